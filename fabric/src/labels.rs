@@ -1,0 +1,26 @@
+//! Every domain-separation label: what is signed or derived for one purpose is of no use for another.
+//!
+//! A label ends in its version; a changed construction gets a new label, never a changed meaning.
+
+/// Prologue of the handshake: parties that speak another protocol or version fail at the first message.
+pub const HANDSHAKE_PROLOGUE: &[u8] = b"overbank handshake v1";
+/// Identity proof inside the handshake.
+pub const HANDSHAKE_PROOF: &[u8] = b"overbank identity proof v1";
+/// Fingerprint of a public key.
+pub const FINGERPRINT: &[u8] = b"overbank fingerprint v1";
+/// One block of a capability token.
+pub const TOKEN: &[u8] = b"overbank token v1";
+/// Hash of a whole token, as an attach request names it.
+pub const TOKEN_HASH: &[u8] = b"overbank token hash v1";
+/// A consumer's attach request.
+pub const ATTACH_REQUEST: &[u8] = b"overbank attach request v1";
+/// A provider's answer to an attach request.
+pub const ATTACH_ANSWER: &[u8] = b"overbank attach answer v1";
+/// A provider's erasure receipt.
+pub const RECEIPT: &[u8] = b"overbank erasure receipt v1";
+/// Derivation of a block key from the lease key.
+pub const BLOCK_KEY: &[u8] = b"overbank block key v1";
+/// Associated data of a sealed block.
+pub const BLOCK_AAD: &[u8] = b"overbank block v1";
+/// Derivation of the key that authenticates a saved freshness table.
+pub const FRESHNESS: &[u8] = b"overbank freshness v1";

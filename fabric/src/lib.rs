@@ -1,0 +1,30 @@
+//! What every party of Overbank shares: identities and ids, the handshake, the messages, grants and sealed blocks.
+//!
+//! Nothing here opens a socket, reads a clock or touches remote memory: bytes go in, bytes and decisions come
+//! out. Those who talk (the auth daemon, the provider, the consumer) bring the stream and the deadline.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`ids`], [`time`], [`units`] | names and numbers that travel, and how people write them |
+//! | [`identity`], [`keyfile`] | Ed25519 keys, fingerprints, and the 0600 file that holds one |
+//! | [`handshake`], [`channel`] | how a TCP stream becomes an authenticated, encrypted session of messages |
+//! | [`message`] | every request and reply, and how a refusal is said |
+//! | [`signed`], [`token`], [`attach`], [`receipt`] | statements that outlive a session: grants, attaches, erasure receipts |
+//! | [`block`] | sealing and opening of one block of a lease |
+//! | [`labels`] | every domain-separation label, in one place |
+#![forbid(unsafe_code)]
+
+pub mod attach;
+pub mod block;
+pub mod channel;
+pub mod handshake;
+pub mod identity;
+pub mod ids;
+pub mod keyfile;
+pub mod labels;
+pub mod message;
+pub mod receipt;
+pub mod signed;
+pub mod time;
+pub mod token;
+pub mod units;
