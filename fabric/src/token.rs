@@ -219,6 +219,12 @@ impl Token {
         granted.ok_or(TokenError::Malformed("number of blocks"))
     }
 
+    /// Whether a holder narrowed it since the auth daemon's grant. Means something only once it is verified.
+    #[must_use]
+    pub fn is_narrowed(&self) -> bool {
+        self.0.get(1).is_some_and(|&blocks| blocks > 1)
+    }
+
     /// SHA-256 by which an attach request names this token.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
@@ -262,6 +268,7 @@ mod tests {
         let narrow = Scope { rights: Rights::READ, first_block: 20, blocks: 5, ..scope(&bob) };
         let shared = token.narrow(&authd.public(), &narrow, &alice).expect("narrower");
         assert_eq!(shared.verify(&authd.public()), Ok(narrow));
+        assert!(shared.is_narrowed() && !token.is_narrowed());
         assert_eq!(shared.narrow(&authd.public(), &narrow, &alice), Err(TokenError::NotHolder));
     }
 
