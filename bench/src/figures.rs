@@ -1,0 +1,160 @@
+//! Timing one thing many times, and what is said of it afterwards.
+
+use std::time::Instant;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::error::BenchError;
+
+/// Longest time that a histogram tells apart from longer ones: a minute, in nanoseconds.
+const LONGEST: u64 = 60_000_000_000;
+/// Significant decimal digits that a histogram keeps.
+const DIGITS: u8 = 3;
+
+/// How often something is done.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Plan {
+    /// Rounds: in each, every subject takes its turn.
+    pub(crate) rounds: usize,
+    /// Operations timed in each turn.
+    pub(crate) count: u64,
+    /// Operations before those, untimed.
+    pub(crate) warmup: u64,
+}
+
+/// Something whose time is taken, one operation at a time.
+pub(crate) struct Subject<'a> {
+    /// As it appears in the result.
+    pub(crate) name: &'static str,
+    /// Does it once and says how many nanoseconds it took.
+    pub(crate) once: Box<dyn FnMut() -> Result<u64, BenchError> + 'a>,
+}
+
+impl<'a> Subject<'a> {
+    /// Timed from outside, by two looks at the clock (about 25 ns each, in every figure alike).
+    pub(crate) fn timed(name: &'static str, mut once: impl FnMut() -> Result<(), BenchError> + 'a) -> Self {
+        let once = Box::new(move || {
+            let start = Instant::now();
+            once()?;
+            Ok(start.elapsed().as_nanos() as u64)
+        });
+        Self { name, once }
+    }
+}
+
+/// All that was measured of one subject: a histogram of nanoseconds for each round.
+pub(crate) struct Measured {
+    /// The subject's name.
+    pub(crate) name: &'static str,
+    /// Round by round.
+    pub(crate) rounds: Vec<Histogram<u64>>,
+}
+
+/// Nanoseconds: of each percentile the median over the rounds, and the extremes of all of them.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Figures {
+    /// Operations timed, in all rounds.
+    pub(crate) count: u64,
+    /// Median.
+    pub(crate) p50_ns: u64,
+    /// 99 of 100 took at most this long.
+    pub(crate) p99_ns: u64,
+    /// 999 of 1000 took at most this long.
+    pub(crate) p999_ns: u64,
+    /// Shortest.
+    pub(crate) min_ns: u64,
+    /// Longest.
+    pub(crate) max_ns: u64,
+    /// The median of each round: how steady the machine was.
+    pub(crate) p50_ns_by_round: Vec<u64>,
+}
+
+/// Lets every subject take its turn in every round, so that what disturbs the machine disturbs them all.
+pub(crate) fn measure(plan: &Plan, subjects: &mut [Subject<'_>]) -> Result<Vec<Measured>, BenchError> {
+    let mut all: Vec<_> = subjects.iter().map(|subject| Measured { name: subject.name, rounds: Vec::new() }).collect();
+    for _ in 0..plan.rounds {
+        for (subject, measured) in subjects.iter_mut().zip(&mut all) {
+            let mut histogram = histogram()?;
+            for _ in 0..plan.warmup {
+                (subject.once)()?;
+            }
+            for _ in 0..plan.count {
+                histogram.saturating_record((subject.once)()?);
+            }
+            measured.rounds.push(histogram);
+        }
+    }
+    Ok(all)
+}
+
+/// An empty one.
+pub(crate) fn histogram() -> Result<Histogram<u64>, BenchError> {
+    Histogram::new_with_bounds(1, LONGEST, DIGITS).map_err(|error| BenchError::Histogram(error.to_string()))
+}
+
+impl Measured {
+    /// What is said of it.
+    pub(crate) fn figures(&self) -> Figures {
+        let percentile =
+            |quantile: f64| median(self.rounds.iter().map(|round| round.value_at_quantile(quantile)).collect());
+        Figures {
+            count: self.rounds.iter().map(Histogram::len).sum(),
+            p50_ns: percentile(0.5),
+            p99_ns: percentile(0.99),
+            p999_ns: percentile(0.999),
+            min_ns: self.rounds.iter().map(Histogram::min).min().unwrap_or(0),
+            max_ns: self.rounds.iter().map(Histogram::max).max().unwrap_or(0),
+            p50_ns_by_round: self.rounds.iter().map(|round| round.value_at_quantile(0.5)).collect(),
+        }
+    }
+}
+
+/// The middle one; of an even number the lower middle, so that it is one that was measured.
+fn median(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_a_value_that_was_measured() {
+        assert_eq!(median(vec![]), 0);
+        assert_eq!(median(vec![7]), 7);
+        assert_eq!(median(vec![9, 1]), 1);
+        assert_eq!(median(vec![9, 1, 5]), 5);
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_values() {
+        let mut next = 0;
+        let once = Box::new(|| {
+            next += 1;
+            Ok(next)
+        });
+        let plan = Plan { rounds: 1, count: 1000, warmup: 0 };
+        let measured = measure(&plan, &mut [Subject { name: "counting", once }]).expect("nothing fails");
+        let figures = measured[0].figures();
+        assert_eq!((figures.p50_ns, figures.p99_ns, figures.p999_ns), (500, 990, 999));
+        assert_eq!((figures.count, figures.min_ns, figures.max_ns), (1000, 1, 1000));
+    }
+
+    #[test]
+    fn warm_up_is_not_counted_and_rounds_take_turns() {
+        let order = std::cell::RefCell::new(String::new());
+        let subject = |name: &'static str| {
+            let order = &order;
+            Subject::timed(name, move || {
+                order.borrow_mut().push_str(name);
+                Ok(())
+            })
+        };
+        let plan = Plan { rounds: 2, count: 2, warmup: 1 };
+        let measured = measure(&plan, &mut [subject("a"), subject("b")]).expect("nothing fails");
+        assert_eq!(measured[0].figures().count, 4);
+        assert_eq!(*order.borrow(), "aaabbbaaabbb");
+    }
+}

@@ -1,0 +1,45 @@
+//! What every measuring command takes.
+
+use std::path::PathBuf;
+
+use crate::error::BenchError;
+use crate::figures::Plan;
+use crate::report::Report;
+
+/// How often, where, and what is kept.
+#[derive(clap::Args)]
+pub(crate) struct Measuring {
+    /// Rounds; in each, everything measured takes its turn, and the figures are medians over the rounds
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Operations timed in each turn
+    #[arg(long, default_value_t = 20_000)]
+    count: u64,
+    /// Operations before each turn, untimed
+    #[arg(long, default_value_t = 2_000)]
+    warmup: u64,
+    /// Processors of the asking and the answering end [default: the first two allowed]
+    #[arg(long, value_name = "A,B")]
+    pub(crate) cpus: Option<String>,
+    /// Print JSON: figures in nanoseconds and the machine's record
+    #[arg(long)]
+    json: bool,
+    /// Keep the raw data there: JSON, and every round's histogram in HdrHistogram's log format
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl Measuring {
+    /// How often, if that makes a figure.
+    pub(crate) fn plan(&self) -> Result<Plan, BenchError> {
+        if self.rounds == 0 || self.count == 0 {
+            return Err(BenchError::Usage("--rounds and --count are at least 1".to_owned()));
+        }
+        Ok(Plan { rounds: self.rounds, count: self.count, warmup: self.warmup })
+    }
+
+    /// Prints the report and keeps what is to be kept.
+    pub(crate) fn finish(&self, report: &Report) -> Result<(), BenchError> {
+        report.finish(self.json, self.out.as_deref())
+    }
+}

@@ -1,0 +1,142 @@
+//! The result of a run: a table for people, JSON for programs, and raw data for who doubts it.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::cpus::Cpus;
+use crate::error::BenchError;
+use crate::figures::{Measured, Plan};
+use crate::machine::Machine;
+
+/// Everything said about one run.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    /// Which command.
+    pub(crate) command: &'static str,
+    /// On what.
+    pub(crate) machine: Machine,
+    /// Where the two ends ran.
+    pub(crate) cpus: Cpus,
+    /// How often.
+    #[serde(flatten)]
+    pub(crate) plan: Plan,
+    /// What the command was told, or found.
+    pub(crate) settings: Map<String, Value>,
+    /// Why the figures may not mean what they seem to.
+    pub(crate) warnings: Vec<String>,
+    /// By subject.
+    pub(crate) results: Map<String, Value>,
+    /// Figures of this run divided by each other.
+    pub(crate) ratios: Map<String, Value>,
+    #[serde(skip)]
+    measured: Vec<Measured>,
+}
+
+impl Report {
+    /// Of what was measured on these processors.
+    pub(crate) fn new(
+        command: &'static str,
+        cpus: Cpus,
+        plan: Plan,
+        measured: Vec<Measured>,
+    ) -> Result<Self, BenchError> {
+        let machine = Machine::record();
+        let mut warnings = Vec::new();
+        if machine.build != "release" {
+            warnings.push("this is a debug build: its figures say nothing about a release build".to_owned());
+        }
+        if cpus.shared() {
+            warnings.push("both ends share one processor: busy polling measures the scheduler here".to_owned());
+        }
+        let mut results = Map::new();
+        for one in &measured {
+            let figures =
+                serde_json::to_value(one.figures()).map_err(|error| BenchError::Histogram(error.to_string()))?;
+            results.insert(one.name.to_owned(), figures);
+        }
+        let (settings, ratios) = (Map::new(), Map::new());
+        Ok(Self { command, machine, cpus, plan, settings, warnings, results, ratios, measured })
+    }
+
+    /// Notes something that the command was told or found.
+    pub(crate) fn setting(&mut self, name: &str, value: impl Into<Value>) {
+        self.settings.insert(name.to_owned(), value.into());
+    }
+
+    /// Notes the p50 of `above` divided by that of `below`, where both were measured.
+    pub(crate) fn ratio(&mut self, name: &str, above: &str, below: &str) {
+        let p50 = |subject: &str| self.results.get(subject)?.get("p50_ns")?.as_f64();
+        if let (Some(above), Some(below)) = (p50(above), p50(below)) {
+            self.ratios.insert(name.to_owned(), json!((above / below.max(1.0) * 100.0).round() / 100.0));
+        }
+    }
+
+    /// Keeps the raw data under `out`, then prints the report to standard output.
+    pub(crate) fn finish(&self, json: bool, out: Option<&Path>) -> Result<(), BenchError> {
+        if let Some(out) = out {
+            self.keep(out)?;
+        }
+        let text = if json { self.json()? } else { self.table() };
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(BenchError::io("print the result"))
+    }
+
+    fn json(&self) -> Result<String, BenchError> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| BenchError::Histogram(error.to_string()))?;
+        Ok(text + "\n")
+    }
+
+    fn table(&self) -> String {
+        let mut text = format!("{:<18}{:>12}{:>12}{:>12}\n", "µs", "p50", "p99", "p99.9");
+        for one in &self.measured {
+            let figures = one.figures();
+            let [p50, p99, p999] = [figures.p50_ns, figures.p99_ns, figures.p999_ns].map(|ns| ns as f64 / 1000.0);
+            text += &format!("{:<18}{p50:>12.2}{p99:>12.2}{p999:>12.2}\n", one.name);
+        }
+        for (name, ratio) in &self.ratios {
+            text += &format!("{name}: {ratio}\n");
+        }
+        for warning in &self.warnings {
+            text += &format!("warning: {warning}\n");
+        }
+        text
+    }
+
+    /// `COMMAND.json` (this report) and `COMMAND.hlog` (every round's histogram, HdrHistogram log format, V2 deflate).
+    fn keep(&self, out: &Path) -> Result<(), BenchError> {
+        fs::create_dir_all(out).map_err(BenchError::io(format!("create {}", out.display())))?;
+        let path = out.join(format!("{}.json", self.command));
+        fs::write(&path, self.json()?).map_err(BenchError::io(format!("write {}", path.display())))?;
+        let path = out.join(format!("{}.hlog", self.command));
+        let mut log = Vec::new();
+        self.write_log(&mut log)?;
+        fs::write(&path, log).map_err(BenchError::io(format!("write {}", path.display())))
+    }
+
+    fn write_log(&self, log: &mut Vec<u8>) -> Result<(), BenchError> {
+        let failed = |error: &dyn std::fmt::Debug| BenchError::Histogram(format!("{error:?}"));
+        let mut serializer = V2DeflateSerializer::new();
+        let mut writer = IntervalLogWriterBuilder::new()
+            .add_comment("nanoseconds; one line a round and subject; the tag is the subject")
+            .with_start_time(SystemTime::now())
+            .begin_log_with(log, &mut serializer)
+            .map_err(BenchError::io("write a histogram"))?;
+        for one in &self.measured {
+            let tag = Tag::new(one.name).ok_or_else(|| BenchError::Histogram(format!("'{}' is no tag", one.name)))?;
+            for (round, histogram) in one.rounds.iter().enumerate() {
+                let start = Duration::from_secs(round as u64);
+                writer
+                    .write_histogram(histogram, start, Duration::from_secs(1), Some(tag))
+                    .map_err(|error| failed(&error))?;
+            }
+        }
+        Ok(())
+    }
+}
