@@ -1,0 +1,362 @@
+//! Many requests at once, both ways, over one session.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{CallError, Channel, ChannelError, decode, frame};
+use crate::ids::CorrelationId;
+use crate::message::{Call, Message, Refusal, RefusalCode, Reply, Request, Response};
+use crate::signed::to_cbor;
+
+/// Most requests that can be open in each direction.
+const IN_FLIGHT_MAX: usize = 1 << 16;
+/// Abandoned calls whose late answers are still recognized. An answer to one longer forgotten ends the session.
+const ABANDONED_MAX: usize = 4096;
+
+/// Held by all who can still use the session; when the last is gone, so is the session.
+type Alive = mpsc::Sender<Infallible>;
+
+/// Asks.
+#[derive(Clone)]
+pub struct Caller {
+    session: Arc<Session>,
+    requests: mpsc::Sender<Encoded>,
+    _alive: Alive,
+}
+
+/// Requests of the other side, in order of arrival.
+pub struct Incoming {
+    requests: mpsc::Receiver<(Request, Answer)>,
+    _alive: Alive,
+}
+
+/// Answers one request; dropping it answers [`RefusalCode::Internal`].
+pub struct Answer {
+    id: u64,
+    /// Room for the answer, set aside when the request came: an answer never waits.
+    room: Option<mpsc::OwnedPermit<Encoded>>,
+    _alive: Alive,
+}
+
+/// A message ready to be sealed, and the id of its request.
+struct Encoded {
+    id: u64,
+    message: Vec<u8>,
+}
+
+/// What the callers and the driver share.
+struct Session {
+    slots: Semaphore,
+    calls: Mutex<Calls>,
+    in_flight: usize,
+}
+
+/// One's own requests.
+#[derive(Default)]
+struct Calls {
+    next_id: u64,
+    waiting: HashMap<u64, oneshot::Sender<Result<Reply, Refusal>>>,
+    abandoned: BTreeSet<u64>,
+    /// Why the session is over, once it is.
+    over: Option<ChannelError>,
+}
+
+impl Session {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Why the session is over.
+    fn reason(&self) -> ChannelError {
+        self.calls().over.clone().unwrap_or(ChannelError::Closed)
+    }
+
+    /// Wakes everybody who waits for an answer; the first reason stays.
+    fn end(&self, reason: ChannelError) {
+        let mut calls = self.calls();
+        calls.over.get_or_insert(reason);
+        calls.waiting.clear();
+        self.slots.close();
+    }
+
+    fn settle(&self, response: Response) -> Result<(), ChannelError> {
+        let mut calls = self.calls();
+        if let Some(waiting) = calls.waiting.remove(&response.id) {
+            // The caller may have gone in this very moment, which is its right.
+            let _ = waiting.send(response.outcome);
+            return Ok(());
+        }
+        match calls.abandoned.remove(&response.id) {
+            true => Ok(()),
+            false => Err(ChannelError::Protocol("it answered a request that nobody made, or answered one twice")),
+        }
+    }
+}
+
+impl Caller {
+    /// Asks and waits for the answer. Waits first while `in_flight` calls are open. Dropping the future abandons the
+    /// call: its slot is free, and its answer, if one comes, is ignored. The other side may have done what was asked.
+    ///
+    /// # Errors
+    /// [`CallError`]. After a refusal, and after [`ChannelError::TooLong`], the session goes on.
+    pub async fn call(&self, correlation: CorrelationId, deadline_ms: u32, call: Call) -> Result<Reply, CallError> {
+        let Ok(_slot) = self.session.slots.acquire().await else { return Err(self.session.reason().into()) };
+        let (answer, answered) = oneshot::channel();
+        let id = {
+            let mut calls = self.session.calls();
+            if let Some(reason) = &calls.over {
+                return Err(reason.clone().into());
+            }
+            let id = calls.next_id;
+            calls.next_id += 1;
+            calls.waiting.insert(id, answer);
+            id
+        };
+        let open = OpenCall { session: &self.session, id };
+        let message = to_cbor(&Message::Request(Request { id, correlation, deadline_ms, call }));
+        if message.len() > frame::MESSAGE_MAX {
+            return Err(ChannelError::TooLong { bytes: message.len() }.into());
+        }
+        // Both fail only where the session is over.
+        if self.requests.send(Encoded { id, message }).await.is_err() {
+            return Err(self.session.reason().into());
+        }
+        let outcome = answered.await;
+        drop(open);
+        match outcome {
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => Err(self.session.reason().into()),
+        }
+    }
+}
+
+/// A call that may be abandoned.
+struct OpenCall<'a> {
+    session: &'a Session,
+    id: u64,
+}
+
+impl Drop for OpenCall<'_> {
+    fn drop(&mut self) {
+        let mut calls = self.session.calls();
+        if calls.waiting.remove(&self.id).is_some() {
+            calls.abandoned.insert(self.id);
+            if calls.abandoned.len() > ABANDONED_MAX {
+                calls.abandoned.pop_first();
+            }
+        }
+    }
+}
+
+impl Incoming {
+    /// The next request; `None` when the session is over. Cancel-safe.
+    pub async fn next(&mut self) -> Option<(Request, Answer)> {
+        self.requests.recv().await
+    }
+}
+
+impl Answer {
+    /// Answers. Does not wait for the answer to be on its way, and is lost where the session is over.
+    pub async fn send(mut self, outcome: Result<Reply, Refusal>) {
+        self.put(outcome);
+    }
+
+    fn put(&mut self, outcome: Result<Reply, Refusal>) {
+        let Some(room) = self.room.take() else { return };
+        let id = self.id;
+        let mut message = to_cbor(&Message::Response(Response { id, outcome }));
+        if message.len() > frame::MESSAGE_MAX {
+            let refusal = Refusal::new(RefusalCode::Internal, "The answer is longer than 1 MiB: ask for less at once.");
+            message = to_cbor(&Message::Response(Response { id, outcome: Err(refusal) }));
+        }
+        room.send(Encoded { id, message });
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.put(Err(Refusal::new(
+            RefusalCode::Internal,
+            "The request was given up by the other side; its log says why.",
+        )));
+    }
+}
+
+/// Ends the session when the driver is dropped before its end.
+struct Ending(Arc<Session>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end(ChannelError::Unusable);
+    }
+}
+
+pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
+    channel: Channel<S>,
+    in_flight: usize,
+) -> (Caller, Incoming, impl Future<Output = ChannelError> + use<S>) {
+    let in_flight = in_flight.clamp(1, IN_FLIGHT_MAX);
+    let calls = Mutex::new(Calls { next_id: channel.next_id, ..Calls::default() });
+    let session = Arc::new(Session { slots: Semaphore::new(in_flight), calls, in_flight });
+    let (requests, requests_out) = mpsc::channel(in_flight);
+    let (incoming, requests_in) = mpsc::channel(in_flight);
+    let (responses, responses_out) = mpsc::channel(in_flight);
+    let (busy, busy_out) = mpsc::channel(in_flight);
+    let (alive, anybody) = mpsc::channel(1);
+
+    let open = Arc::new(Mutex::new(HashSet::new()));
+    let (read, write) = tokio::io::split(channel.stream);
+    let reading = Reading {
+        stream: read,
+        receiver: channel.receiver,
+        session: Arc::clone(&session),
+        open: Arc::clone(&open),
+        incoming,
+        responses,
+        busy,
+        alive: alive.downgrade(),
+    };
+    let writing = Writing {
+        stream: write,
+        sender: channel.sender,
+        session: Arc::clone(&session),
+        open,
+        requests: requests_out,
+        responses: responses_out,
+        busy: busy_out,
+        anybody,
+    };
+    let usable = !channel.calling;
+    let ending = Ending(Arc::clone(&session));
+    let driver = async move {
+        let reason = match usable {
+            true => tokio::select! {
+                reason = reading.run() => reason,
+                reason = writing.run() => reason,
+            },
+            false => ChannelError::Unusable,
+        };
+        ending.0.end(reason.clone());
+        reason
+    };
+    let caller = Caller { session, requests, _alive: alive.clone() };
+    (caller, Incoming { requests: requests_in, _alive: alive }, driver)
+}
+
+/// Ids of the other side's requests that are not answered yet.
+type OpenRequests = Arc<Mutex<HashSet<u64>>>;
+
+fn lock(open: &OpenRequests) -> MutexGuard<'_, HashSet<u64>> {
+    open.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What comes in.
+struct Reading<S> {
+    stream: ReadHalf<S>,
+    receiver: frame::Receiver,
+    session: Arc<Session>,
+    open: OpenRequests,
+    incoming: mpsc::Sender<(Request, Answer)>,
+    responses: mpsc::Sender<Encoded>,
+    busy: mpsc::Sender<u64>,
+    alive: mpsc::WeakSender<Infallible>,
+}
+
+impl<S: AsyncRead> Reading<S> {
+    async fn run(mut self) -> ChannelError {
+        loop {
+            if let Err(reason) = self.step().await {
+                return reason;
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), ChannelError> {
+        let message = self.receiver.receive(&mut self.stream).await?;
+        match decode(&message)? {
+            Message::Response(response) => self.session.settle(response),
+            Message::Request(request) => self.accept(request).await,
+        }
+    }
+
+    async fn accept(&self, request: Request) -> Result<(), ChannelError> {
+        let id = request.id;
+        let (Ok(room), Some(alive)) = (self.responses.clone().try_reserve_owned(), self.alive.upgrade()) else {
+            // Waits while as many of these are unsent: a flood of requests is read no faster than it is answered.
+            let _ = self.busy.send(id).await;
+            return Ok(());
+        };
+        if !lock(&self.open).insert(id) {
+            return Err(ChannelError::Protocol("it used the id of a request again that is not answered yet"));
+        }
+        let answer = Answer { id, room: Some(room), _alive: alive };
+        // Fails only where nobody takes requests, and then the answer says so by being dropped. It is never full, since
+        // every request in it holds room for its answer.
+        let _ = self.incoming.try_send((request, answer));
+        Ok(())
+    }
+}
+
+/// What goes out.
+struct Writing<S> {
+    stream: WriteHalf<S>,
+    sender: frame::Sender,
+    session: Arc<Session>,
+    open: OpenRequests,
+    requests: mpsc::Receiver<Encoded>,
+    responses: mpsc::Receiver<Encoded>,
+    busy: mpsc::Receiver<u64>,
+    anybody: mpsc::Receiver<Infallible>,
+}
+
+impl<S: AsyncWrite> Writing<S> {
+    async fn run(mut self) -> ChannelError {
+        loop {
+            let sent = tokio::select! {
+                Some(response) = self.responses.recv() => self.respond(response).await,
+                Some(request) = self.requests.recv() => self.request(request).await,
+                Some(id) = self.busy.recv() => self.refuse(id).await,
+                _ = self.anybody.recv() => return self.finish().await,
+            };
+            if let Err(reason) = sent {
+                return reason;
+            }
+        }
+    }
+
+    async fn respond(&mut self, response: Encoded) -> Result<(), ChannelError> {
+        lock(&self.open).remove(&response.id);
+        self.sender.send(&mut self.stream, &response.message).await
+    }
+
+    async fn request(&mut self, request: Encoded) -> Result<(), ChannelError> {
+        // One that was abandoned before it was sent is not sent.
+        if self.session.calls().abandoned.remove(&request.id) {
+            return Ok(());
+        }
+        self.sender.send(&mut self.stream, &request.message).await
+    }
+
+    async fn refuse(&mut self, id: u64) -> Result<(), ChannelError> {
+        let text = format!("{} requests are open in this session already: wait for an answer.", self.session.in_flight);
+        let outcome = Err(Refusal::new(RefusalCode::Busy, text));
+        self.sender.send(&mut self.stream, &to_cbor(&Message::Response(Response { id, outcome }))).await
+    }
+
+    /// Nobody uses the session any more: the last answers go out, and the stream is closed.
+    async fn finish(&mut self) -> ChannelError {
+        while let Ok(response) = self.responses.try_recv() {
+            if let Err(reason) = self.respond(response).await {
+                return reason;
+            }
+        }
+        match self.stream.shutdown().await {
+            Ok(()) => ChannelError::Closed,
+            Err(error) => ChannelError::io(error),
+        }
+    }
+}
