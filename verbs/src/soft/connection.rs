@@ -1,0 +1,147 @@
+//! What a queue pair knows of its peer once it is connected, and the packets it sends there.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::handles::{EngineError, PdHandle};
+use super::icrc::Icrc;
+use super::psn::Psn;
+use super::wire::{Aeth, Bth, DEFAULT_PKEY, ICRC_LEN, Opcode, Packet, Reth};
+use crate::{Access, Endpoint, Memory, Mtu, QpCaps, Retry};
+
+/// Constant for the life of the connection, but for the peer's source port.
+pub(super) struct Connection {
+    /// Where packets go.
+    pub(super) peer: SocketAddr,
+    remote_qpn: u32,
+    /// Payload bytes of a full packet.
+    pub(super) mtu: usize,
+    /// What the peer may do.
+    pub(super) rights: Access,
+    pub(super) retry: Retry,
+    pub(super) pd: PdHandle,
+    /// READs under way at once, in each direction.
+    pub(super) reads: usize,
+    send: Icrc,
+    receive: Icrc,
+    /// Both sides take the IPv4 identification as 0.
+    exact: bool,
+}
+
+/// What follows the BTH of a packet that is sent.
+pub(super) enum Extension {
+    None,
+    Reth(Reth),
+    Aeth(Aeth),
+}
+
+/// Data of a packet that is sent, where it lies.
+pub(super) struct Data<'a> {
+    pub(super) memory: &'a Memory,
+    pub(super) offset: usize,
+    pub(super) len: usize,
+}
+
+/// The memory is not as large as its region says.
+#[derive(Debug)]
+pub(super) struct OutOfMemory;
+
+impl Connection {
+    pub(super) fn new(
+        local: SocketAddr,
+        mtu: Mtu,
+        remote: &Endpoint,
+        rights: Access,
+        retry: Retry,
+        pd: PdHandle,
+        caps: QpCaps,
+    ) -> Result<Self, EngineError> {
+        let peer = remote.socket_addr();
+        if peer.is_ipv4() != local.is_ipv4() {
+            return Err(EngineError::Endpoint("its address is of another family than ours"));
+        }
+        if peer.port() == 0 || peer.ip().is_unspecified() || peer.ip().is_multicast() {
+            return Err(EngineError::Endpoint("its address is not of one machine"));
+        }
+        if !(2..=0x00ff_fffe).contains(&remote.qpn) || remote.psn > 0x00ff_ffff {
+            return Err(EngineError::Endpoint("its queue pair number or PSN cannot be"));
+        }
+        Ok(Self {
+            peer,
+            remote_qpn: remote.qpn,
+            mtu: mtu.min(remote.mtu).bytes(),
+            rights,
+            retry,
+            pd,
+            reads: caps.outstanding_reads.into(),
+            send: Icrc::new(local, peer),
+            receive: Icrc::new(peer, local),
+            exact: remote.flags & Endpoint::SOFT != 0,
+        })
+    }
+
+    /// Packets that `len` bytes take; an empty message is one packet too.
+    pub(super) fn packets(&self, len: usize) -> u64 {
+        len.div_ceil(self.mtu).max(1) as u64
+    }
+
+    pub(super) fn is_peer(&self, address: IpAddr) -> bool {
+        self.peer.ip() == address
+    }
+
+    /// Whether the packet, which came from this port of the peer, is whole.
+    pub(super) fn is_whole(&mut self, port: u16, packet: &Packet<'_>) -> bool {
+        self.receive.set_source_port(port);
+        let (covered, icrc) = packet.split_icrc();
+        if self.exact { self.receive.of(covered) == icrc } else { self.receive.matches_some_id(covered, icrc) }
+    }
+
+    /// Appends one packet to `out`, or nothing.
+    pub(super) fn emit(
+        &self,
+        out: &mut Vec<u8>,
+        (opcode, psn, ack_request): (Opcode, Psn, bool),
+        extension: &Extension,
+        data: Option<&Data<'_>>,
+    ) -> Result<(), OutOfMemory> {
+        let len = data.map_or(0, |data| data.len);
+        let pad = len.wrapping_neg() & 3;
+        let mut head = [0; Bth::LEN + Reth::LEN];
+        let (base, extended) = head.split_first_chunk_mut().ok_or(OutOfMemory)?;
+        Bth {
+            opcode,
+            solicited: false,
+            migrated: true,
+            pad: pad as u8,
+            version: 0,
+            pkey: DEFAULT_PKEY,
+            qpn: self.remote_qpn,
+            ack_request,
+            psn,
+        }
+        .emit(base);
+        let head_len = match extension {
+            Extension::None => Bth::LEN,
+            Extension::Reth(reth) => {
+                reth.emit(extended.first_chunk_mut().ok_or(OutOfMemory)?);
+                Bth::LEN + Reth::LEN
+            }
+            Extension::Aeth(aeth) => {
+                aeth.emit(extended.first_chunk_mut().ok_or(OutOfMemory)?);
+                Bth::LEN + Aeth::LEN
+            }
+        };
+        let start = out.len();
+        out.extend_from_slice(&head[..head_len]);
+        if let Some(data) = data {
+            if data.memory.append_to(data.offset, len, out).is_err() {
+                out.truncate(start);
+                return Err(OutOfMemory);
+            }
+            out.extend_from_slice(&[0; 3][..pad]);
+        }
+        let icrc = self.send.of(&out[start..]);
+        out.extend_from_slice(&icrc.to_le_bytes());
+        debug_assert_eq!((out.len() - start) % ICRC_LEN, 0);
+        Ok(())
+    }
+}

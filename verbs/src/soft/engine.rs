@@ -1,0 +1,489 @@
+//! The soft device without its socket: protection domains, regions, queues, and the packets between them.
+//!
+//! Datagrams, requests and the time go in; datagrams, completions and the next deadline come out. After any call of
+//! [`Engine::receive`], [`Engine::post`], [`Engine::on_timeout`] or one that ends a queue pair there may be something to
+//! transmit, and the next deadline may have changed.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::completions::Completions;
+use super::connection::Connection;
+use super::counters::{Counts, Dropped};
+pub(crate) use super::handles::{CqHandle, EngineError, MrHandle, PdHandle, Qpn};
+use super::handles::{HandleMap, random};
+use super::psn::Psn;
+use super::regions::Regions;
+use super::requester::{Failure, Requester, Stop, Work};
+use super::responder::{Responder, Verdict};
+pub(crate) use super::timers::Now;
+use super::timers::Timers;
+use super::wire::{DEFAULT_PKEY, Packet};
+use crate::{Access, Completion, Endpoint, Memory, Mtu, Op, QpCaps, QpState, Retry};
+
+/// QPNs are drawn at random until one is free: so few that most are.
+const MAX_QUEUE_PAIRS: usize = 1 << 20;
+const MAX_SEND_QUEUE: usize = 1 << 16;
+const MAX_READS: usize = 128;
+/// The longest READ or WRITE of the InfiniBand specification.
+const MAX_MESSAGE: usize = 1 << 31;
+
+/// A device's state.
+pub(crate) struct Engine {
+    local: SocketAddr,
+    mtu: Mtu,
+    /// Protection domains, with the number of regions and queue pairs in each.
+    pds: HandleMap<usize>,
+    next_pd: u32,
+    regions: Regions,
+    completions: Completions,
+    qps: HandleMap<Box<QueuePair>>,
+    /// Queue pairs that may have something to send: each takes its turn.
+    ready: VecDeque<u32>,
+    timers: Timers,
+    counts: Counts,
+}
+
+struct QueuePair {
+    qpn: u32,
+    pd: PdHandle,
+    cq: CqHandle,
+    caps: QpCaps,
+    /// Of the first request that it sends.
+    psn: Psn,
+    state: QpState,
+    connection: Option<Connection>,
+    requester: Requester,
+    /// Made with the connection: it needs the peer's first PSN.
+    responder: Option<Responder>,
+    is_ready: bool,
+    /// The responder had the last turn.
+    answered_last: bool,
+    /// The alarm that is set.
+    alarm: Option<Now>,
+}
+
+/// What a queue pair is asked to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EngineRequest {
+    pub(crate) id: u64,
+    pub(crate) op: Op,
+    pub(crate) mr: MrHandle,
+    /// From the start of the region.
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    pub(crate) remote_address: u64,
+    pub(crate) rkey: u32,
+}
+
+/// A datagram to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Transmit {
+    pub(crate) to: SocketAddr,
+    pub(crate) len: usize,
+}
+
+impl Engine {
+    /// A device whose socket is bound to `local`, one address that peers reach it at.
+    pub(crate) fn new(local: SocketAddr, mtu: Mtu) -> Self {
+        Self {
+            local,
+            mtu,
+            pds: HandleMap::default(),
+            next_pd: 0,
+            regions: Regions::default(),
+            completions: Completions::default(),
+            qps: HandleMap::default(),
+            ready: VecDeque::new(),
+            timers: Timers::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn alloc_pd(&mut self) -> PdHandle {
+        let handle = PdHandle(self.next_pd);
+        self.next_pd = self.next_pd.wrapping_add(1);
+        self.pds.insert(handle.0, 0);
+        handle
+    }
+
+    pub(crate) fn dealloc_pd(&mut self, pd: PdHandle) -> Result<(), EngineError> {
+        if *self.pd(pd)? > 0 {
+            return Err(EngineError::Busy("protection domain"));
+        }
+        self.pds.remove(&pd.0);
+        Ok(())
+    }
+
+    /// Lets peers with a queue pair in `pd` do what `access` says to this part of the memory.
+    pub(crate) fn register(
+        &mut self,
+        pd: PdHandle,
+        memory: Arc<Memory>,
+        range: Range<usize>,
+        access: Access,
+    ) -> Result<MrHandle, EngineError> {
+        self.pd(pd)?;
+        let handle = self.regions.register(pd, memory, range, access)?;
+        *self.pd(pd)? += 1;
+        Ok(handle)
+    }
+
+    /// After Ok no packet touches the memory through this region.
+    pub(crate) fn deregister(&mut self, mr: MrHandle) -> Result<(), EngineError> {
+        let region = self.regions.deregister(mr).ok_or(EngineError::Gone("memory region"))?;
+        *self.pd(region.pd())? -= 1;
+        Ok(())
+    }
+
+    pub(crate) fn create_cq(&mut self, entries: usize) -> Result<CqHandle, EngineError> {
+        self.completions.create(entries)
+    }
+
+    pub(crate) fn destroy_cq(&mut self, cq: CqHandle) -> Result<(), EngineError> {
+        self.completions.destroy(cq)
+    }
+
+    /// Appends at most `max` completions to `out`; returns how many.
+    pub(crate) fn poll_cq(
+        &mut self,
+        cq: CqHandle,
+        max: usize,
+        out: &mut Vec<Completion>,
+    ) -> Result<usize, EngineError> {
+        self.completions.poll(cq, max, out)
+    }
+
+    /// Whether there is something to poll.
+    pub(crate) fn cq_ready(&self, cq: CqHandle) -> bool {
+        self.completions.is_ready(cq)
+    }
+
+    pub(crate) fn create_qp(&mut self, pd: PdHandle, cq: CqHandle, caps: QpCaps) -> Result<Qpn, EngineError> {
+        let limit = |what, value, min, max| match value {
+            value if (min..=max).contains(&value) => Ok(()),
+            value => Err(EngineError::Limit { what, value, min, max }),
+        };
+        limit("length of a send queue", caps.send_queue, 1, MAX_SEND_QUEUE)?;
+        limit("outstanding READs", caps.outstanding_reads.into(), 0, MAX_READS)?;
+        limit("number of queue pairs", self.qps.len() + 1, 0, MAX_QUEUE_PAIRS)?;
+        self.pd(pd)?;
+        // 0 and 1 are the management queue pairs of InfiniBand, the highest is its multicast.
+        let fits = |value: u32| (2..=0x00ff_fffe).contains(&(value >> 8)) && !self.qps.contains_key(&(value >> 8));
+        let qpn = random(fits)? >> 8;
+        let psn = Psn::new(random(|_| true)?);
+        self.completions.add_user(cq)?;
+        *self.pd(pd)? += 1;
+        let qp = QueuePair {
+            qpn,
+            pd,
+            cq,
+            caps,
+            psn,
+            state: QpState::Reset,
+            connection: None,
+            requester: Requester::new(psn, caps.send_queue),
+            responder: None,
+            is_ready: false,
+            answered_last: false,
+            alarm: None,
+        };
+        self.qps.insert(qpn, Box::new(qp));
+        Ok(Qpn(qpn))
+    }
+
+    /// What a peer needs to connect.
+    pub(crate) fn endpoint(&self, qpn: Qpn) -> Result<Endpoint, EngineError> {
+        let qp = self.qps.get(&qpn.0).ok_or(EngineError::Gone("queue pair"))?;
+        Ok(Endpoint {
+            flags: Endpoint::SOFT,
+            mtu: self.mtu,
+            qpn: qpn.0,
+            psn: qp.psn.get(),
+            port: self.local.port(),
+            gid: Endpoint::gid_of(self.local.ip()),
+        })
+    }
+
+    /// From RESET to RTS, bound to this peer, who may do what `rights` says.
+    pub(crate) fn connect(
+        &mut self,
+        _now: Now,
+        qpn: Qpn,
+        remote: &Endpoint,
+        rights: Access,
+        retry: Retry,
+    ) -> Result<(), EngineError> {
+        let (local, mtu) = (self.local, self.mtu);
+        let qp = self.qp(qpn)?;
+        if qp.state != QpState::Reset {
+            return Err(EngineError::State(qp.state));
+        }
+        qp.connection = Some(Connection::new(local, mtu, remote, rights, retry, qp.pd, qp.caps)?);
+        qp.responder = Some(Responder::new(Psn::new(remote.psn)));
+        qp.state = QpState::ReadyToSend;
+        Ok(())
+    }
+
+    /// ERROR for a queue pair that does not exist.
+    pub(crate) fn state(&self, qpn: Qpn) -> QpState {
+        self.qps.get(&qpn.0).map_or(QpState::Error, |qp| qp.state)
+    }
+
+    /// To ERROR, at once: what was posted is flushed in order, and the peer gets no more answers.
+    pub(crate) fn set_error(&mut self, qpn: Qpn) -> Result<(), EngineError> {
+        let qp = self.qps.get_mut(&qpn.0).ok_or(EngineError::Gone("queue pair"))?;
+        qp.fail(None, &mut self.completions);
+        qp.silence();
+        Ok(())
+    }
+
+    /// As [`Self::set_error`], and then it is no more. Its completions stay until they are polled.
+    pub(crate) fn destroy_qp(&mut self, qpn: Qpn) -> Result<(), EngineError> {
+        self.set_error(qpn)?;
+        if let Some(qp) = self.qps.remove(&qpn.0) {
+            self.completions.remove_user(qp.cq);
+            *self.pd(qp.pd)? -= 1;
+        }
+        Ok(())
+    }
+
+    /// Posts all of the batch or, with an error, none of it. They complete in this order.
+    pub(crate) fn post(&mut self, _now: Now, qpn: Qpn, batch: &[EngineRequest]) -> Result<(), EngineError> {
+        let qp = self.qps.get_mut(&qpn.0).ok_or(EngineError::Gone("queue pair"))?;
+        if !matches!(qp.state, QpState::ReadyToSend | QpState::Error) {
+            return Err(EngineError::State(qp.state));
+        }
+        for request in batch {
+            qp.check(&self.regions, request)?;
+        }
+        let (capacity, asked) = (qp.caps.send_queue, batch.len());
+        let free = capacity.saturating_sub(qp.requester.len());
+        if asked > free {
+            return Err(EngineError::Full { what: "send queue", asked, free, capacity });
+        }
+        self.completions.reserve(qp.cq, asked)?;
+        for request in batch {
+            // `check` has seen each of them; a region that is not there is found out when it is sent.
+            let start = qp.check(&self.regions, request)?;
+            let remote = (request.remote_address, request.rkey);
+            let work = Work::new(request.id, request.op, request.mr, (start, request.len), remote);
+            qp.requester.post(qp.connection.as_ref(), work);
+        }
+        if qp.state == QpState::Error {
+            qp.fail(None, &mut self.completions);
+        } else {
+            qp.wake(&mut self.ready);
+        }
+        Ok(())
+    }
+
+    /// Takes one datagram. Whatever is wrong with it, the sender at most gets a NAK.
+    pub(crate) fn receive(&mut self, now: Now, from: SocketAddr, datagram: &[u8]) {
+        match self.take(now, from, datagram) {
+            Ok(()) => self.counts.received += 1,
+            Err(reason) => self.counts.drop(reason),
+        }
+    }
+
+    fn take(&mut self, now: Now, from: SocketAddr, datagram: &[u8]) -> Result<(), Dropped> {
+        let packet = Packet::new(datagram)?;
+        let bth = packet.bth;
+        let qp = &mut **self.qps.get_mut(&bth.qpn).ok_or(Dropped::UnknownQueuePair)?;
+        let (Some(connection), Some(responder)) = (&mut qp.connection, &mut qp.responder) else {
+            return Err(Dropped::NotReady);
+        };
+        if !connection.is_peer(from.ip().to_canonical()) {
+            return Err(Dropped::WrongSource);
+        }
+        if qp.state != QpState::ReadyToSend {
+            return Err(Dropped::NotReady);
+        }
+        // The top bit tells full from limited members, and a full member talks to both.
+        if bth.pkey & 0x7fff != DEFAULT_PKEY & 0x7fff {
+            return Err(Dropped::PartitionKey);
+        }
+        if bth.version != 0 {
+            return Err(Dropped::Version);
+        }
+        if !connection.is_whole(from.port(), &packet) {
+            return Err(Dropped::Icrc);
+        }
+        let body = packet.body()?;
+        if bth.opcode.is_response() {
+            let outcome = qp.requester.on_response(now, connection, &self.regions, &bth, &body);
+            qp.complete(&mut self.completions);
+            qp.wake(&mut self.ready);
+            match outcome {
+                Ok(()) => qp.set_alarm(&mut self.timers),
+                Err(Stop::Dropped(reason)) => return Err(reason),
+                Err(Stop::Failed(failure)) => {
+                    qp.fail(Some(failure), &mut self.completions);
+                    qp.silence();
+                }
+            }
+            return Ok(());
+        }
+        let outcome = responder.on_request(connection, &self.regions, &bth, &body);
+        qp.wake(&mut self.ready);
+        if outcome? == Verdict::Refused {
+            qp.fail(None, &mut self.completions);
+        }
+        Ok(())
+    }
+
+    /// Appends one datagram to `out`. None: there is none until the next call that changes something.
+    pub(crate) fn poll_transmit(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Transmit> {
+        while let Some(qpn) = self.ready.pop_front() {
+            let Some(qp) = self.qps.get_mut(&qpn) else { continue };
+            let start = out.len();
+            qp.is_ready = false;
+            if let Some(to) = qp.next_packet(now, &self.regions, &mut self.completions, &mut self.counts, out) {
+                qp.wake(&mut self.ready);
+                qp.set_alarm(&mut self.timers);
+                self.counts.sent += 1;
+                return Some(Transmit { to, len: out.len() - start });
+            }
+        }
+        None
+    }
+
+    /// When [`Self::on_timeout`] wants to be called; it may turn out that nothing was due. None: only after the next
+    /// call that changes something.
+    pub(crate) fn next_timeout(&self) -> Option<Now> {
+        self.timers.next()
+    }
+
+    /// Does what is due.
+    pub(crate) fn on_timeout(&mut self, now: Now) {
+        while let Some((at, qpn)) = self.timers.take_due(now) {
+            let Some(qp) = self.qps.get_mut(&qpn).filter(|qp| qp.alarm == Some(at)) else { continue };
+            qp.alarm = None;
+            if qp.requester.deadline().is_some_and(|deadline| deadline <= now)
+                && let Some(connection) = &qp.connection
+            {
+                match qp.requester.on_deadline(now, connection) {
+                    Ok(()) => qp.wake(&mut self.ready),
+                    Err(failure) => {
+                        qp.fail(Some(failure), &mut self.completions);
+                        qp.silence();
+                    }
+                }
+            }
+            qp.set_alarm(&mut self.timers);
+        }
+    }
+
+    pub(crate) fn counters(&self) -> crate::Counters {
+        self.counts.report()
+    }
+
+    fn pd(&mut self, pd: PdHandle) -> Result<&mut usize, EngineError> {
+        self.pds.get_mut(&pd.0).ok_or(EngineError::Gone("protection domain"))
+    }
+
+    fn qp(&mut self, qpn: Qpn) -> Result<&mut QueuePair, EngineError> {
+        self.qps.get_mut(&qpn.0).map(|qp| &mut **qp).ok_or(EngineError::Gone("queue pair"))
+    }
+}
+
+impl QueuePair {
+    /// Whether a request may be posted; returns where in the region's memory it begins.
+    fn check(&self, regions: &Regions, request: &EngineRequest) -> Result<usize, EngineError> {
+        if !(1..=MAX_MESSAGE).contains(&request.len) {
+            let what = "length of a request";
+            return Err(EngineError::Limit { what, value: request.len, min: 1, max: MAX_MESSAGE });
+        }
+        if request.op == Op::Read && self.caps.outstanding_reads == 0 {
+            return Err(EngineError::Limit { what: "READs of this queue pair", value: 1, min: 0, max: 0 });
+        }
+        let region = regions.get(request.mr).ok_or(EngineError::Gone("memory region"))?;
+        if region.pd() != self.pd {
+            return Err(EngineError::Foreign("memory region"));
+        }
+        let needs = if request.op == Op::Read { Access::LOCAL_WRITE } else { Access::empty() };
+        region.local(request.offset, request.len, needs)
+    }
+
+    /// Appends its next packet; requests and answers take turns.
+    fn next_packet(
+        &mut self,
+        now: Now,
+        regions: &Regions,
+        completions: &mut Completions,
+        counts: &mut Counts,
+        out: &mut Vec<u8>,
+    ) -> Option<SocketAddr> {
+        let (Some(connection), Some(responder)) = (&self.connection, &mut self.responder) else { return None };
+        let peer = connection.peer;
+        for _ in 0..2 {
+            self.answered_last = !self.answered_last;
+            if self.answered_last {
+                match responder.next_packet(connection, regions, out) {
+                    Some(Verdict::Served) => return Some(peer),
+                    Some(Verdict::Refused) => {
+                        self.fail(None, completions);
+                        return Some(peer);
+                    }
+                    None => {}
+                }
+            } else if self.state == QpState::ReadyToSend {
+                match self.requester.next_packet(now, connection, regions, out) {
+                    Some(Ok(sent)) => {
+                        counts.retransmitted += u64::from(sent.again);
+                        return Some(peer);
+                    }
+                    Some(Err(failure)) => {
+                        self.fail(Some(failure), completions);
+                        self.silence();
+                        return None;
+                    }
+                    None => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// Hands over what is done.
+    fn complete(&mut self, completions: &mut Completions) {
+        let (requester, qpn) = (&mut self.requester, self.qpn);
+        if let Some(first) = requester.next_done(qpn) {
+            let rest = std::iter::from_fn(|| requester.next_done(qpn));
+            completions.complete(self.cq, std::iter::once(first).chain(rest));
+        }
+    }
+
+    /// To ERROR: everything posted completes, with `failure` for the one that brought it there.
+    fn fail(&mut self, failure: Option<Failure>, completions: &mut Completions) {
+        self.state = QpState::Error;
+        let (requester, qpn) = (&mut self.requester, self.qpn);
+        completions.complete(self.cq, std::iter::from_fn(|| requester.next_flushed(failure, qpn)));
+    }
+
+    /// No more answers.
+    fn silence(&mut self) {
+        if let Some(responder) = &mut self.responder {
+            responder.silence();
+        }
+    }
+
+    fn wake(&mut self, ready: &mut VecDeque<u32>) {
+        if !self.is_ready {
+            self.is_ready = true;
+            ready.push_back(self.qpn);
+        }
+    }
+
+    /// Makes sure that an alarm rings at the deadline or before.
+    fn set_alarm(&mut self, timers: &mut Timers) {
+        if let Some(deadline) = self.requester.deadline()
+            && self.alarm.is_none_or(|alarm| deadline < alarm)
+        {
+            self.alarm = Some(deadline);
+            timers.set(deadline, self.qpn);
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The responder of a reliable connection: carries out a peer's READs and WRITEs, in order, and answers.
+
+use std::collections::VecDeque;
+
+use super::connection::{Connection, Data, Extension};
+use super::counters::Dropped;
+use super::handles::MrHandle;
+use super::psn::{Psn, Seq};
+use super::regions::Regions;
+use super::wire::{Aeth, Body, Bth, Opcode, Reth, Syndrome};
+use crate::Access;
+
+/// The longest message of the InfiniBand specification.
+const MAX_MESSAGE: u32 = 1 << 31;
+
+/// Answers one peer.
+pub(super) struct Responder {
+    /// The next request.
+    expected: Seq,
+    /// Messages completed.
+    msn: u32,
+    /// A WRITE whose last packet has not come.
+    write: Option<Inbound>,
+    /// READs to answer, in the order of their packets, which do not overlap.
+    reads: VecDeque<Outbound>,
+    /// To acknowledge, once the READs before it are answered.
+    ack: Option<Answer>,
+    /// To refuse, once the READs before it are answered.
+    nak: Option<Answer>,
+    /// The gap before `expected` was reported.
+    gap_reported: bool,
+    /// A request was refused for good: nothing more is taken.
+    closed: bool,
+}
+
+/// The rest of a WRITE.
+struct Inbound {
+    region: MrHandle,
+    offset: usize,
+    left: usize,
+}
+
+/// The rest of a READ.
+struct Outbound {
+    first: Seq,
+    /// The next packet to send.
+    next: Seq,
+    end: Seq,
+    msn: u32,
+    region: MrHandle,
+    offset: usize,
+    len: usize,
+    /// Asked for again.
+    repeated: bool,
+}
+
+struct Answer {
+    at: Seq,
+    syndrome: Syndrome,
+    msn: u32,
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Served,
+    /// Refused for good: the queue pair is in ERROR as soon as the peer is told.
+    Refused,
+}
+
+impl Responder {
+    pub(super) fn new(psn: Psn) -> Self {
+        Self {
+            expected: Seq::start(psn),
+            msn: 0,
+            write: None,
+            reads: VecDeque::new(),
+            ack: None,
+            nak: None,
+            gap_reported: false,
+            closed: false,
+        }
+    }
+
+    /// Takes a request.
+    pub(super) fn on_request(
+        &mut self,
+        connection: &Connection,
+        regions: &Regions,
+        bth: &Bth,
+        body: &Body<'_>,
+    ) -> Result<Verdict, Dropped> {
+        if self.closed {
+            return Err(Dropped::NotReady);
+        }
+        let at = self.expected.nearest(bth.psn);
+        if at > self.expected {
+            if !self.gap_reported {
+                self.gap_reported = true;
+                self.nak = Some(Answer { at: self.expected, syndrome: Syndrome::SEQUENCE, msn: self.msn });
+            }
+            return Err(Dropped::OutOfSequence);
+        }
+        let outcome = if at < self.expected {
+            self.repeat(connection, regions, at, bth, body)?
+        } else {
+            self.gap_reported = false;
+            self.nak = None;
+            self.carry_out(connection, regions, bth, body)
+        };
+        Ok(match outcome {
+            Ok(()) => Verdict::Served,
+            Err(syndrome) => {
+                self.refuse(at, syndrome);
+                Verdict::Refused
+            }
+        })
+    }
+
+    /// A request that was taken before. A WRITE is only acknowledged: what it wrote may have been overwritten since.
+    fn repeat(
+        &mut self,
+        connection: &Connection,
+        regions: &Regions,
+        at: Seq,
+        bth: &Bth,
+        body: &Body<'_>,
+    ) -> Result<Result<(), Syndrome>, Dropped> {
+        let Some(reth) = body.reth.filter(|_| bth.opcode == Opcode::READ_REQUEST) else {
+            self.acknowledge();
+            return Ok(Ok(()));
+        };
+        let end = at.plus(connection.packets(reth.len as usize));
+        if end > self.expected {
+            return Err(Dropped::DuplicateRead);
+        }
+        // What is still to be sent needs no second answer; what was sent in part is sent again from here.
+        if self.reads.iter().any(|read| read.next <= at && end <= read.end) {
+            return Ok(Ok(()));
+        }
+        if self.reads.iter().any(|read| read.next < at && at < read.end || read.next < end && end < read.end) {
+            return Err(Dropped::DuplicateRead);
+        }
+        let read = match self.outbound(connection, regions, at, reth, true) {
+            Ok(read) => read,
+            Err(syndrome) => return Ok(Err(syndrome)),
+        };
+        let apart = |read: &Outbound| read.end <= at || end <= read.next;
+        if self.reads.iter().filter(|read| read.repeated && apart(read)).count() >= connection.reads {
+            return Err(Dropped::DuplicateRead);
+        }
+        self.reads.retain(apart);
+        let place = self.reads.partition_point(|read| read.next < at);
+        self.reads.insert(place, read);
+        Ok(Ok(()))
+    }
+
+    /// The next request.
+    fn carry_out(
+        &mut self,
+        connection: &Connection,
+        regions: &Regions,
+        bth: &Bth,
+        body: &Body<'_>,
+    ) -> Result<(), Syndrome> {
+        let begins = match bth.opcode {
+            Opcode::WRITE_FIRST | Opcode::WRITE_ONLY | Opcode::READ_REQUEST => true,
+            Opcode::WRITE_MIDDLE | Opcode::WRITE_LAST => false,
+            // SENDs, atomics and immediate data: nobody was granted them.
+            _ => return Err(Syndrome::INVALID_REQUEST),
+        };
+        if begins != self.write.is_none() {
+            return Err(Syndrome::INVALID_REQUEST);
+        }
+        match (bth.opcode, body.reth) {
+            (Opcode::READ_REQUEST, Some(reth)) => self.begin_read(connection, regions, reth),
+            (Opcode::WRITE_FIRST | Opcode::WRITE_ONLY, Some(reth)) => {
+                self.begin_write(connection, regions, bth, reth, body.data)
+            }
+            _ => self.continue_write(connection, regions, bth, body.data),
+        }
+    }
+
+    fn begin_read(&mut self, connection: &Connection, regions: &Regions, reth: Reth) -> Result<(), Syndrome> {
+        let under_way = self.reads.iter().filter(|read| !read.repeated).count();
+        if under_way >= connection.reads {
+            return Err(Syndrome::INVALID_REQUEST);
+        }
+        let mut read = self.outbound(connection, regions, self.expected, reth, false)?;
+        self.msn = self.msn.wrapping_add(1);
+        read.msn = self.msn;
+        self.expected = read.end;
+        self.reads.push_back(read);
+        Ok(())
+    }
+
+    fn outbound(
+        &self,
+        connection: &Connection,
+        regions: &Regions,
+        first: Seq,
+        reth: Reth,
+        repeated: bool,
+    ) -> Result<Outbound, Syndrome> {
+        let (region, offset) = access(connection, regions, reth, Access::REMOTE_READ)?;
+        let len = reth.len as usize;
+        let end = first.plus(connection.packets(len));
+        Ok(Outbound { first, next: first, end, msn: self.msn, region, offset, len, repeated })
+    }
+
+    fn begin_write(
+        &mut self,
+        connection: &Connection,
+        regions: &Regions,
+        bth: &Bth,
+        reth: Reth,
+        data: &[u8],
+    ) -> Result<(), Syndrome> {
+        if !connection.rights.contains(Access::REMOTE_WRITE) {
+            return Err(Syndrome::INVALID_REQUEST);
+        }
+        let len = reth.len as usize;
+        let fits = match bth.opcode {
+            Opcode::WRITE_FIRST => data.len() == connection.mtu && len > connection.mtu,
+            _ => data.len() == len && len <= connection.mtu,
+        };
+        if !fits {
+            return Err(Syndrome::INVALID_REQUEST);
+        }
+        let (region, offset) = access(connection, regions, reth, Access::REMOTE_WRITE)?;
+        self.place(regions, Inbound { region, offset, left: len }, bth, data)
+    }
+
+    fn continue_write(
+        &mut self,
+        connection: &Connection,
+        regions: &Regions,
+        bth: &Bth,
+        data: &[u8],
+    ) -> Result<(), Syndrome> {
+        let write = self.write.take().ok_or(Syndrome::INVALID_REQUEST)?;
+        let fits = match bth.opcode {
+            Opcode::WRITE_MIDDLE => data.len() == connection.mtu && write.left > connection.mtu,
+            _ => data.len() == write.left && write.left <= connection.mtu,
+        };
+        if !fits {
+            return Err(Syndrome::INVALID_REQUEST);
+        }
+        self.place(regions, write, bth, data)
+    }
+
+    /// Writes one packet's data, if the region is still there.
+    fn place(&mut self, regions: &Regions, write: Inbound, bth: &Bth, data: &[u8]) -> Result<(), Syndrome> {
+        let region = regions.get(write.region).ok_or(Syndrome::REMOTE_ACCESS)?;
+        if region.memory().copy_in(write.offset, data).is_err() {
+            return Err(Syndrome::REMOTE_OPERATION);
+        }
+        let left = write.left - data.len();
+        if left > 0 {
+            self.write = Some(Inbound { offset: write.offset + data.len(), left, ..write });
+        } else {
+            self.msn = self.msn.wrapping_add(1);
+        }
+        self.expected = self.expected.plus(1);
+        if bth.ack_request {
+            self.acknowledge();
+        }
+        Ok(())
+    }
+
+    /// Everything so far: one acknowledgement answers for all that came before it is sent.
+    fn acknowledge(&mut self) {
+        self.ack = Some(Answer { at: self.expected.previous(), syndrome: Syndrome::ACK, msn: self.msn });
+    }
+
+    /// READs before `at` are still answered, then the refusal is sent, then nothing.
+    fn refuse(&mut self, at: Seq, syndrome: Syndrome) {
+        self.closed = true;
+        self.write = None;
+        self.ack = None;
+        self.reads.retain(|read| read.end <= at);
+        self.nak = Some(Answer { at, syndrome, msn: self.msn });
+    }
+
+    /// Forgets every answer that is still to be sent.
+    pub(super) fn silence(&mut self) {
+        self.closed = true;
+        self.write = None;
+        self.reads.clear();
+        self.ack = None;
+        self.nak = None;
+    }
+
+    /// Appends the next packet to `out`. Refused: its READ has lost its region, and this is the peer's last packet.
+    pub(super) fn next_packet(
+        &mut self,
+        connection: &Connection,
+        regions: &Regions,
+        out: &mut Vec<u8>,
+    ) -> Option<Verdict> {
+        let mut verdict = Verdict::Served;
+        if let Some(read) = self.reads.front_mut() {
+            // A response acknowledges what came before it.
+            if self.ack.as_ref().is_some_and(|ack| ack.at < read.next) {
+                self.ack = None;
+            }
+            match read.send(connection, regions, out) {
+                Ok(()) => {
+                    if read.next == read.end {
+                        self.reads.pop_front();
+                    }
+                    return Some(verdict);
+                }
+                Err(syndrome) => {
+                    let at = read.next;
+                    self.refuse(at, syndrome);
+                    verdict = Verdict::Refused;
+                }
+            }
+        }
+        let answer = match self.nak.take() {
+            Some(nak) => {
+                self.ack = None;
+                nak
+            }
+            None => self.ack.take()?,
+        };
+        let aeth = Extension::Aeth(Aeth { syndrome: answer.syndrome, msn: answer.msn });
+        connection.emit(out, (Opcode::ACKNOWLEDGE, answer.at.psn(), false), &aeth, None).ok()?;
+        Some(verdict)
+    }
+}
+
+impl Outbound {
+    fn send(&mut self, connection: &Connection, regions: &Regions, out: &mut Vec<u8>) -> Result<(), Syndrome> {
+        let memory = regions.get(self.region).ok_or(Syndrome::REMOTE_ACCESS)?.memory();
+        let done = self.next.since(self.first) as usize * connection.mtu;
+        let len = connection.mtu.min(self.len - done);
+        let data = Data { memory, offset: self.offset + done, len };
+        let opcode = match (self.next == self.first, self.next.plus(1) == self.end) {
+            (true, true) => Opcode::READ_RESPONSE_ONLY,
+            (true, false) => Opcode::READ_RESPONSE_FIRST,
+            (false, true) => Opcode::READ_RESPONSE_LAST,
+            (false, false) => Opcode::READ_RESPONSE_MIDDLE,
+        };
+        let extension = match opcode {
+            Opcode::READ_RESPONSE_MIDDLE => Extension::None,
+            _ => Extension::Aeth(Aeth { syndrome: Syndrome::ACK, msn: self.msn }),
+        };
+        let header = (opcode, self.next.psn(), false);
+        connection.emit(out, header, &extension, Some(&data)).map_err(|_| Syndrome::REMOTE_OPERATION)?;
+        self.next = self.next.plus(1);
+        Ok(())
+    }
+}
+
+/// The queue pair's rights first, as the kernel's rxe has it, then the region's.
+fn access(
+    connection: &Connection,
+    regions: &Regions,
+    reth: Reth,
+    needs: Access,
+) -> Result<(MrHandle, usize), Syndrome> {
+    if !connection.rights.contains(needs) || reth.len > MAX_MESSAGE {
+        return Err(Syndrome::INVALID_REQUEST);
+    }
+    regions.remote(connection.pd, reth.rkey, reth.address, reth.len, needs).ok_or(Syndrome::REMOTE_ACCESS)
+}

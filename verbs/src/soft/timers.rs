@@ -1,0 +1,63 @@
+//! Time as the engine has it, and which queue pair is waiting until when.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+/// Nanoseconds of a monotonic clock that whoever calls the engine keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Now(pub(crate) u64);
+
+impl Now {
+    /// `delay` later; stays at the end of time rather than wrap.
+    pub(crate) fn after(self, delay: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// Alarms, the earliest first. Moving a deadline back costs nothing: the alarm rings at its old time, its queue pair
+/// says that it is not due, and sets it anew. So one queue pair has one alarm, however many packets push it back.
+#[derive(Default)]
+pub(super) struct Timers {
+    alarms: BinaryHeap<Reverse<(Now, u32)>>,
+}
+
+impl Timers {
+    pub(super) fn set(&mut self, at: Now, qpn: u32) {
+        self.alarms.push(Reverse((at, qpn)));
+    }
+
+    pub(super) fn next(&self) -> Option<Now> {
+        self.alarms.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Takes an alarm whose time has come.
+    pub(super) fn take_due(&mut self, now: Now) -> Option<(Now, u32)> {
+        let due = self.next()? <= now;
+        if due { self.alarms.pop().map(|Reverse(alarm)| alarm) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alarms_ring_in_order_and_not_early() {
+        let mut timers = Timers::default();
+        for (at, qpn) in [(30, 3), (10, 1), (20, 2)] {
+            timers.set(Now(at), qpn);
+        }
+        assert_eq!(timers.take_due(Now(9)), None);
+        assert_eq!(timers.take_due(Now(20)), Some((Now(10), 1)));
+        assert_eq!(timers.take_due(Now(20)), Some((Now(20), 2)));
+        assert_eq!(timers.take_due(Now(20)), None);
+        assert_eq!(timers.next(), Some(Now(30)));
+    }
+
+    #[test]
+    fn time_ends_rather_than_wraps() {
+        assert_eq!(Now(u64::MAX - 1).after(Duration::from_secs(1)), Now(u64::MAX));
+        assert_eq!(Now(0).after(Duration::MAX), Now(u64::MAX));
+    }
+}
