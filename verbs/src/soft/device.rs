@@ -1,0 +1,311 @@
+//! The soft device and what is made from it. Each object holds those it needs, and is undone when it is dropped.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::driver::{Core, Driver};
+use super::engine::{CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
+use super::port_udp::ROCE_PORT;
+use crate::{
+    Access, Completion, Counters, DeviceOptions, Endpoint, Memory, Mtu, QpCaps, QpState, Retry, VerbsError, WorkRequest,
+};
+
+/// Bytes of headers beside the payload that an interface's MTU must leave room for.
+const HEADERS: usize = 80;
+
+/// An open soft device. Dropping it stops its thread.
+pub(crate) struct SoftDevice {
+    driver: Arc<Driver>,
+    mtu: Mtu,
+    asked: DeviceOptions,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SoftDevice {
+    pub(crate) fn open(options: &DeviceOptions) -> Result<Self, VerbsError> {
+        let address = options.address;
+        if address.is_unspecified() || address.is_multicast() {
+            let source = std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+            let address = SocketAddr::new(address, options.port.unwrap_or(ROCE_PORT));
+            return Err(VerbsError::Address { address, source });
+        }
+        let mtu = options.mtu.min(interface_mtu(address));
+        let driver = Arc::new(Driver::open(address, options.port, mtu, options.spin)?);
+        let thread = std::thread::Builder::new()
+            .name("overbank-soft".to_owned())
+            .spawn({
+                let driver = Arc::clone(&driver);
+                move || driver.progress()
+            })
+            .map_err(|source| VerbsError::System { call: "start of the progress thread", source })?;
+        Ok(Self { driver, mtu, asked: options.clone(), thread: Some(thread) })
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let local = self.driver.local();
+        let port = match (self.asked.port, local.port()) {
+            (None, port) if port != ROCE_PORT => {
+                format!(" (port {ROCE_PORT} is taken, so soft devices only can reach it)")
+            }
+            _ => String::new(),
+        };
+        let asked = self.asked.mtu.bytes();
+        let mtu = match self.mtu.bytes() {
+            mtu if mtu < asked => format!("{mtu} (the network interface does not carry {asked})"),
+            mtu => mtu.to_string(),
+        };
+        format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}")
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.driver.control().counters()
+    }
+
+    pub(crate) fn alloc_pd(self: &Arc<Self>) -> Result<SoftPd, VerbsError> {
+        let handle = self.driver.control().engine.alloc_pd();
+        Ok(SoftPd { device: Arc::clone(self), handle })
+    }
+
+    pub(crate) fn create_cq(self: &Arc<Self>, entries: usize) -> Result<SoftCq, VerbsError> {
+        let handle = self.driver.control().engine.create_cq(entries)?;
+        Ok(SoftCq { device: Arc::clone(self), handle })
+    }
+}
+
+impl Drop for SoftDevice {
+    fn drop(&mut self) {
+        self.driver.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub(crate) struct SoftPd {
+    device: Arc<SoftDevice>,
+    handle: PdHandle,
+}
+
+impl SoftPd {
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        memory: &Arc<Memory>,
+        range: Range<usize>,
+        access: Access,
+    ) -> Result<SoftMr, VerbsError> {
+        let (start, len) = (range.start, range.len());
+        let handle = self.device.driver.control().engine.register(self.handle, Arc::clone(memory), range, access)?;
+        let address = memory.address() + start as u64;
+        Ok(SoftMr { pd: Arc::clone(self), handle, memory: Arc::clone(memory), address, len, registered: true })
+    }
+
+    pub(crate) fn create_qp(self: &Arc<Self>, cq: &Arc<SoftCq>, caps: QpCaps) -> Result<SoftQp, VerbsError> {
+        if !Arc::ptr_eq(&self.device, &cq.device) {
+            return Err(VerbsError::Foreign { what: "completion queue", owner: "device" });
+        }
+        let mut core = self.device.driver.control();
+        let qpn = core.engine.create_qp(self.handle, cq.handle, caps)?;
+        let endpoint = core.engine.endpoint(qpn)?;
+        drop(core);
+        Ok(SoftQp { pd: Arc::clone(self), _cq: Arc::clone(cq), qpn, endpoint, exists: true })
+    }
+}
+
+impl Drop for SoftPd {
+    fn drop(&mut self) {
+        if let Err(error) = self.device.driver.control().engine.dealloc_pd(self.handle) {
+            tracing::error!(%error, "a protection domain could not be freed");
+        }
+    }
+}
+
+pub(crate) struct SoftMr {
+    pd: Arc<SoftPd>,
+    handle: MrHandle,
+    memory: Arc<Memory>,
+    address: u64,
+    len: usize,
+    registered: bool,
+}
+
+impl SoftMr {
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn rkey(&self) -> u32 {
+        self.handle.rkey
+    }
+
+    pub(crate) fn deregister(mut self) -> Result<(), VerbsError> {
+        self.end()
+    }
+
+    /// The engine touches memory only under the lock, so nothing of it is under way when this returns.
+    fn end(&mut self) -> Result<(), VerbsError> {
+        self.registered = false;
+        self.pd.device.driver.control().engine.deregister(self.handle).map_err(|error| VerbsError::Deregister {
+            memory: Arc::clone(&self.memory),
+            source: Box::new(error.into()),
+        })
+    }
+}
+
+impl Drop for SoftMr {
+    fn drop(&mut self) {
+        if self.registered
+            && let Err(error) = self.end()
+        {
+            tracing::error!(%error, "a memory region was dropped and could not be deregistered");
+            std::mem::forget(error);
+        }
+    }
+}
+
+pub(crate) struct SoftCq {
+    device: Arc<SoftDevice>,
+    handle: CqHandle,
+}
+
+impl SoftCq {
+    pub(crate) fn poll(&self, max: usize, out: &mut Vec<Completion>) -> Result<usize, VerbsError> {
+        let driver = &self.device.driver;
+        let (mut core, now) = driver.hot();
+        driver.drive(&mut core, now);
+        Ok(core.engine.poll_cq(self.handle, max, out)?)
+    }
+
+    pub(crate) fn wait(&self, deadline: Instant) -> Result<bool, VerbsError> {
+        self.device.driver.wait(self.handle, deadline)
+    }
+}
+
+impl Drop for SoftCq {
+    fn drop(&mut self) {
+        if let Err(error) = self.device.driver.control().engine.destroy_cq(self.handle) {
+            tracing::error!(%error, "a completion queue could not be destroyed");
+        }
+    }
+}
+
+pub(crate) struct SoftQp {
+    pd: Arc<SoftPd>,
+    _cq: Arc<SoftCq>,
+    qpn: Qpn,
+    endpoint: Endpoint,
+    exists: bool,
+}
+
+impl SoftQp {
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
+    pub(crate) fn connect(&self, remote: &Endpoint, rights: Access, retry: Retry) -> Result<(), VerbsError> {
+        let driver = &self.pd.device.driver;
+        let (local, peer) = (driver.local(), remote.socket_addr());
+        if local.is_ipv4() != peer.is_ipv4() {
+            let reason = "one has an IPv4 address and the other an IPv6 address";
+            return Err(VerbsError::Unreachable { peer, local, reason });
+        }
+        let mut core = driver.control();
+        Ok(core.engine.connect(driver.now(), self.qpn, remote, rights, retry)?)
+    }
+
+    pub(crate) fn state(&self) -> QpState {
+        self.pd.device.driver.control().engine.state(self.qpn)
+    }
+
+    pub(crate) fn post<'a>(
+        &self,
+        batch: impl Iterator<Item = (WorkRequest<'a>, &'a SoftMr)> + Clone,
+    ) -> Result<(), VerbsError> {
+        let device = &self.pd.device;
+        if !batch.clone().all(|(_, mr)| Arc::ptr_eq(&mr.pd.device, device)) {
+            return Err(VerbsError::Foreign { what: "memory region", owner: "device" });
+        }
+        let driver = &device.driver;
+        let (mut core, now) = driver.hot();
+        let Core { engine, requests, .. } = &mut *core;
+        requests.clear();
+        requests.extend(batch.map(|(request, mr)| EngineRequest {
+            id: request.id,
+            op: request.op,
+            mr: mr.handle,
+            offset: request.offset,
+            len: request.len,
+            remote_address: request.remote_address,
+            rkey: request.rkey,
+        }));
+        engine.post(now, self.qpn, requests)?;
+        driver.transmit(&mut core, now);
+        Ok(())
+    }
+
+    pub(crate) fn set_error(&self) -> Result<(), VerbsError> {
+        Ok(self.pd.device.driver.control().engine.set_error(self.qpn)?)
+    }
+
+    pub(crate) fn destroy(mut self) -> Result<(), VerbsError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), VerbsError> {
+        self.exists = false;
+        Ok(self.pd.device.driver.control().engine.destroy_qp(self.qpn)?)
+    }
+}
+
+impl Drop for SoftQp {
+    fn drop(&mut self) {
+        if self.exists
+            && let Err(error) = self.end()
+        {
+            tracing::error!(%error, "a queue pair was dropped and could not be destroyed");
+        }
+    }
+}
+
+/// The largest path MTU of the network interface that has this address.
+fn interface_mtu(address: IpAddr) -> Mtu {
+    let carries = || -> Option<usize> {
+        let interface = nix::ifaddrs::getifaddrs().ok()?.find(|interface| {
+            let Some(found) = interface.address else { return false };
+            match address {
+                IpAddr::V4(v4) => found.as_sockaddr_in().is_some_and(|found| found.ip() == v4),
+                IpAddr::V6(v6) => found.as_sockaddr_in6().is_some_and(|found| found.ip() == v6),
+            }
+        })?;
+        let file = format!("/sys/class/net/{}/mtu", interface.interface_name);
+        std::fs::read_to_string(file).ok()?.trim().parse().ok()
+    };
+    // Without an answer, what every network carries.
+    let carries = carries().unwrap_or(1500);
+    Mtu::ALL.into_iter().rev().find(|mtu| mtu.bytes() + HEADERS <= carries).unwrap_or(Mtu::Mtu256)
+}
+
+impl From<EngineError> for VerbsError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Gone(what) => Self::Gone { what },
+            EngineError::Busy(what) => Self::Busy { what },
+            EngineError::Foreign(what) => Self::Foreign { what, owner: "protection domain" },
+            EngineError::State(state) => Self::State { what: "do this", state },
+            EngineError::OutOfRange { offset, len, size } => {
+                Self::OutOfRange { what: "the memory region", offset, len, size }
+            }
+            EngineError::Limit { what, value, min, max } => Self::Limit { what, value, min, max },
+            EngineError::Rights { has, needs } => Self::Rights { has, needs },
+            EngineError::Full { what, asked, free, capacity } => Self::QueueFull { what, asked, free, capacity },
+            EngineError::Endpoint(field) => Self::Endpoint { field },
+            EngineError::Random(error) => Self::System { call: "getrandom", source: error.into() },
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Who moves the engine and its socket on: whoever polls or waits does, and a thread of the device while nobody does.
+
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+use super::engine::{CqHandle, Engine, EngineRequest, Now};
+use super::port_udp::{Receiver, Sender, Socket};
+use crate::{Counters, Mtu, VerbsError};
+
+/// Nanoseconds after a caller's last poll that the thread leaves the device to it.
+const CALLER: u64 = 2_000_000;
+/// Nanoseconds that the thread stays away at most, while callers poll.
+const PARKED: u64 = 8_000_000;
+/// Times that a poller steps back for a caller who waits for the lock.
+const PATIENCE: u32 = 100;
+
+/// What callers and the thread share.
+pub(crate) struct Driver {
+    socket: Socket,
+    spin: Duration,
+    start: Instant,
+    core: Mutex<Core>,
+    /// The leader has left, or there may be a completion for a follower.
+    turn: Condvar,
+    /// When a caller last moved the device on, in nanoseconds since `start`.
+    caller: AtomicU64,
+    /// Callers who want the lock for something else than polling.
+    urgent: AtomicU32,
+    thread_wake: Wake,
+    leader_wake: Wake,
+    stop: AtomicBool,
+}
+
+/// What the lock protects.
+pub(crate) struct Core {
+    pub(crate) engine: Engine,
+    /// Room for a batch that is being posted.
+    pub(crate) requests: Vec<EngineRequest>,
+    receiver: Receiver,
+    sender: Sender,
+    receive_failed: u64,
+    /// Of the waiters, one watches the socket: the queue it waits for, and whether it sleeps.
+    leader: Option<CqHandle>,
+    leader_sleeps: bool,
+    /// The other waiters.
+    followers: usize,
+    /// Where the thread sleeps on the socket: when it wakes by itself.
+    thread_sleeps: Option<u64>,
+}
+
+impl Core {
+    pub(crate) fn counters(&self) -> Counters {
+        let mut counters = self.engine.counters();
+        for (reason, count) in [
+            ("send refused by the system", self.sender.refused),
+            ("receive failed", self.receive_failed),
+            ("cut short by the system", self.receiver.truncated),
+        ] {
+            if count > 0 {
+                counters.dropped.insert(reason, count);
+            }
+        }
+        counters
+    }
+
+    /// When the engine must be moved on without traffic.
+    fn next_timeout(&self) -> u64 {
+        self.engine.next_timeout().map_or(u64::MAX, |Now(at)| at)
+    }
+}
+
+impl Driver {
+    pub(crate) fn open(address: IpAddr, port: Option<u16>, mtu: Mtu, spin: Duration) -> Result<Self, VerbsError> {
+        let socket = Socket::open(address, port)?;
+        let core = Core {
+            engine: Engine::new(socket.local(), mtu),
+            requests: Vec::new(),
+            receiver: Receiver::new(),
+            sender: Sender::new(),
+            receive_failed: 0,
+            leader: None,
+            leader_sleeps: false,
+            followers: 0,
+            thread_sleeps: None,
+        };
+        Ok(Self {
+            socket,
+            spin,
+            start: Instant::now(),
+            core: Mutex::new(core),
+            turn: Condvar::new(),
+            caller: AtomicU64::new(0),
+            urgent: AtomicU32::new(0),
+            thread_wake: Wake::new()?,
+            leader_wake: Wake::new()?,
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// Where the socket is bound.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.socket.local()
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// The lock, for anything but moving the device on. Pollers and the thread step back for it.
+    pub(crate) fn control(&self) -> MutexGuard<'_, Core> {
+        self.urgent.fetch_add(1, Ordering::Relaxed);
+        let core = self.lock();
+        self.urgent.fetch_sub(1, Ordering::Relaxed);
+        core
+    }
+
+    /// The lock, for a caller that moves the device on: the thread stays away from now on for a while.
+    pub(crate) fn hot(&self) -> (MutexGuard<'_, Core>, Now) {
+        self.step_back();
+        let now = self.now();
+        self.caller.store(now.0, Ordering::Relaxed);
+        (self.lock(), now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step_back(&self) {
+        for _ in 0..PATIENCE {
+            if self.urgent.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Takes what has arrived, sees to timers, and sends. Returns whether anything arrived.
+    pub(crate) fn drive(&self, core: &mut Core, now: Now) -> bool {
+        let Core { engine, receiver, .. } = core;
+        let received = receiver.receive(&self.socket, |from, datagram| engine.receive(now, from, datagram));
+        let arrived = match received {
+            Ok(count) => count > 0,
+            Err(error) => {
+                let harmless =
+                    matches!(Errno::from_raw(error.raw_os_error().unwrap_or(0)), Errno::EAGAIN | Errno::EINTR);
+                core.receive_failed += u64::from(!harmless);
+                false
+            }
+        };
+        if core.next_timeout() <= now.0 {
+            core.engine.on_timeout(now);
+        }
+        self.transmit(core, now);
+        arrived
+    }
+
+    /// Sends what the engine has to send, and wakes those whom its new state concerns.
+    pub(crate) fn transmit(&self, core: &mut Core, now: Now) {
+        let Core { engine, sender, .. } = core;
+        sender.send(&self.socket, |out| engine.poll_transmit(now, out).map(|transmit| (transmit.to, transmit.len)));
+        if core.followers > 0 {
+            self.turn.notify_all();
+        }
+        if let Some(cq) = core.leader
+            && core.leader_sleeps
+            && core.engine.cq_ready(cq)
+        {
+            core.leader_sleeps = false;
+            self.leader_wake.wake();
+        }
+        if let Some(wakes_at) = core.thread_sleeps
+            && core.next_timeout() < wakes_at
+        {
+            core.thread_sleeps = None;
+            self.thread_wake.wake();
+        }
+    }
+
+    /// Moves the device on until the queue has a completion (true) or the deadline has come (false).
+    pub(crate) fn wait(&self, cq: CqHandle, deadline: Instant) -> Result<bool, VerbsError> {
+        let deadline = u64::try_from(deadline.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
+        let (mut core, Now(begun)) = self.hot();
+        let mut spin_until = begun.saturating_add(self.spin.as_nanos() as u64);
+        let mut leading = false;
+        let result = loop {
+            let now = self.now();
+            self.caller.store(now.0, Ordering::Relaxed);
+            let arrived = self.drive(&mut core, now);
+            if core.engine.cq_ready(cq) {
+                break Ok(true);
+            }
+            if now.0 >= deadline {
+                break Ok(false);
+            }
+            if arrived {
+                spin_until = now.0.saturating_add(self.spin.as_nanos() as u64);
+            }
+            if now.0 < spin_until {
+                drop(core);
+                self.step_back();
+                std::hint::spin_loop();
+                core = self.lock();
+            } else if leading || core.leader.is_none() {
+                leading = true;
+                core.leader = Some(cq);
+                core.leader_sleeps = true;
+                let until = deadline.min(core.next_timeout());
+                let sending = core.sender.waiting();
+                drop(core);
+                let slept = self.sleep(&self.leader_wake, Some(sending), until);
+                core = self.lock();
+                core.leader_sleeps = false;
+                if let Err(error) = slept {
+                    break Err(error);
+                }
+            } else {
+                core.followers += 1;
+                let time = Duration::from_nanos(deadline.saturating_sub(now.0));
+                core = self.turn.wait_timeout(core, time).unwrap_or_else(PoisonError::into_inner).0;
+                core.followers -= 1;
+            }
+        };
+        if leading {
+            core.leader = None;
+            self.turn.notify_all();
+        }
+        result
+    }
+
+    /// The thread: moves the device on while no caller does.
+    pub(crate) fn progress(&self) {
+        let spin = self.spin.as_nanos() as u64;
+        let (mut spin_until, mut park) = (0, CALLER);
+        while !self.stop.load(Ordering::Acquire) {
+            let caller = self.caller.load(Ordering::Relaxed);
+            if caller.saturating_add(CALLER) > self.now().0 {
+                self.park(park);
+                park = (park * 2).min(PARKED);
+                continue;
+            }
+            self.step_back();
+            let mut core = self.lock();
+            if core.leader.is_some() {
+                drop(core);
+                self.park(PARKED);
+                continue;
+            }
+            park = CALLER;
+            let now = self.now();
+            if self.drive(&mut core, now) {
+                spin_until = now.0.saturating_add(spin);
+            }
+            if now.0 < spin_until {
+                drop(core);
+                std::hint::spin_loop();
+                continue;
+            }
+            let until = core.next_timeout();
+            core.thread_sleeps = Some(until);
+            let sending = core.sender.waiting();
+            drop(core);
+            if let Err(error) = self.sleep(&self.thread_wake, Some(sending), until) {
+                // Only a lack of kernel memory: go on as if it had been a short sleep.
+                tracing::warn!(%error, "the soft device's thread could not sleep");
+                std::thread::sleep(Duration::from_nanos(PARKED));
+            }
+            self.lock().thread_sleeps = None;
+            spin_until = self.now().0.saturating_add(spin);
+        }
+    }
+
+    /// Ends [`progress`](Self::progress).
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.thread_wake.wake();
+    }
+
+    fn park(&self, nanoseconds: u64) {
+        if self.sleep(&self.thread_wake, None, self.now().0.saturating_add(nanoseconds)).is_err() {
+            std::thread::sleep(Duration::from_nanos(nanoseconds));
+        }
+    }
+
+    /// Sleeps until the wake, the time, or (where it is watched) the socket has something, or room if `sending`.
+    fn sleep(&self, wake: &Wake, sending: Option<bool>, until: u64) -> Result<(), VerbsError> {
+        let time = (until != u64::MAX)
+            .then(|| TimeSpec::from_duration(Duration::from_nanos(until.saturating_sub(self.now().0))));
+        let events = if sending == Some(true) { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        let mut watched =
+            [PollFd::new(wake.reader.as_fd(), PollFlags::POLLIN), PollFd::new(self.socket.as_fd(), events)];
+        let count = if sending.is_some() { 2 } else { 1 };
+        match ppoll(&mut watched[..count], time, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(VerbsError::System { call: "ppoll", source: errno.into() }),
+        }
+        if watched[0].any() == Some(true) {
+            wake.take();
+        }
+        Ok(())
+    }
+}
+
+/// A pipe that wakes a sleeper in poll(2).
+struct Wake {
+    reader: PipeReader,
+    writer: PipeWriter,
+}
+
+impl Wake {
+    fn new() -> Result<Self, VerbsError> {
+        let (reader, writer) = pipe().map_err(|source| VerbsError::System { call: "pipe", source })?;
+        Ok(Self { reader, writer })
+    }
+
+    /// Called at most once for each sleep, so the pipe never fills.
+    fn wake(&self) {
+        let _ = (&self.writer).write(&[0]);
+    }
+
+    /// Called after poll(2) said that there is something.
+    fn take(&self) {
+        let _ = (&self.reader).read(&mut [0; 16]);
+    }
+}

@@ -1,0 +1,372 @@
+//! The soft device's UDP socket: datagrams in batches, in and out. Knows nothing of what they mean.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use crate::VerbsError;
+
+/// The port of RoCEv2.
+pub(crate) const ROCE_PORT: u16 = 4791;
+/// Messages in one system call.
+const BATCH: usize = 16;
+/// Bytes of one message: a datagram, or several that the kernel joined.
+const MESSAGE: usize = 1 << 16;
+/// Datagrams that the kernel cuts from one message, at most.
+const SEGMENTS: usize = 64;
+/// Bytes of the segments of one message, at most: what an IPv4 packet holds, headers left out.
+const SEGMENTED: usize = 65_000;
+/// Bytes asked for as the socket's buffers: a window of a few connections.
+const BUFFER: i32 = 8 << 20;
+
+/// An unconnected, non-blocking UDP socket.
+pub(crate) struct Socket {
+    socket: UdpSocket,
+    local: SocketAddr,
+}
+
+impl Socket {
+    /// Binds to the address: to this port, or without one to 4791 where it is free and else to any.
+    pub(crate) fn open(address: IpAddr, port: Option<u16>) -> Result<Self, VerbsError> {
+        let socket = match port {
+            Some(port) => bind(SocketAddr::new(address, port))?,
+            None => match bind(SocketAddr::new(address, ROCE_PORT)) {
+                Err(VerbsError::PortInUse { .. } | VerbsError::Permission { .. }) => bind(SocketAddr::new(address, 0))?,
+                other => other?,
+            },
+        };
+        let failed = |call| move |source| VerbsError::System { call, source };
+        socket.set_nonblocking(true).map_err(failed("fcntl(O_NONBLOCK)"))?;
+        let local = socket.local_addr().map_err(failed("getsockname"))?;
+        let this = Self { socket, local };
+        // An IPv4 packet that may not be fragmented carries identification 0, which the ICRC covers.
+        if address.is_ipv4() {
+            this.option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)
+                .map_err(failed("setsockopt(IP_MTU_DISCOVER)"))?;
+        } else {
+            this.option(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)
+                .map_err(failed("setsockopt(IPV6_MTU_DISCOVER)"))?;
+        }
+        for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+            if this.option(libc::SOL_SOCKET, force, BUFFER).is_err() {
+                this.option(libc::SOL_SOCKET, plain, BUFFER).map_err(failed("setsockopt(SO_RCVBUF, SO_SNDBUF)"))?;
+            }
+        }
+        // Kernels before 5.0 do not join datagrams: each comes by itself.
+        let _ = this.option(libc::IPPROTO_UDP, libc::UDP_GRO, 1);
+        Ok(this)
+    }
+
+    /// Where it is bound.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn option(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
+        let len = size_of::<i32>() as libc::socklen_t;
+        // SAFETY: the option's value is one i32, alive for the call.
+        match unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, name, (&raw const value).cast(), len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<UdpSocket, VerbsError> {
+    UdpSocket::bind(address).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => VerbsError::PortInUse { address, source },
+        io::ErrorKind::PermissionDenied => {
+            let remedy = "choose a port from 1024 up, or run as root";
+            VerbsError::Permission { what: "bind the UDP port", remedy, source }
+        }
+        _ => VerbsError::Address { address, source },
+    })
+}
+
+/// Room for one control message with an integer.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Control([u8; 32]);
+
+/// What the system calls read and fill beside the bytes: made once, filled in for each call.
+struct Headers {
+    headers: [libc::mmsghdr; BATCH],
+    iovecs: [libc::iovec; BATCH],
+    names: [libc::sockaddr_storage; BATCH],
+    controls: [Control; BATCH],
+}
+
+// SAFETY: the pointers in it are followed only by the system call that they were filled in for.
+unsafe impl Send for Headers {}
+
+impl Headers {
+    fn new() -> Box<Self> {
+        // SAFETY: all-zero bytes are valid values of these plain C structures.
+        Box::new(unsafe { zeroed() })
+    }
+
+    /// Points the header to the bytes, its name and its control buffer, with their full lengths.
+    fn fill(&mut self, at: usize, base: *mut u8, len: usize) -> &mut libc::msghdr {
+        self.iovecs[at] = libc::iovec { iov_base: base.cast(), iov_len: len };
+        let header = &mut self.headers[at].msg_hdr;
+        header.msg_name = (&raw mut self.names[at]).cast();
+        header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        header.msg_iov = &raw mut self.iovecs[at];
+        header.msg_iovlen = 1;
+        header.msg_control = (&raw mut self.controls[at]).cast();
+        header.msg_controllen = size_of::<Control>();
+        header
+    }
+}
+
+/// The receiving half.
+pub(crate) struct Receiver {
+    headers: Box<Headers>,
+    bytes: Box<[u8]>,
+    /// Messages cut short by the kernel.
+    pub(crate) truncated: u64,
+}
+
+impl Receiver {
+    pub(crate) fn new() -> Self {
+        Self { headers: Headers::new(), bytes: vec![0; BATCH * MESSAGE].into_boxed_slice(), truncated: 0 }
+    }
+
+    /// Takes one batch of what has arrived and hands over each datagram. Returns the number of messages.
+    pub(crate) fn receive(&mut self, socket: &Socket, mut each: impl FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
+        let all = &mut self.headers;
+        for (at, buffer) in self.bytes.chunks_exact_mut(MESSAGE).enumerate() {
+            all.fill(at, buffer.as_mut_ptr(), MESSAGE);
+        }
+        // SAFETY: each header points to one name, one iovec over a buffer of this value and one control buffer, with
+        // their true lengths; the exclusive borrow keeps them for the call.
+        let count = unsafe {
+            let flags = libc::MSG_DONTWAIT;
+            let fd = socket.socket.as_raw_fd();
+            libc::recvmmsg(fd, all.headers.as_mut_ptr(), BATCH as u32, flags as _, std::ptr::null_mut())
+        };
+        let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+        for (at, buffer) in self.bytes.chunks_exact(MESSAGE).enumerate().take(count) {
+            let header = &all.headers[at];
+            let Some(from) = address_of(&all.names[at]) else { continue };
+            if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
+                self.truncated += 1;
+                continue;
+            }
+            let bytes = &buffer[..(header.msg_len as usize).min(MESSAGE)];
+            for datagram in bytes.chunks(segment_of(header).unwrap_or(MESSAGE)) {
+                each(from, datagram);
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// The length of the datagrams that the kernel joined in this message.
+fn segment_of(header: &libc::mmsghdr) -> Option<usize> {
+    // SAFETY: the header is as the kernel filled it, and its control buffer is alive and aligned; CMSG_FIRSTHDR and
+    // CMSG_NXTHDR stay inside of msg_controllen, and the data of a UDP_GRO message is an i32.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&header.msg_hdr);
+        while !message.is_null() {
+            if (*message).cmsg_level == libc::IPPROTO_UDP && (*message).cmsg_type == libc::UDP_GRO {
+                let size = libc::CMSG_DATA(message).cast::<i32>().read_unaligned();
+                return usize::try_from(size).ok().filter(|size| *size > 0);
+            }
+            message = libc::CMSG_NXTHDR(&header.msg_hdr, message);
+        }
+    }
+    None
+}
+
+/// The sending half: datagrams that wait for the socket.
+pub(crate) struct Sender {
+    headers: Box<Headers>,
+    /// The datagrams, one behind the other.
+    bytes: Vec<u8>,
+    queue: Vec<(SocketAddr, usize)>,
+    /// Datagrams, and their bytes, of `queue` that are done.
+    done: usize,
+    done_bytes: usize,
+    /// The kernel cuts messages into datagrams.
+    segment: bool,
+    /// Datagrams that the system refused.
+    pub(crate) refused: u64,
+    /// Times that the socket had no room.
+    pub(crate) blocked: u64,
+}
+
+impl Sender {
+    pub(crate) fn new() -> Self {
+        Self {
+            headers: Headers::new(),
+            bytes: Vec::with_capacity(BATCH * MESSAGE),
+            queue: Vec::with_capacity(BATCH * SEGMENTS),
+            done: 0,
+            done_bytes: 0,
+            segment: true,
+            refused: 0,
+            blocked: 0,
+        }
+    }
+
+    /// Datagrams are left, for which the socket had no room.
+    pub(crate) fn waiting(&self) -> bool {
+        self.done < self.queue.len()
+    }
+
+    /// Sends all that `next` appends, one datagram a call, until it has no more or the socket has no room.
+    pub(crate) fn send(&mut self, socket: &Socket, mut next: impl FnMut(&mut Vec<u8>) -> Option<(SocketAddr, usize)>) {
+        loop {
+            if !self.waiting() {
+                (self.done, self.done_bytes) = (0, 0);
+                self.queue.clear();
+                self.bytes.clear();
+                while self.queue.len() < BATCH * SEGMENTS && self.bytes.len() < (BATCH - 1) * MESSAGE {
+                    let Some(datagram) = next(&mut self.bytes) else { break };
+                    self.queue.push(datagram);
+                }
+            }
+            if !self.waiting() {
+                return;
+            }
+            if !self.push(socket) {
+                self.blocked += 1;
+                return;
+            }
+        }
+    }
+
+    /// One system call. False: the socket has no room.
+    fn push(&mut self, socket: &Socket) -> bool {
+        let all = &mut self.headers;
+        let mut lengths = [0_usize; BATCH];
+        let (mut count, mut at, mut offset) = (0, self.done, self.done_bytes);
+        while count < BATCH && at < self.queue.len() {
+            let (to, len) = self.queue[at];
+            let limit = if self.segment { SEGMENTS } else { 1 };
+            let run = run(&self.queue[at..], limit);
+            let bytes = self.queue[at..at + run].iter().map(|(_, len)| len).sum();
+            let name_len = write_address(to, &mut all.names[count]);
+            let header = all.fill(count, self.bytes[offset..offset + bytes].as_mut_ptr(), bytes);
+            header.msg_namelen = name_len;
+            header.msg_controllen = if run > 1 { write_segment(header, len as u16) } else { 0 };
+            lengths[count] = run;
+            count += 1;
+            at += run;
+            offset += bytes;
+        }
+        // SAFETY: `count` headers point to a name, an iovec over bytes of this value and a control buffer, each with
+        // its true length; all live for the call.
+        let sent = unsafe {
+            let fd = socket.socket.as_raw_fd();
+            libc::sendmmsg(fd, all.headers.as_mut_ptr(), count as u32, libc::MSG_DONTWAIT as _)
+        };
+        match usize::try_from(sent) {
+            Ok(sent) => lengths[..sent.min(count)].iter().for_each(|run| self.finish(*run)),
+            Err(_) => {
+                let error = io::Error::last_os_error().raw_os_error();
+                match error {
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => return false,
+                    Some(libc::EINTR) => {}
+                    // A path or a network interface that cannot cut: from now on, one datagram a message.
+                    Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE) if lengths[0] > 1 => self.segment = false,
+                    _ => {
+                        self.refused += lengths[0] as u64;
+                        self.finish(lengths[0]);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn finish(&mut self, datagrams: usize) {
+        let bytes: usize = self.queue[self.done..self.done + datagrams].iter().map(|(_, len)| len).sum();
+        self.done += datagrams;
+        self.done_bytes += bytes;
+    }
+}
+
+/// How many datagrams from the first on one message can carry: one receiver, one length, and only the last shorter.
+fn run(queue: &[(SocketAddr, usize)], limit: usize) -> usize {
+    let (to, len) = queue[0];
+    let (mut count, mut bytes) = (1, len);
+    while count < limit.min(queue.len()) {
+        let (next_to, next_len) = queue[count];
+        if next_to != to || next_len > len || bytes + next_len > SEGMENTED {
+            break;
+        }
+        count += 1;
+        bytes += next_len;
+        if next_len < len {
+            break;
+        }
+    }
+    count
+}
+
+/// Puts a UDP_SEGMENT message into the header's control buffer; returns its length.
+fn write_segment(header: &mut libc::msghdr, len: u16) -> usize {
+    // SAFETY: the control buffer has 32 bytes, and CMSG_SPACE(2) is 24; it is aligned for a cmsghdr.
+    unsafe {
+        let space = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
+        header.msg_controllen = space;
+        let message = libc::CMSG_FIRSTHDR(header);
+        (*message).cmsg_level = libc::IPPROTO_UDP;
+        (*message).cmsg_type = libc::UDP_SEGMENT;
+        (*message).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
+        libc::CMSG_DATA(message).cast::<u16>().write_unaligned(len);
+        space
+    }
+}
+
+fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match i32::from(name.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that the storage holds this structure.
+            let v4 = unsafe { &*(&raw const *name).cast::<libc::sockaddr_in>() };
+            let address = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            Some(SocketAddr::new(address.into(), u16::from_be(v4.sin_port)))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above.
+            let v6 = unsafe { &*(&raw const *name).cast::<libc::sockaddr_in6>() };
+            let address = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            // Peers are told apart by their GID, which has no scope.
+            Some(SocketAddrV6::new(address, u16::from_be(v6.sin6_port), 0, 0).into())
+        }
+        _ => None,
+    }
+}
+
+fn write_address(address: SocketAddr, name: &mut libc::sockaddr_storage) -> libc::socklen_t {
+    match address {
+        SocketAddr::V4(v4) => {
+            // SAFETY: the storage is large enough and aligned for each kind of address.
+            let target = unsafe { &mut *(&raw mut *name).cast::<libc::sockaddr_in>() };
+            target.sin_family = libc::AF_INET as libc::sa_family_t;
+            target.sin_port = v4.port().to_be();
+            target.sin_addr.s_addr = u32::from(*v4.ip()).to_be();
+            size_of::<libc::sockaddr_in>() as libc::socklen_t
+        }
+        SocketAddr::V6(v6) => {
+            // SAFETY: as above.
+            let target = unsafe { &mut *(&raw mut *name).cast::<libc::sockaddr_in6>() };
+            target.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+            target.sin6_port = v6.port().to_be();
+            target.sin6_flowinfo = 0;
+            target.sin6_addr.s6_addr = v6.ip().octets();
+            target.sin6_scope_id = v6.scope_id();
+            size_of::<libc::sockaddr_in6>() as libc::socklen_t
+        }
+    }
+}
