@@ -5,5 +5,8 @@
 #![allow(missing_docs)]
 
 mod ends;
+mod lanes;
+mod life;
+mod many;
 mod rights;
 mod transfers;

@@ -1,0 +1,174 @@
+//! Lanes: slots that cannot be touched while they are in flight.
+
+use std::time::{Duration, Instant};
+
+use overbank_verbs::{Access, Done, Lane, MemoryRegion, Op, SlotId, Transfer, VerbsError, WcStatus};
+
+use crate::ends::*;
+
+const SLOT: usize = 5000;
+
+fn lane_and_peer(slots: u32) -> (Lane, End) {
+    let mut lane = Lane::new(&open(), slots, SLOT).unwrap();
+    let b = End::on(&open());
+    lane.connect(&b.qp.endpoint(), PATIENT).unwrap();
+    b.qp.connect(&lane.endpoint(), REMOTE, PATIENT).unwrap();
+    (lane, b)
+}
+
+fn finish(lane: &mut Lane) -> Vec<Done> {
+    let mut all = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while lane.in_flight() > 0 {
+        assert!(lane.wait(deadline).unwrap(), "{} still in flight", lane.in_flight());
+        lane.poll(&mut all).unwrap();
+    }
+    all
+}
+
+fn transfer(slot: SlotId, op: Op, len: usize, remote: &MemoryRegion, offset: usize) -> Transfer {
+    Transfer { slot, op, len, remote_address: remote.address() + offset as u64, rkey: remote.rkey() }
+}
+
+#[test]
+fn slots_go_out_and_come_back() {
+    let (mut lane, b) = lane_and_peer(8);
+    let far = memory(8 * SLOT, 0);
+    let remote = b.register(&far, ALL);
+    let slots: Vec<_> = std::iter::from_fn(|| lane.take()).collect();
+    assert_eq!((slots.len(), lane.slots(), lane.slot_len()), (8, 8, SLOT));
+    for (at, slot) in slots.iter().enumerate() {
+        lane.bytes_mut(*slot).unwrap().copy_from_slice(&pattern(SLOT, at as u8));
+    }
+    let batch = |op| -> Vec<_> {
+        slots.iter().enumerate().map(|(at, slot)| transfer(*slot, op, SLOT, &remote, at * SLOT)).collect()
+    };
+    lane.post(&batch(Op::Write)).unwrap();
+    let done = finish(&mut lane);
+    assert_eq!(done, slots.iter().map(|slot| Done { slot: *slot, status: WcStatus::SUCCESS }).collect::<Vec<_>>());
+    for at in 0..8 {
+        assert_eq!(bytes(&far, at * SLOT..(at + 1) * SLOT), pattern(SLOT, at as u8));
+        lane.bytes_mut(slots[at]).unwrap().fill(0);
+    }
+    lane.post(&batch(Op::Read)).unwrap();
+    finish(&mut lane);
+    for (at, slot) in slots.iter().enumerate() {
+        assert_eq!(lane.bytes(*slot).unwrap(), pattern(SLOT, at as u8));
+    }
+}
+
+#[test]
+fn a_slot_is_touched_only_while_it_is_held() {
+    let (mut lane, b) = lane_and_peer(2);
+    let far = memory(SLOT, 0);
+    let remote = b.register(&far, ALL);
+    for free in [SlotId(0), SlotId(1), SlotId(2), SlotId(u32::MAX)] {
+        assert!(lane.bytes(free).is_none() && lane.bytes_mut(free).is_none());
+        lane.give(free);
+        let result = lane.post(&[transfer(free, Op::Read, 10, &remote, 0)]);
+        assert!(matches!(result, Err(VerbsError::Slot { .. })), "{result:?}");
+    }
+    let (one, two) = (lane.take().unwrap(), lane.take().unwrap());
+    assert!(one != two && lane.take().is_none());
+    lane.post(&[transfer(one, Op::Read, 10, &remote, 0)]).unwrap();
+    // In flight until it is polled, whatever has arrived.
+    assert!(lane.wait(Instant::now() + Duration::from_secs(10)).unwrap());
+    assert!(lane.bytes(one).is_none() && lane.bytes_mut(one).is_none() && lane.bytes(two).is_some());
+    lane.give(one);
+    assert!(lane.take().is_none(), "a slot in flight was given back");
+    // A bad batch leaves the good slot held, and the one in flight in flight.
+    for bad in [transfer(one, Op::Read, 10, &remote, 0), transfer(two, Op::Read, 10, &remote, 0)] {
+        let result = lane.post(&[transfer(two, Op::Write, 10, &remote, 0), bad]);
+        assert!(matches!(result, Err(VerbsError::Slot { .. })), "{result:?}");
+        assert!(lane.bytes(one).is_none() && lane.bytes(two).is_some());
+    }
+    for len in [0, SLOT + 1, usize::MAX] {
+        let result = lane.post(&[transfer(two, Op::Write, len, &remote, 0)]);
+        assert!(matches!(result, Err(VerbsError::OutOfRange { .. } | VerbsError::ZeroLength { .. })), "{result:?}");
+        assert!(lane.bytes(two).is_some());
+    }
+    assert_eq!((lane.in_flight(), finish(&mut lane).len()), (1, 1));
+    assert!(lane.bytes(one).is_some());
+    lane.give(one);
+    lane.give(one);
+    assert!(lane.bytes(one).is_none());
+    assert_eq!((lane.take(), lane.take()), (Some(one), None), "given back twice");
+}
+
+#[test]
+fn a_lane_gives_its_peer_nothing() {
+    let (mut lane, b) = lane_and_peer(1);
+    let slot = lane.take().unwrap();
+    lane.bytes_mut(slot).unwrap().fill(GUARD);
+    let far = memory(SLOT, 7);
+    let mr = b.register(&far, ALL);
+    let address = lane.bytes(slot).unwrap().as_ptr() as u64;
+    let request = overbank_verbs::WorkRequest {
+        id: 1,
+        op: Op::Write,
+        region: &mr,
+        offset: 0,
+        len: 10,
+        remote_address: address,
+        rkey: mr.rkey(),
+    };
+    assert_eq!(b.run(request), WcStatus::REM_INV_REQ_ERR);
+    assert_eq!(lane.bytes(slot).unwrap(), [GUARD; SLOT]);
+}
+
+#[test]
+fn renew_flushes_what_was_in_flight_and_keeps_the_bytes() {
+    let (mut lane, b) = lane_and_peer(4);
+    let far = memory(4 * SLOT, 0);
+    let remote = b.register(&far, ALL);
+    let slots: Vec<_> = std::iter::from_fn(|| lane.take()).collect();
+    for (at, slot) in slots.iter().enumerate() {
+        lane.bytes_mut(*slot).unwrap().copy_from_slice(&pattern(SLOT, at as u8));
+    }
+    let old = lane.endpoint();
+    b.qp.set_error().unwrap();
+    lane.post(&slots[..3].iter().map(|slot| transfer(*slot, Op::Write, SLOT, &remote, 0)).collect::<Vec<_>>()).unwrap();
+    lane.renew().unwrap();
+    lane.renew().unwrap();
+    assert_ne!(lane.endpoint(), old);
+    assert!(lane.bytes(slots[0]).is_none(), "not yet polled");
+    assert_eq!(lane.in_flight(), 3);
+    let mut done = finish(&mut lane);
+    done.sort_by_key(|done| done.slot);
+    assert_eq!(done.len(), 3);
+    assert!(done.iter().all(|done| done.status == WcStatus::WR_FLUSH_ERR), "{done:?}");
+    for (at, slot) in slots.iter().enumerate() {
+        assert_eq!(lane.bytes(*slot).unwrap(), pattern(SLOT, at as u8));
+    }
+    // The fresh queue pair works.
+    let mut b = b;
+    b.replace_qp();
+    b.qp.connect(&lane.endpoint(), REMOTE, PATIENT).unwrap();
+    lane.connect(&b.qp.endpoint(), PATIENT).unwrap();
+    lane.post(&[transfer(slots[3], Op::Write, SLOT, &remote, SLOT)]).unwrap();
+    assert_eq!(finish(&mut lane), [Done { slot: slots[3], status: WcStatus::SUCCESS }]);
+    assert_eq!(bytes(&far, SLOT..2 * SLOT), pattern(SLOT, 3));
+}
+
+#[test]
+fn a_failed_transfer_gives_its_slot_back() {
+    let (mut lane, b) = lane_and_peer(2);
+    let far = memory(SLOT, 0);
+    let remote = b.register(&far, Access::LOCAL_WRITE | Access::REMOTE_READ);
+    let (one, two) = (lane.take().unwrap(), lane.take().unwrap());
+    lane.post(&[transfer(one, Op::Write, 10, &remote, 0), transfer(two, Op::Read, 10, &remote, 0)]).unwrap();
+    let expected = [(one, WcStatus::REM_ACCESS_ERR), (two, WcStatus::WR_FLUSH_ERR)];
+    assert_eq!(finish(&mut lane), expected.map(|(slot, status)| Done { slot, status }));
+    assert!(lane.bytes(one).is_some() && lane.bytes(two).is_some());
+}
+
+#[test]
+fn a_lane_that_is_not_connected_takes_nothing() {
+    let mut lane = Lane::new(&open(), 1, 100).unwrap();
+    let slot = lane.take().unwrap();
+    let transfer = Transfer { slot, op: Op::Read, len: 1, remote_address: 0, rkey: 0 };
+    assert!(matches!(lane.post(&[transfer]), Err(VerbsError::State { .. })));
+    assert!(lane.bytes(slot).is_some());
+    assert!(Lane::new(&open(), 0, 100).is_err() && Lane::new(&open(), 1, 0).is_err());
+    assert!(Lane::new(&open(), u32::MAX, usize::MAX).is_err());
+}
