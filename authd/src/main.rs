@@ -1,2 +1,122 @@
-//! placeholder
-fn main() {}
+//! `overbank-authd`: see `overbank-authd --help`.
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use overbank_authd::Limits;
+use overbank_authd::cli::{Cli, Command, LogFormat, Serve};
+use overbank_authd::server::{ServeError, Server};
+use overbank_authd::state::{State, StateError};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Init { state, listen, json } => init(&state, listen, json),
+        Command::Serve(how) => serve(&how),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("overbank-authd: {}", chain(&*error));
+            status(&*error)
+        }
+    }
+}
+
+/// The error with its causes, on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(&format!(": {said}"));
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn status(error: &(dyn Error + 'static)) -> ExitCode {
+    ExitCode::from(match (error.downcast_ref::<StateError>(), error.downcast_ref::<ServeError>()) {
+        (Some(StateError::InUse { .. }), _) => 4,
+        (Some(_), _) | (_, Some(ServeError::Store(_))) => 3,
+        (_, Some(ServeError::Listen { .. })) => 5,
+        _ => 1,
+    })
+}
+
+fn init(dir: &Path, listen: SocketAddr, json: bool) -> Result<(), Box<dyn Error>> {
+    let made = State::init(dir)?;
+    let (fingerprint, invitation) = (made.fingerprint.to_string(), made.operator_invitation.code());
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::json!({"fingerprint": fingerprint, "operator_invitation": invitation}))?;
+    } else {
+        writeln!(out, "state:               {}", dir.display())?;
+        writeln!(out, "fingerprint:         {fingerprint}")?;
+        writeln!(out, "operator invitation: {invitation}")?;
+        writeln!(out, "The invitation is good once, within 7 days, and a secret until then. To go on:")?;
+        writeln!(out, "  overbank-authd serve --state {} --listen {listen}", dir.display())?;
+        writeln!(out, "  overbank --authd {listen} join INVITATION")?;
+    }
+    Ok(out.flush()?)
+}
+
+fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
+    log_to_stderr(how.log_format)?;
+    harden();
+    let limits =
+        Limits { max_lease: how.max_lease, quota: how.quota_bytes.map(|size| size.0), max_pending: how.max_pending };
+    let state = State::open(&how.state)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let served = runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
+                _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
+            }
+        };
+        let server = Server::bind(state, how.listen, limits).await?;
+        let (address, fingerprint) = (server.address(), server.fingerprint());
+        let mut out = std::io::stdout();
+        writeln!(out, "overbank-authd listening on {address}, fingerprint {fingerprint}")?;
+        out.flush()?;
+        tracing::info!(%address, %fingerprint, max_lease = ?limits.max_lease, "serving");
+        server.run(stop).await?;
+        Ok::<_, Box<dyn Error>>(())
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    served
+}
+
+fn log_to_stderr(format: LogFormat) -> Result<(), Box<dyn Error>> {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env()?;
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logger.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => logger.json().init(),
+    }
+    Ok(())
+}
+
+/// No core dump and no debugger sees the secrets, and there are as many file descriptors as may be.
+fn harden() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let dumps = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| nix::sys::prctl::set_dumpable(false));
+    for (what, done) in [("the limit of open files is not raised", raised), ("core dumps are not off", dumps)] {
+        if let Err(error) = done {
+            tracing::warn!(%error, "{what}");
+        }
+    }
+}

@@ -24,3 +24,5 @@ pub const BLOCK_KEY: &[u8] = b"overbank block key v1";
 pub const BLOCK_AAD: &[u8] = b"overbank block v1";
 /// Derivation of the key that authenticates a saved freshness table.
 pub const FRESHNESS: &[u8] = b"overbank freshness v1";
+/// Hash of a one-time invitation's secret, as the auth daemon keeps it.
+pub const INVITATION: &[u8] = b"overbank invitation v1";

@@ -1,0 +1,103 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use overbank_fabric::units::{Size, parse_duration};
+
+const LISTEN: &str = "127.0.0.1:7471";
+
+const EXIT_STATUSES: &str = "\
+Exit statuses:
+  0  done, or stopped by SIGTERM or SIGINT
+  1  any other failure
+  2  the command line is wrong
+  3  the state cannot be used: missing, there already, open to others, damaged, or made by a newer version
+  4  the state is in use by another overbank-authd
+  5  the address cannot be listened on";
+
+const EXAMPLES: &str = "\
+Examples:
+  overbank-authd init --state /var/lib/overbank/authd
+      Makes the daemon's identity and database, and prints a one-time invitation for the first operator.
+  overbank-authd serve --state /var/lib/overbank/authd --listen 10.0.0.1:7471
+      Serves the machines that can reach that address, until SIGTERM.
+  overbank --authd 10.0.0.1:7471 join INVITATION
+      Makes whoever runs it the first operator.";
+
+/// The auth daemon of Overbank: it knows who is trusted, and grants leases of other machines' memory.
+#[derive(Debug, Parser)]
+#[command(name = "overbank-authd", version, after_help = format!("{EXAMPLES}\n\n{EXIT_STATUSES}"))]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the daemon can be told to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new state: the daemon's identity, its database, and an invitation for the first operator.
+    ///
+    /// The invitation can be used once, within 7 days. Whoever has it can become operator: pass it on in secret.
+    #[command(after_help = EXIT_STATUSES)]
+    Init {
+        /// Directory for it: made with mode 0700, or an existing one with that mode and no state in it.
+        #[arg(long, value_name = "DIR", env = "OVERBANK_AUTHD_STATE")]
+        state: PathBuf,
+        /// Where `serve` will listen: only for the commands that are printed as the next steps.
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = LISTEN, env = "OVERBANK_AUTHD_LISTEN")]
+        listen: SocketAddr,
+        /// Print {"fingerprint", "operator_invitation"} as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve consumers, operators and providers.
+    ///
+    /// Prints one line when it is ready: `overbank-authd listening on ADDRESS, fingerprint FINGERPRINT`. Logs to stderr;
+    /// RUST_LOG sets how much (default: info).
+    #[command(after_help = EXIT_STATUSES)]
+    Serve(Serve),
+}
+
+/// How to serve.
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    /// The directory that `init` made.
+    #[arg(long, value_name = "DIR", env = "OVERBANK_AUTHD_STATE")]
+    pub state: PathBuf,
+    /// IP address and TCP port to listen on; port 0 takes any free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = LISTEN, env = "OVERBANK_AUTHD_LISTEN")]
+    pub listen: SocketAddr,
+    /// Longest time that a lease may run before it is renewed: 1s to 30d.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lease_time)]
+    pub max_lease: Duration,
+    /// Most memory pinned in one tenant's name, such as 64GiB [default: no limit].
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<Size>)]
+    pub quota_bytes: Option<Size>,
+    /// Most identities that wait for approval; of more, the one seen longest ago is forgotten.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_pending: u32,
+    /// How log lines look.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn lease_time(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    match time.as_secs() {
+        1..=2_592_000 => Ok(time),
+        _ => Err(format!("'{text}': the longest lease is between 1s and 30d")),
+    }
+}

@@ -1,0 +1,230 @@
+//! Every decision of the auth daemon, without a socket, a thread or a clock: requests, answers to orders and the time go
+//! in; answers, orders and [`Effect`]s come out. What it says was done is in the store before it says so.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use overbank_fabric::handshake::Party;
+use overbank_fabric::identity::{Identity, PublicKey};
+use overbank_fabric::ids::LeaseId;
+use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, TrustEntry};
+
+use crate::clock::Now;
+use crate::providers::Provider;
+use crate::store::{Store, StoreError, leases};
+
+/// What an operator of the daemon may set.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Longest time that a lease may run without being renewed.
+    pub max_lease: Duration,
+    /// Most bytes pinned in one tenant's name; none: as many as there are.
+    pub quota: Option<u64>,
+    /// Most identities that wait for approval; of more, the one seen longest ago is forgotten.
+    pub max_pending: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_lease: Duration::from_secs(24 * 3600), quota: None, max_pending: 1000 }
+    }
+}
+
+/// One session, unique in the life of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct SessionId(pub(crate) u64);
+
+/// Who asks, as the handshake has proven.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asker {
+    pub(crate) key: PublicKey,
+    pub(crate) party: Party,
+    pub(crate) session: SessionId,
+}
+
+/// What comes next for a request.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// It is answered.
+    Answer(Reply),
+    /// A provider must do something first; its outcome goes to [`Core::answered`].
+    Order(Box<Order>),
+    /// Another request has the same lease in hand: ask again after the next [`Effect::Changed`].
+    Wait,
+}
+
+/// Something for a provider to do.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// Over which session.
+    pub(crate) session: SessionId,
+    /// Carve, Bind, Extend or Fence.
+    pub(crate) call: Call,
+    /// What to do with the outcome.
+    pub(crate) then: Then,
+}
+
+/// What an order was for.
+#[derive(Debug)]
+pub(crate) enum Then {
+    /// A lease is being made.
+    Carved(crate::leases::Making),
+    /// A lease is being renewed, to this tick.
+    Extended(LeaseId, overbank_fabric::time::Tick),
+    /// A provider lagged behind the store.
+    CaughtUp(LeaseId),
+    /// A lease is being ended; whether its holder waits for it.
+    Fenced(LeaseId, Waiting),
+    /// Queue pairs are being bound.
+    Bound,
+}
+
+/// Whether somebody waits for the outcome of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// A request.
+    Somebody,
+    /// It was ordered of the daemon's own accord.
+    Nobody,
+}
+
+/// Why an order has no reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum OrderError {
+    /// The provider refused.
+    Refused(Refusal),
+    /// The session ended first. It may have been done.
+    Gone,
+    /// The provider did not answer in time. It may still be done.
+    Late,
+}
+
+/// What must happen outside.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Effect {
+    /// Close every session of this identity.
+    Close(PublicKey),
+    /// Close this session.
+    CloseSession(SessionId),
+    /// [`Core::due_orders`] has something for this provider's session.
+    Orders(SessionId),
+    /// Give these last orders to a provider that was revoked, for a moment and concurrently, then close its sessions.
+    Farewell(PublicKey, SessionId, Vec<Call>),
+    /// A lease has moved on: who was told to wait asks again.
+    Changed,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    /// For a reason that the asker is told.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// For one that is in the log.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Shorthand for a refusal as a fault.
+pub(crate) fn refuse(code: RefusalCode, message: impl Into<String>) -> Fault {
+    Fault::Refused(Refusal::new(code, message))
+}
+
+/// The decisions, and all that they rest on.
+pub(crate) struct Core {
+    pub(crate) store: Store,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) limits: Limits,
+    pub(crate) started: Instant,
+    /// Every provider that spoke in the life of this process.
+    pub(crate) providers: HashMap<PublicKey, Provider>,
+    /// Leases that a provider is told to fence right now.
+    pub(crate) fencing: HashSet<LeaseId>,
+    effects: Vec<Effect>,
+}
+
+impl Core {
+    /// Takes up where the store left off.
+    pub(crate) fn new(mut store: Store, identity: Arc<Identity>, limits: Limits, now: Now) -> Result<Self, StoreError> {
+        let abandoned = store.write(|tx| leases::abandon_carving(tx))?;
+        if abandoned > 0 {
+            tracing::info!(abandoned, "leases that were being made when the daemon last stopped will be fenced");
+        }
+        Ok(Self {
+            store,
+            identity,
+            limits,
+            started: now.instant,
+            providers: HashMap::new(),
+            fencing: HashSet::new(),
+            effects: Vec::new(),
+        })
+    }
+
+    /// Decides on one request.
+    pub(crate) fn request(&mut self, asker: &Asker, call: Call, now: Now) -> Result<Next, Fault> {
+        let me = self.authorize(asker, &call)?;
+        let reply = match call {
+            Call::WhoAmI => Reply::You(me),
+            Call::Join(join) => Reply::You(self.join(&me, asker.party, &join, now)?),
+            Call::TrustList => Reply::Trust(self.trust_list()?),
+            Call::TrustApprove(approve) => Reply::Trust(vec![self.approve(approve)?]),
+            Call::TrustRevoke(fingerprint) => Reply::Trust(vec![self.revoke(&fingerprint, now)?]),
+            Call::TrustInvite(invite) => Reply::Invitation(self.invite(&me.key, invite, now)?),
+
+            Call::CreateLease(wish) => return self.create(&me, wish, now),
+            Call::RenewLease(renew) => return self.renew(&me, &renew, now),
+            Call::ReleaseLease(lease) => return self.release(&me, &lease, now),
+            Call::Attach(attach) => return self.attach(&me, attach, now),
+            Call::ListLeases => Reply::Leases(self.list_leases(&me, now)?),
+            Call::ShowLease(lease) => Reply::Leases(vec![self.show_lease(&me, &lease, now)?]),
+            Call::Status => Reply::Status(self.status(me, now)?),
+
+            Call::Offer(offer) => self.offer(asker, offer, now)?,
+            Call::Heartbeat(heartbeat) => self.heartbeat(asker, &heartbeat, now)?,
+            Call::Ended(receipt) => self.ended(&me, receipt, now)?,
+            Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) => {
+                return Err(refuse(RefusalCode::Forbidden, "the auth daemon takes no orders"));
+            }
+        };
+        Ok(Next::Answer(reply))
+    }
+
+    /// Goes on with what an order was for.
+    pub(crate) fn answered(&mut self, then: Then, outcome: Result<Reply, OrderError>, now: Now) -> Result<Next, Fault> {
+        match then {
+            Then::Carved(making) => self.carved(making, outcome, now),
+            Then::Extended(lease, tick) => self.extended(&lease, tick, outcome, now),
+            Then::CaughtUp(lease) => self.caught_up(&lease, outcome),
+            Then::Fenced(lease, waiting) => self.fenced(&lease, waiting, outcome, now),
+            Then::Bound => bound(outcome),
+        }
+    }
+
+    /// Notes that something must happen outside.
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// What must happen outside since the last time.
+    pub(crate) fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The entry of an identity that the session has proven and [`Core::admit`] has written down.
+    pub(crate) fn entry(&self, key: &PublicKey) -> Result<Option<TrustEntry>, StoreError> {
+        crate::store::identities::find(self.store.read(), key)
+    }
+}
+
+/// A provider's answer to an attach goes through as it came.
+fn bound(outcome: Result<Reply, OrderError>) -> Result<Next, Fault> {
+    match outcome {
+        Ok(reply @ Reply::Attached(_)) => Ok(Next::Answer(reply)),
+        other => Err(crate::leases::provider_failed(other).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! What the sessions share: who is connected, how an order reaches a provider, and what is waited for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use overbank_fabric::channel::{CallError, Caller, ChannelError};
+use overbank_fabric::identity::PublicKey;
+use overbank_fabric::ids::CorrelationId;
+use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
+
+use crate::clock::{Now, millis};
+use crate::core::{Asker, Effect, Next, Order, OrderError, SessionId};
+use crate::desk::Desk;
+use crate::gate::Gate;
+
+/// Requests of clients at work at once, over all sessions.
+pub(crate) const MAX_REQUESTS: usize = 512;
+/// Sessions of identities that are not trusted.
+pub(crate) const MAX_STRANGERS: usize = 128;
+/// Sessions of one identity.
+const MAX_SESSIONS_EACH: usize = 256;
+/// How long a provider has for an order that nobody waits for.
+const ORDER_TIME: Duration = Duration::from_secs(5);
+/// How long a revoked provider has to fence.
+const FAREWELL_TIME: Duration = Duration::from_secs(2);
+
+/// Shared by all sessions.
+pub(crate) struct Hub {
+    pub(crate) desk: Desk,
+    /// Counts what was refused, and bounds what is logged.
+    pub(crate) gate: Gate,
+    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) strangers: Arc<Semaphore>,
+    links: Mutex<HashMap<SessionId, Link>>,
+    next_session: AtomicU64,
+    changed: Notify,
+}
+
+/// How a session is reached from outside of it.
+struct Link {
+    key: PublicKey,
+    caller: Caller,
+    close: watch::Sender<bool>,
+    orders: Arc<Notify>,
+}
+
+/// What a session hears from outside of it.
+pub(crate) struct Signals {
+    /// Turns true when the session must close.
+    pub(crate) close: watch::Receiver<bool>,
+    /// Orders are due.
+    pub(crate) orders: Arc<Notify>,
+}
+
+impl Hub {
+    pub(crate) fn new(desk: Desk) -> Self {
+        Self {
+            desk,
+            gate: Gate::default(),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            links: Mutex::default(),
+            next_session: AtomicU64::new(0),
+            changed: Notify::new(),
+        }
+    }
+
+    fn links(&self) -> MutexGuard<'_, HashMap<SessionId, Link>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a refusal, and logs it at a bounded rate.
+    pub(crate) fn rejected(&self, reason: &'static str, detail: &dyn std::fmt::Display) {
+        if let Some(pass) = self.gate.count(reason, std::time::Instant::now()) {
+            tracing::warn!(reason, rejected_total = pass.total, unlogged = pass.unlogged, detail = %detail, "rejected");
+        }
+    }
+
+    /// A new session of this identity; `None` where it has too many.
+    pub(crate) fn enter(&self, key: PublicKey, caller: Caller) -> Option<(SessionId, Signals)> {
+        let mut links = self.links();
+        if links.values().filter(|link| link.key == key).count() >= MAX_SESSIONS_EACH {
+            return None;
+        }
+        let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let (close, closed) = watch::channel(false);
+        let orders = Arc::new(Notify::new());
+        links.insert(id, Link { key, caller, close, orders: Arc::clone(&orders) });
+        Some((id, Signals { close: closed, orders }))
+    }
+
+    /// A session is over.
+    pub(crate) fn leave(&self, session: SessionId) {
+        self.links().remove(&session);
+    }
+
+    fn close(&self, which: impl Fn(&SessionId, &Link) -> bool) {
+        for (_, link) in self.links().iter().filter(|(id, link)| which(id, link)) {
+            link.close.send_replace(true);
+        }
+    }
+
+    /// Makes happen what a decision entails.
+    pub(crate) fn apply(self: &Arc<Self>, effect: Effect) {
+        match effect {
+            Effect::Changed => self.changed.notify_waiters(),
+            Effect::Close(key) => self.close(|_, link| link.key == key),
+            Effect::CloseSession(session) => self.close(|id, _| *id == session),
+            Effect::Orders(session) => {
+                if let Some(link) = self.links().get(&session) {
+                    link.orders.notify_one();
+                }
+            }
+            Effect::Farewell(key, session, calls) => {
+                let hub = Arc::clone(self);
+                tokio::spawn(async move {
+                    let until = Instant::now() + FAREWELL_TIME;
+                    let mut fences = JoinSet::new();
+                    for call in calls {
+                        let hub = Arc::clone(&hub);
+                        fences.spawn(async move { hub.send(session, CorrelationId::random(), call, until).await });
+                    }
+                    while fences.join_next().await.is_some() {}
+                    hub.close(|_, link| link.key == key);
+                });
+            }
+        }
+    }
+
+    /// Works on a request until it is answered, ordering providers about where that takes it. The future must be driven
+    /// to its end: what was begun is then settled, whatever the outcome. It ends soon after `until`.
+    pub(crate) async fn work(
+        self: Arc<Self>,
+        asker: Asker,
+        correlation: CorrelationId,
+        call: Call,
+        received: Now,
+        until: Instant,
+    ) -> Result<Reply, Refusal> {
+        let late = || Refusal::new(RefusalCode::Deadline, "not done in the time that the request gave: try again");
+        let mut next = {
+            let call = call.clone();
+            self.desk.run(move |core| core.request(&asker, call, received)).await?
+        };
+        loop {
+            next = match next {
+                Next::Answer(reply) => return Ok(reply),
+                Next::Order(order) => self.order(*order, correlation, until).await?,
+                Next::Wait => {
+                    let changed = self.changed.notified();
+                    tokio::pin!(changed);
+                    changed.as_mut().enable();
+                    let again = call.clone();
+                    match self.desk.run(move |core| core.request(&asker, again, Now::read())).await? {
+                        Next::Wait => {
+                            timeout_at(until, changed).await.map_err(|_| late())?;
+                            Next::Wait
+                        }
+                        other => other,
+                    }
+                }
+            };
+        }
+    }
+
+    /// Gives one order, and hands its outcome to the decisions.
+    async fn order(&self, order: Order, correlation: CorrelationId, until: Instant) -> Result<Next, Refusal> {
+        let Order { session, call, then } = order;
+        let outcome = self.send(session, correlation, call, until).await;
+        self.desk.run(move |core| core.answered(then, outcome, Now::read())).await
+    }
+
+    /// Sends one order over a provider's session.
+    async fn send(
+        &self,
+        session: SessionId,
+        correlation: CorrelationId,
+        call: Call,
+        until: Instant,
+    ) -> Result<Reply, OrderError> {
+        let caller = self.links().get(&session).map(|link| link.caller.clone()).ok_or(OrderError::Gone)?;
+        let left = until.saturating_duration_since(Instant::now());
+        let deadline_ms = u32::try_from(millis(left)).unwrap_or(u32::MAX);
+        match timeout_at(until, caller.call(correlation, deadline_ms, call)).await {
+            Err(_) => Err(OrderError::Late),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(CallError::Refused(refusal))) => Err(OrderError::Refused(refusal)),
+            Ok(Err(CallError::Channel(ChannelError::TooLong { .. }))) => {
+                let refusal = Refusal::new(RefusalCode::Invalid, "the request is too long to be passed on");
+                Err(OrderError::Refused(refusal))
+            }
+            Ok(Err(CallError::Channel(_))) => Err(OrderError::Gone),
+        }
+    }
+
+    /// Gives a provider the orders that are due and that nobody waits for, all at once.
+    pub(crate) async fn give_due_orders(self: &Arc<Self>, session: SessionId, orders: &mut JoinSet<()>) {
+        let Ok(due) = self.desk.run(move |core| core.due_orders(session, Now::read())).await else { return };
+        for order in due {
+            let hub = Arc::clone(self);
+            let correlation = CorrelationId::random();
+            let span = tracing::error_span!("order", %correlation);
+            let given = async move {
+                if let Err(refusal) = hub.order(order, correlation, Instant::now() + ORDER_TIME).await {
+                    hub.rejected("order", &refusal);
+                }
+            };
+            orders.spawn(given.instrument(span));
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The lenders: what they offer, what they hold, and what they must still be told.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use overbank_fabric::identity::PublicKey;
+use overbank_fabric::ids::{BootId, LeaseId};
+use overbank_fabric::message::{Call, Extend, Fence, Heartbeat, Offer, RefusalCode, Reply, TrustEntry};
+use overbank_fabric::receipt::{EndReason, Receipt};
+use overbank_fabric::signed::{Signed, to_cbor};
+use overbank_fabric::time::{Deadline, Tick};
+use rusqlite::Connection;
+
+use crate::clock::{Now, ProviderClock};
+use crate::core::{Asker, Core, Effect, Fault, Next, Order, OrderError, SessionId, Then, Waiting, refuse};
+use crate::leases::provider_failed;
+use crate::store::StoreError;
+use crate::store::leases::{self, LeaseRow, Stage};
+
+/// A provider that was not heard of for this long gets no leases and no attaches.
+const AWAY: Duration = Duration::from_secs(5);
+/// A lease that is over by this long without a receipt is ordered to be fenced.
+const OVERDUE_MS: u64 = 2000;
+/// Most orders in one go.
+const MAX_ORDERS: u32 = 256;
+/// Longest receipt that is kept, bytes. A real one has some 600.
+const MAX_RECEIPT: usize = 4096;
+/// No pool and no clock is larger than this; sums of such numbers stay far from overflow.
+const MAX_NUMBER: u64 = 1 << 50;
+
+/// A provider, as it last introduced itself.
+#[derive(Debug)]
+pub(crate) struct Provider {
+    pub(crate) key: PublicKey,
+    /// None while it is not connected.
+    pub(crate) session: Option<SessionId>,
+    pub(crate) boot: BootId,
+    clock: ProviderClock,
+    pub(crate) pool_bytes: u64,
+    pub(crate) page_bytes: u64,
+    /// As of the last heartbeat, less what was carved since: an estimate, the provider decides.
+    pub(crate) free_bytes: u64,
+    pub(crate) quarantined_bytes: u64,
+    pub(crate) device: String,
+    /// Leases that it holds and that the store knows nothing of.
+    pub(crate) unknown: HashSet<LeaseId>,
+    /// Leases of which it knows an earlier deadline than the store.
+    behind: HashSet<LeaseId>,
+}
+
+impl Provider {
+    /// Whether it is connected and was heard of lately.
+    pub(crate) fn is_here(&self, now: Instant) -> bool {
+        self.session.is_some() && self.clock.age_at(now) < AWAY
+    }
+
+    /// What its clock shows by now, at least.
+    pub(crate) fn tick_at(&self, now: Instant) -> Tick {
+        self.clock.tick_at(now)
+    }
+}
+
+/// Text from outside, fit for a terminal and a log: without control characters, at most `most` characters.
+pub(crate) fn plain(text: &str, most: usize) -> String {
+    text.chars().filter(|it| !it.is_control()).take(most).collect()
+}
+
+/// Writes down that a lease's contents are gone with its provider.
+pub(crate) fn lose(db: &Connection, row: &LeaseRow, reason: Option<EndReason>) -> Result<(), StoreError> {
+    match row.stage {
+        Stage::Carving | Stage::Abandoned => leases::delete(db, &row.id),
+        _ => leases::update(db, &LeaseRow { stage: Stage::Lost, reason: row.reason.or(reason), ..row.clone() }),
+    }
+}
+
+impl Core {
+    /// A provider introduces itself: from now on this session speaks for it, and both sides agree on what it holds.
+    pub(crate) fn offer(&mut self, asker: &Asker, offer: Offer, now: Now) -> Result<Reply, Fault> {
+        let pages = offer.page_bytes.is_power_of_two() && (4096..=MAX_NUMBER).contains(&offer.page_bytes);
+        if !pages || offer.pool_bytes > MAX_NUMBER {
+            let text = "a pool has at most 1 PiB, in pages of a power of two of at least 4096 bytes";
+            return Err(refuse(RefusalCode::Invalid, text));
+        }
+        if offer.leases.iter().any(|held| held.deadline.boot != offer.boot) {
+            return Err(refuse(RefusalCode::Invalid, "a lease of another life cannot be held"));
+        }
+        check(&offer.heartbeat)?;
+        let clock = ProviderClock::new(offer.heartbeat.tick, now.instant);
+        let open = leases::open_at(self.store.read(), &asker.key)?;
+        let held: std::collections::HashMap<LeaseId, Tick> =
+            offer.leases.iter().map(|held| (held.lease, held.deadline.tick)).collect();
+        let here = |row: &LeaseRow| held.get(&row.id).filter(|_| row.boot == offer.boot).copied();
+
+        let mut behind = HashSet::new();
+        let mut gone = Vec::new();
+        for row in &open {
+            match (row.stage, here(row)) {
+                (Stage::Active, Some(tick)) if tick < row.deadline => {
+                    behind.insert(row.id);
+                }
+                (_, Some(_)) => {}
+                // Being carved over this very session's forerunner: the order's own outcome settles it.
+                (Stage::Carving, None) if row.boot == offer.boot => {}
+                _ => gone.push(row),
+            }
+        }
+        let lost = self.store.write(|tx| {
+            let mut lost = 0_u64;
+            for row in &gone {
+                let same_life = row.boot == offer.boot;
+                match row.stage {
+                    // Ended there while the session was down: the receipt follows.
+                    Stage::Active if same_life && row.deadline <= offer.heartbeat.tick => {
+                        let expired = Core::stopped(row, EndReason::Expired);
+                        leases::update(tx, &LeaseRow { fenced: true, ..expired })?;
+                    }
+                    Stage::Ending if same_life => leases::update(tx, &LeaseRow { fenced: true, ..(*row).clone() })?,
+                    _ => {
+                        lost += u64::from(row.stage == Stage::Active);
+                        lose(tx, row, None)?;
+                    }
+                }
+            }
+            Ok::<_, StoreError>(lost)
+        })?;
+
+        let known: HashSet<LeaseId> = open.iter().map(|row| row.id).collect();
+        let unknown: HashSet<LeaseId> = held.keys().filter(|lease| !known.contains(lease)).copied().collect();
+        let (fence, extend) = (unknown.len(), behind.len());
+        let provider = Provider {
+            key: asker.key,
+            session: Some(asker.session),
+            boot: offer.boot,
+            clock,
+            pool_bytes: offer.pool_bytes,
+            page_bytes: offer.page_bytes,
+            free_bytes: offer.heartbeat.free_bytes.min(offer.pool_bytes),
+            quarantined_bytes: offer.heartbeat.quarantined_bytes.min(offer.pool_bytes),
+            device: plain(&offer.device, 200),
+            unknown,
+            behind,
+        };
+        let before = self.providers.insert(asker.key, provider);
+        if let Some(session) = before.and_then(|before| before.session).filter(|&session| session != asker.session) {
+            self.effect(Effect::CloseSession(session));
+        }
+        self.effect(Effect::Orders(asker.session));
+        self.effect(Effect::Changed);
+        let (boot, holds) = (offer.boot, held.len());
+        tracing::info!(%boot, holds, lost, to_fence = fence, to_extend = extend, "a provider offers its pool");
+        Ok(Reply::Done)
+    }
+
+    /// A provider is alive.
+    pub(crate) fn heartbeat(&mut self, asker: &Asker, beat: &Heartbeat, now: Now) -> Result<Reply, Fault> {
+        check(beat)?;
+        let provider =
+            self.providers.get_mut(&asker.key).filter(|provider| provider.session == Some(asker.session)).ok_or_else(
+                || refuse(RefusalCode::Invalid, "an offer comes before a heartbeat, in the same session"),
+            )?;
+        if beat.tick >= provider.clock.heard() {
+            provider.clock = ProviderClock::new(beat.tick, now.instant);
+            provider.free_bytes = beat.free_bytes.min(provider.pool_bytes);
+            provider.quarantined_bytes = beat.quarantined_bytes.min(provider.pool_bytes);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// A provider says how a lease ended. Said again, it is the same.
+    pub(crate) fn ended(&mut self, me: &TrustEntry, signed: Signed<Receipt>, now: Now) -> Result<Reply, Fault> {
+        let bad = |text: String| refuse(RefusalCode::BadSignature, text);
+        if to_cbor(&signed).len() > MAX_RECEIPT {
+            return Err(refuse(RefusalCode::Invalid, format!("a receipt has at most {MAX_RECEIPT} bytes")));
+        }
+        let receipt = signed.open(&me.key).map_err(|error| bad(format!("the receipt is not good: {error}")))?;
+        if receipt.provider != me.key {
+            return Err(bad(format!("the receipt of lease {} is another provider's", receipt.lease)));
+        }
+        let Some(mut row) = leases::find(self.store.read(), &receipt.lease)? else {
+            tracing::info!(lease = %receipt.lease, "a receipt for a lease that nobody was told of");
+            return Ok(Reply::Done);
+        };
+        if (row.provider, row.boot, &row.tenant) != (me.key, receipt.boot, &receipt.tenant) {
+            return Err(bad(format!("lease {} was not lent by that provider, in that life, to that tenant", row.id)));
+        }
+        let had = row.receipt.as_ref().and_then(|signed| signed.open(&me.key).ok());
+        if had.is_some_and(|had| had.is_complete() || !receipt.is_complete()) {
+            return Ok(Reply::Done);
+        }
+        let (complete, reason) = (receipt.is_complete(), receipt.reason);
+        if matches!(row.stage, Stage::Carving | Stage::Abandoned) {
+            self.store.write(|tx| leases::delete(tx, &row.id))?;
+        } else {
+            row.stage = if complete { Stage::Ended } else { Stage::Ending };
+            row.fenced = true;
+            row.reason = if reason == EndReason::Unknown { row.reason.or(Some(reason)) } else { Some(reason) };
+            row.receipt = Some(signed);
+            self.store.write(|tx| leases::update(tx, &row))?;
+        }
+        if complete
+            && let Some(provider) = self.providers.get_mut(&me.key).filter(|provider| provider.boot == receipt.boot)
+        {
+            provider.free_bytes = provider.free_bytes.saturating_add(receipt.bytes).min(provider.pool_bytes);
+        }
+        self.effect(Effect::Changed);
+        match complete {
+            true => {
+                tracing::info!(lease = %row.id, tenant = %row.tenant, %reason, "a lease has ended, its memory is clean")
+            }
+            false => tracing::warn!(lease = %row.id, tenant = %row.tenant, %reason, at_unix_ms = now.unix_ms,
+                "a lease has ended, but a step of its end failed: the provider keeps its memory in quarantine"),
+        }
+        Ok(Reply::Done)
+    }
+
+    /// A session is over. Where it was a provider's, the provider is away now.
+    pub(crate) fn session_closed(&mut self, session: SessionId) {
+        for provider in self.providers.values_mut().filter(|provider| provider.session == Some(session)) {
+            provider.session = None;
+        }
+    }
+
+    /// Asks for [`Core::due_orders`] at a provider, if it is connected.
+    pub(crate) fn order_fences(&mut self, provider: &PublicKey) {
+        if let Some(session) = self.providers.get(provider).and_then(|provider| provider.session) {
+            self.effect(Effect::Orders(session));
+        }
+    }
+
+    /// What a provider must be told of the daemon's own accord: leases to fence, deadlines that it missed. Those that are
+    /// under way are left out; those that failed come again.
+    pub(crate) fn due_orders(&mut self, session: SessionId, now: Now) -> Result<Vec<Order>, Fault> {
+        let Some(provider) = self.providers.values_mut().find(|provider| provider.session == Some(session)) else {
+            return Ok(Vec::new());
+        };
+        let overdue = Tick(provider.tick_at(now.instant).0.saturating_sub(OVERDUE_MS));
+        let rows = leases::to_fence(self.store.read(), &provider.key, &provider.boot, overdue, MAX_ORDERS)?;
+        if rows.iter().any(|row| row.stage == Stage::Active) {
+            self.store.write(|tx| {
+                let expired = rows.iter().filter(|row| row.stage == Stage::Active);
+                expired.map(|row| Core::stopped(row, EndReason::Expired)).try_for_each(|row| leases::update(tx, &row))
+            })?;
+        }
+        let reason = |row: &LeaseRow| match row.stage {
+            Stage::Active => EndReason::Expired,
+            _ => row.reason.unwrap_or(EndReason::Unknown),
+        };
+        let mut fences: Vec<(LeaseId, EndReason)> = rows.iter().map(|row| (row.id, reason(row))).collect();
+        fences.extend(provider.unknown.iter().map(|lease| (*lease, EndReason::Unknown)));
+        fences.retain(|(lease, _)| self.fencing.insert(*lease));
+        let mut orders: Vec<Order> = fences
+            .into_iter()
+            .map(|(lease, reason)| Order {
+                session,
+                call: Call::Fence(Fence { lease, reason }),
+                then: Then::Fenced(lease, Waiting::Nobody),
+            })
+            .collect();
+        let boot = provider.boot;
+        for lease in std::mem::take(&mut provider.behind) {
+            let row = leases::find(self.store.read(), &lease)?;
+            if let Some(row) = row.filter(|row| row.stage == Stage::Active && row.boot == boot) {
+                let call = Call::Extend(Extend { lease, deadline: Deadline { boot, tick: row.deadline } });
+                orders.push(Order { session, call, then: Then::CaughtUp(lease) });
+            }
+        }
+        Ok(orders)
+    }
+
+    /// A provider that lagged behind knows the deadline now, or is told again.
+    pub(crate) fn caught_up(&mut self, lease: &LeaseId, outcome: Result<Reply, OrderError>) -> Result<Next, Fault> {
+        match outcome {
+            Ok(Reply::Done) => Ok(Next::Answer(Reply::Done)),
+            Err(OrderError::Late) => {
+                let row = leases::find(self.store.read(), lease)?;
+                if let Some(provider) = row.and_then(|row| self.providers.get_mut(&row.provider)) {
+                    provider.behind.insert(*lease);
+                }
+                Err(provider_failed(Err(OrderError::Late)).into())
+            }
+            other => Err(provider_failed(other).into()),
+        }
+    }
+}
+
+/// Numbers that can be reckoned with.
+fn check(beat: &Heartbeat) -> Result<(), Fault> {
+    if beat.tick.0 <= MAX_NUMBER && beat.free_bytes <= MAX_NUMBER && beat.quarantined_bytes <= MAX_NUMBER {
+        return Ok(());
+    }
+    Err(refuse(RefusalCode::Invalid, "a heartbeat's numbers are beyond all clocks and memories"))
+}

@@ -1,0 +1,191 @@
+//! What must outlive the process: identities, invitations and leases, in one SQLite file.
+//!
+//! WAL mode with `synchronous=FULL`: a transaction that returned is on the disk. One connection, one writer.
+
+mod columns;
+pub(crate) mod identities;
+pub(crate) mod leases;
+
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use overbank_fabric::identity::PublicKey;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+
+/// Marks the file as ours (SQLite's `application_id`): "OBad".
+const APPLICATION_ID: i32 = 0x4f42_6164;
+/// Version of the schema below (SQLite's `user_version`). A changed schema gets a new one and a step that upgrades.
+const SCHEMA_VERSION: i32 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is none.
+    #[error("{0} does not exist: make a state with `overbank-authd init --state DIR`")]
+    Missing(PathBuf),
+    /// There is one already.
+    #[error("{0} exists already: init never overwrites a state; use another --state DIR")]
+    Exists(PathBuf),
+    /// Not a database, or a damaged one.
+    #[error("{path} is damaged or is no database ({cause}): restore it from a backup, or init a new state")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite found.
+        cause: String,
+    },
+    /// A database, but of another program.
+    #[error("{0} is a database of another program: give the state that `overbank-authd init` made")]
+    Foreign(PathBuf),
+    /// Made by a later version.
+    #[error(
+        "{path} has schema version {found}, this program knows versions to {SCHEMA_VERSION}: use a newer overbank-authd"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i32,
+    },
+    /// The key file beside it is not the one that it was made with.
+    #[error("{path} belongs to the identity {database}, but the key file is {key}: put back the matching pair")]
+    OtherIdentity {
+        /// The file.
+        path: PathBuf,
+        /// Fingerprint in the database.
+        database: String,
+        /// Fingerprint of the key file.
+        key: String,
+    },
+    /// The file cannot be made or read.
+    #[error("cannot use {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Anything else that SQLite says, such as a full disk.
+    #[error("the database failed")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// The database, open.
+pub(crate) struct Store {
+    connection: Connection,
+}
+
+impl Store {
+    /// Makes an empty database, mode 0600, for this identity of the auth daemon.
+    pub(crate) fn create(path: &Path, authd: &PublicKey) -> Result<Self, StoreError> {
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        made.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => StoreError::Exists(path.to_owned()),
+            _ => StoreError::File { path: path.to_owned(), source },
+        })?;
+        let connection = connect(path)?;
+        Self::lay_out(connection, authd)
+    }
+
+    /// One that lives in memory alone.
+    #[cfg(test)]
+    pub(crate) fn in_memory(authd: &PublicKey) -> Self {
+        Self::lay_out(Connection::open_in_memory().expect("memory"), authd).expect("a new database")
+    }
+
+    fn lay_out(mut connection: Connection, authd: &PublicKey) -> Result<Self, StoreError> {
+        prepare(&connection)?;
+        let tx = connection.transaction()?;
+        tx.execute_batch(SCHEMA)?;
+        tx.execute("INSERT INTO meta (key, value) VALUES ('authd', ?1)", [&authd.0])?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        tx.commit()?;
+        Ok(Self { connection })
+    }
+
+    /// Opens the database that [`Store::create`] made for this identity.
+    pub(crate) fn open(path: &Path, authd: &PublicKey) -> Result<Self, StoreError> {
+        let corrupt = |cause: String| StoreError::Corrupt { path: path.to_owned(), cause };
+        match std::fs::metadata(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing(path.to_owned())),
+            Err(source) => return Err(StoreError::File { path: path.to_owned(), source }),
+        }
+        let connection = connect(path)?;
+        let damaged = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+                corrupt(error.to_string())
+            }
+            _ => StoreError::Sqlite(error),
+        };
+        let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(damaged);
+        if number("application_id")? != APPLICATION_ID {
+            return Err(StoreError::Foreign(path.to_owned()));
+        }
+        let found = number("user_version")?;
+        if found > SCHEMA_VERSION {
+            return Err(StoreError::Newer { path: path.to_owned(), found });
+        }
+        if found < SCHEMA_VERSION {
+            return Err(corrupt(format!("schema version {found} was never in use")));
+        }
+        prepare(&connection).map_err(damaged)?;
+        let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(damaged)?;
+        if verdict != "ok" {
+            return Err(corrupt(verdict));
+        }
+        let database: Option<[u8; 32]> = connection
+            .query_row("SELECT value FROM meta WHERE key = 'authd'", [], |row| row.get(0))
+            .optional()
+            .map_err(damaged)?;
+        match database.map(PublicKey) {
+            Some(key) if key == *authd => Ok(Self { connection }),
+            Some(key) => Err(StoreError::OtherIdentity {
+                path: path.to_owned(),
+                database: key.fingerprint().to_string(),
+                key: authd.fingerprint().to_string(),
+            }),
+            None => Err(corrupt("it does not say whose it is".to_owned())),
+        }
+    }
+
+    /// Reads outside a transaction: the one connection sees every commit.
+    pub(crate) fn read(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Does `work` as one transaction: on the disk when this returns `Ok`, undone otherwise.
+    pub(crate) fn write<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        let tx = begun.map_err(StoreError::Sqlite)?;
+        let done = work(&tx)?;
+        tx.commit().map_err(StoreError::Sqlite)?;
+        Ok(done)
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags).map_err(|error| match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::CannotOpen) => {
+            StoreError::File { path: path.to_owned(), source: io::Error::other(error.to_string()) }
+        }
+        _ => StoreError::Sqlite(error),
+    })
+}
+
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.busy_timeout(std::time::Duration::from_secs(1))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}

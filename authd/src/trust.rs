@@ -1,0 +1,307 @@
+//! Who is trusted, as what, and what that allows.
+
+use overbank_fabric::handshake::Party;
+use overbank_fabric::identity::PublicKey;
+use overbank_fabric::ids::{Fingerprint, Tenant};
+use overbank_fabric::labels;
+use overbank_fabric::message::{
+    Approve, Call, Fence, Invitation, Invite, Join, RefusalCode, Role, TrustEntry, TrustState,
+};
+use overbank_fabric::receipt::EndReason;
+use sha2::{Digest, Sha256};
+
+use crate::clock::{Now, millis};
+use crate::core::{Asker, Core, Effect, Fault, refuse};
+use crate::store::identities::{self, InvitationRow, Standing};
+use crate::store::leases::{self, Stage};
+use crate::store::{Store, StoreError};
+
+/// Longest time that an invitation can be redeemed.
+const MAX_INVITATION: std::time::Duration = std::time::Duration::from_secs(30 * 86400);
+/// Most invitations that wait to be redeemed.
+const MAX_INVITATIONS: u64 = 1000;
+/// Where an identity was last seen is written down again after this long.
+const SEEN_AGAIN_MS: u64 = 60_000;
+
+/// Who may ask something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// Anyone whose key the handshake has proven.
+    Anyone,
+    /// Trusted identities of these roles.
+    Roles(&'static [Role]),
+    /// Nobody: the auth daemon gives these orders, it takes none.
+    Nobody,
+}
+
+/// The name of a call in logs, and who may ask it. The only place that says so.
+pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
+    use Role::{Consumer, Operator, Provider};
+    match call {
+        Call::WhoAmI => ("who-am-i", Who::Anyone),
+        Call::Join(_) => ("join", Who::Anyone),
+        Call::CreateLease(_) => ("create-lease", Who::Roles(&[Consumer])),
+        Call::ListLeases => ("list-leases", Who::Roles(&[Consumer, Operator])),
+        Call::ShowLease(_) => ("show-lease", Who::Roles(&[Consumer, Operator])),
+        Call::RenewLease(_) => ("renew-lease", Who::Roles(&[Consumer])),
+        Call::ReleaseLease(_) => ("release-lease", Who::Roles(&[Consumer])),
+        Call::Attach(_) => ("attach", Who::Roles(&[Consumer])),
+        Call::Status => ("status", Who::Roles(&[Consumer, Operator])),
+        Call::TrustList => ("trust-list", Who::Roles(&[Operator])),
+        Call::TrustApprove(_) => ("trust-approve", Who::Roles(&[Operator])),
+        Call::TrustRevoke(_) => ("trust-revoke", Who::Roles(&[Operator])),
+        Call::TrustInvite(_) => ("trust-invite", Who::Roles(&[Operator])),
+        Call::Offer(_) => ("offer", Who::Roles(&[Provider])),
+        Call::Heartbeat(_) => ("heartbeat", Who::Roles(&[Provider])),
+        Call::Ended(_) => ("ended", Who::Roles(&[Provider])),
+        Call::Carve(_) => ("carve", Who::Nobody),
+        Call::Bind(_) => ("bind", Who::Nobody),
+        Call::Extend(_) => ("extend", Who::Nobody),
+        Call::Fence(_) => ("fence", Who::Nobody),
+    }
+}
+
+/// As what an identity of this role must have introduced itself in the handshake.
+fn party_of(role: Role) -> Party {
+    match role {
+        Role::Provider => Party::Provider,
+        Role::Consumer | Role::Operator => Party::Client,
+    }
+}
+
+/// A role and a tenant that belong together.
+fn standing(role: Role, tenant: Option<Tenant>) -> Result<Standing, Fault> {
+    match (role, &tenant) {
+        (Role::Consumer, None) => Err(refuse(RefusalCode::Invalid, "a consumer needs a tenant: name one")),
+        (Role::Provider | Role::Operator, Some(_)) => {
+            Err(refuse(RefusalCode::Invalid, format!("a tenant is for consumers alone: a {role} has none")))
+        }
+        _ => Ok(Standing { role, tenant }),
+    }
+}
+
+/// An invitation for this standing: what its holder gets, and what is kept.
+pub(crate) fn new_invitation(
+    authd: Fingerprint,
+    standing: Standing,
+    made_by: Option<PublicKey>,
+    expires_unix_ms: u64,
+) -> (Invitation, InvitationRow) {
+    let secret = overbank_fabric::ids::Nonce::random().0;
+    let row = InvitationRow { hash: secret_hash(&secret), standing, made_by, expires_unix_ms, used_by: None };
+    (Invitation { authd, secret }, row)
+}
+
+/// Writes the first operator's invitation into a new store.
+pub(crate) fn first_invitation(
+    store: &mut Store,
+    authd: Fingerprint,
+    expires_unix_ms: u64,
+) -> Result<Invitation, StoreError> {
+    let operator = Standing { role: Role::Operator, tenant: None };
+    let (invitation, row) = new_invitation(authd, operator, None, expires_unix_ms);
+    store.write(|tx| identities::insert_invitation(tx, &row))?;
+    Ok(invitation)
+}
+
+fn secret_hash(secret: &[u8; 16]) -> [u8; 32] {
+    Sha256::new().chain_update(labels::INVITATION).chain_update(secret).finalize().into()
+}
+
+impl Core {
+    /// Writes down who has opened a session: a stranger becomes pending.
+    pub(crate) fn admit(&mut self, key: &PublicKey, from: &str, now: Now) -> Result<TrustEntry, StoreError> {
+        let most = self.limits.max_pending;
+        self.store.write(|tx| {
+            match identities::find(tx, key)? {
+                None => identities::insert_pending(tx, key, from, now.unix_ms, most)?,
+                Some(entry) => {
+                    let noted = identities::last_seen_unix_ms(tx, key)?.unwrap_or(0);
+                    let host = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
+                    let moved = entry.last_seen_from.as_deref().and_then(host) != host(from);
+                    if moved || now.unix_ms.abs_diff(noted) >= SEEN_AGAIN_MS {
+                        identities::seen(tx, key, from, now.unix_ms)?;
+                    }
+                }
+            }
+            identities::find(tx, key)?.ok_or_else(|| StoreError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
+        })
+    }
+
+    /// Who asks, if the asker may. Read from the store for each request: a revocation counts from the next one on.
+    pub(crate) fn authorize(&self, asker: &Asker, call: &Call) -> Result<TrustEntry, Fault> {
+        let fingerprint = asker.key.fingerprint();
+        let Some(me) = self.entry(&asker.key)? else {
+            let text = format!("the auth daemon has forgotten {fingerprint}: connect again");
+            return Err(refuse(RefusalCode::Pending, text));
+        };
+        let (name, who) = rule(call);
+        let roles = match who {
+            Who::Anyone => return Ok(me),
+            Who::Roles(roles) => roles,
+            Who::Nobody => {
+                return Err(refuse(RefusalCode::Forbidden, format!("the auth daemon takes no '{name}' from anybody")));
+            }
+        };
+        let role = match (me.state, me.role) {
+            (TrustState::Trusted, Some(role)) => role,
+            (TrustState::Revoked, _) => {
+                let text = format!("{fingerprint} was revoked, for good: use another identity");
+                return Err(refuse(RefusalCode::Revoked, text));
+            }
+            _ => {
+                let text = format!(
+                    "{fingerprint} waits for approval: an operator approves it (overbank trust approve), or it joins with an invitation"
+                );
+                return Err(refuse(RefusalCode::Pending, text));
+            }
+        };
+        if !roles.contains(&role) {
+            return Err(refuse(RefusalCode::Forbidden, format!("{fingerprint} is a {role}: it may not '{name}'")));
+        }
+        if asker.party != party_of(role) {
+            let text = format!("{fingerprint} is trusted as a {role}, but another kind of program speaks with its key");
+            return Err(refuse(RefusalCode::Forbidden, text));
+        }
+        Ok(me)
+    }
+
+    /// Whether an identity is trusted at this moment.
+    pub(crate) fn is_trusted(&self, key: &PublicKey) -> Result<bool, StoreError> {
+        Ok(self.entry(key)?.is_some_and(|entry| entry.state == TrustState::Trusted))
+    }
+
+    /// Redeems an invitation, once. The same identity may repeat it, having missed the answer.
+    pub(crate) fn join(&mut self, me: &TrustEntry, party: Party, join: &Join, now: Now) -> Result<TrustEntry, Fault> {
+        let bad = || {
+            let text = "no such invitation, or it is used up or out of date: ask an operator for a new one";
+            refuse(RefusalCode::BadInvitation, text)
+        };
+        if me.state == TrustState::Revoked {
+            let text = format!("{} was revoked, for good: use another identity", me.fingerprint);
+            return Err(refuse(RefusalCode::Revoked, text));
+        }
+        self.store.write(|tx| {
+            let hash = secret_hash(&join.secret);
+            let invitation = identities::invitation(tx, &hash)?.ok_or_else(bad)?;
+            match invitation.used_by {
+                Some(key) if key == me.key => return Ok(me.clone()),
+                Some(_) => return Err(bad()),
+                None if invitation.expires_unix_ms <= now.unix_ms => return Err(bad()),
+                None => {}
+            }
+            let role = invitation.standing.role;
+            if me.state == TrustState::Trusted {
+                let text = format!("{} is trusted already; the invitation is unused", me.fingerprint);
+                return Err(refuse(RefusalCode::Invalid, text));
+            }
+            if party != party_of(role) {
+                let text = format!("the invitation is for a {role}, which this program is not; it is unused");
+                return Err(refuse(RefusalCode::Invalid, text));
+            }
+            identities::use_invitation(tx, &hash, &me.key)?;
+            identities::trust(tx, &me.key, &invitation.standing)?;
+            identities::find(tx, &me.key)?.ok_or_else(bad)
+        })
+    }
+
+    /// The trust store, as much as fits into a message.
+    pub(crate) fn trust_list(&self) -> Result<Vec<TrustEntry>, Fault> {
+        let mut entries = identities::list(self.store.read())?;
+        let all = entries.len();
+        entries.truncate(crate::reports::that_fit(&entries));
+        if entries.len() < all {
+            tracing::warn!(all, shown = entries.len(), "the trust store is larger than a message");
+        }
+        Ok(entries)
+    }
+
+    /// Trusts a pending identity.
+    pub(crate) fn approve(&mut self, approve: Approve) -> Result<TrustEntry, Fault> {
+        let standing = standing(approve.role, approve.tenant)?;
+        self.store.write(|tx| {
+            let entry = identities::find_by_fingerprint(tx, &approve.fingerprint)?
+                .ok_or_else(|| no_such_identity(&approve.fingerprint))?;
+            match entry.state {
+                TrustState::Pending => identities::trust(tx, &entry.key, &standing)?,
+                TrustState::Trusted if entry.role == Some(standing.role) && entry.tenant == standing.tenant => {}
+                TrustState::Trusted => {
+                    let text = format!(
+                        "{} is trusted already, as something else: revoke it, and let it come back with a new identity",
+                        entry.fingerprint
+                    );
+                    return Err(refuse(RefusalCode::Invalid, text));
+                }
+                TrustState::Revoked => {
+                    let text = format!("{} was revoked, for good: it needs a new identity", entry.fingerprint);
+                    return Err(refuse(RefusalCode::Invalid, text));
+                }
+            }
+            identities::find(tx, &entry.key)?.ok_or_else(|| no_such_identity(&approve.fingerprint))
+        })
+    }
+
+    /// Trusts an identity no more: its sessions end, and its leases with them.
+    pub(crate) fn revoke(&mut self, fingerprint: &Fingerprint, now: Now) -> Result<TrustEntry, Fault> {
+        let (entry, theirs, lent) = self.store.write(|tx| {
+            let entry =
+                identities::find_by_fingerprint(tx, fingerprint)?.ok_or_else(|| no_such_identity(fingerprint))?;
+            let operator = entry.state == TrustState::Trusted && entry.role == Some(Role::Operator);
+            if operator && identities::operators(tx)? == 1 {
+                let text = format!("{fingerprint} is the last operator: invite another one first");
+                return Err(refuse(RefusalCode::Invalid, text));
+            }
+            identities::revoke(tx, &entry.key)?;
+            let theirs = leases::live_of_holder(tx, &entry.key)?;
+            for row in &theirs {
+                leases::update(tx, &Core::stopped(row, EndReason::Revoked))?;
+            }
+            let lent = leases::open_at(tx, &entry.key)?;
+            for row in &lent {
+                crate::providers::lose(tx, row, Some(EndReason::Revoked))?;
+            }
+            let entry = identities::find(tx, &entry.key)?.ok_or_else(|| no_such_identity(fingerprint))?;
+            Ok::<_, Fault>((entry, theirs, lent))
+        })?;
+        for row in &theirs {
+            self.order_fences(&row.provider);
+        }
+        let session = self.providers.remove(&entry.key).and_then(|provider| provider.session);
+        self.effect(match session {
+            Some(session) => {
+                let fence = |lease| Call::Fence(Fence { lease, reason: EndReason::Revoked });
+                Effect::Farewell(entry.key, session, lent.iter().map(|row| fence(row.id)).collect())
+            }
+            None => Effect::Close(entry.key),
+        });
+        self.effect(Effect::Changed);
+        let lost = lent.iter().filter(|row| row.stage == Stage::Active).count();
+        tracing::info!(identity = %fingerprint, fenced = theirs.len(), lost, at_unix_ms = now.unix_ms, "revoked");
+        Ok(entry)
+    }
+
+    /// Makes a one-time invitation.
+    pub(crate) fn invite(&mut self, by: &PublicKey, invite: Invite, now: Now) -> Result<Invitation, Fault> {
+        let standing = standing(invite.role, invite.tenant)?;
+        if !(1000..=millis(MAX_INVITATION)).contains(&invite.ttl_ms) {
+            return Err(refuse(RefusalCode::Invalid, "an invitation is good for 1 second to 30 days"));
+        }
+        let expires = now.unix_ms.saturating_add(invite.ttl_ms);
+        let (invitation, row) = new_invitation(self.identity.public().fingerprint(), standing, Some(*by), expires);
+        self.store.write(|tx| {
+            if identities::tidy_invitations(tx, now.unix_ms)? >= MAX_INVITATIONS {
+                let text =
+                    format!("{MAX_INVITATIONS} invitations wait to be redeemed: try again when some have expired");
+                return Err(refuse(RefusalCode::Busy, text));
+            }
+            Ok(identities::insert_invitation(tx, &row)?)
+        })?;
+        Ok(invitation)
+    }
+}
+
+fn no_such_identity(fingerprint: &Fingerprint) -> Fault {
+    let text =
+        format!("{fingerprint} is not in the trust store: it must have connected once, see `overbank trust list`");
+    refuse(RefusalCode::NoSuchIdentity, text)
+}
