@@ -1,2 +1,5 @@
-//! placeholder
-fn main() {}
+//! `overbank-provider`: see [`overbank_provider`].
+
+fn main() -> std::process::ExitCode {
+    overbank_provider::cli::main()
+}

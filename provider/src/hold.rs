@@ -1,0 +1,204 @@
+//! What a lease holds of the device while it is active: a protection domain and a region over its blocks, and who is
+//! attached to them.
+
+use overbank_fabric::message::{Refusal, RefusalCode};
+use overbank_fabric::time::Tick;
+use overbank_fabric::token::{Rights, Scope};
+use overbank_verbs::Endpoint;
+
+use crate::attach::Admission;
+use crate::backend::{Backend, Fault, RemoteKey};
+use crate::pool::Extent;
+
+/// Most attachments (holders, or ranges) of one lease at a time.
+pub const MAX_ATTACHMENTS: usize = 64;
+
+/// The shape of a lease's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Blocks, at least 1.
+    pub blocks: u64,
+    /// Remote bytes from one block to the next. Blocks × stride is known not to overflow.
+    pub stride: u32,
+}
+
+impl Shape {
+    /// Bytes that the blocks take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.blocks * u64::from(self.stride)
+    }
+}
+
+/// The device side of an active lease. It owns the lease's extent: memory goes back to the pool only through the
+/// sequence in [`crate::ending`].
+pub struct Hold<B: Backend> {
+    extent: Extent,
+    shape: Shape,
+    domain: B::Domain,
+    region: B::Region,
+    attachments: Vec<Attachment<B>>,
+    /// What could not be taken down. With one of these the lease takes no more attaches, and its end fails.
+    faults: Vec<Fault>,
+}
+
+/// One holder's queue pairs.
+struct Attachment<B: Backend> {
+    scope: Scope,
+    /// Ends before the lease does; None: with it, also when that is extended.
+    until: Option<Tick>,
+    /// Where the token grants less than the whole lease: a domain and a region over just that.
+    own: Option<(B::Domain, B::Region)>,
+    queues: Vec<B::Queue>,
+}
+
+impl<B: Backend> Attachment<B> {
+    fn is_for(&self, scope: &Scope) -> bool {
+        let key = |scope: &Scope| (scope.holder, scope.first_block, scope.blocks, scope.rights);
+        key(&self.scope) == key(scope)
+    }
+}
+
+/// What an attach comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// Where the first granted block is.
+    pub key: RemoteKey,
+    /// The provider's endpoints, in the request's order.
+    pub lanes: Vec<Endpoint>,
+}
+
+impl<B: Backend> Hold<B> {
+    /// Registers a lease's blocks in a domain of its own.
+    ///
+    /// # Errors
+    /// The extent comes back where the device does not: no peer has ever reached it.
+    pub fn open(backend: &B, extent: Extent, shape: Shape) -> Result<Self, (Extent, Fault)> {
+        let start = extent.bytes().start;
+        let opened = backend.open_domain().and_then(|domain| {
+            let region = backend.register(&domain, start..start + shape.bytes(), Rights::READ_WRITE)?;
+            Ok((domain, region))
+        });
+        match opened {
+            Ok((domain, region)) => {
+                Ok(Self { extent, shape, domain, region, attachments: Vec::new(), faults: Vec::new() })
+            }
+            Err(fault) => Err((extent, fault)),
+        }
+    }
+
+    /// The next tick at which an attachment ends before its lease.
+    #[must_use]
+    pub fn next_detach(&self) -> Option<Tick> {
+        self.attachments.iter().filter_map(|attachment| attachment.until).min()
+    }
+
+    /// Binds queue pairs to the endpoints of a request whose range lies inside the lease. An earlier attachment of the
+    /// same holder to the same blocks with the same rights is destroyed first. On failure nothing half-made stays.
+    ///
+    /// # Errors
+    /// A refusal. Where something could not be destroyed, this and every later attach is refused.
+    pub fn bind(&mut self, backend: &B, admission: &Admission) -> Result<Binding, Refusal> {
+        if let Some(at) = self.attachments.iter().position(|attachment| attachment.is_for(&admission.scope)) {
+            let old = self.attachments.swap_remove(at);
+            self.take_apart(backend, old);
+        }
+        if !self.faults.is_empty() {
+            let why = "something of an earlier attach could not be destroyed: this lease takes no more; make a new one";
+            return Err(Refusal::new(RefusalCode::Internal, why));
+        }
+        if self.attachments.len() >= MAX_ATTACHMENTS {
+            let why = format!("{MAX_ATTACHMENTS} holders are attached to this lease, which is the most there can be");
+            return Err(Refusal::new(RefusalCode::Busy, why));
+        }
+        let mut attachment = Attachment {
+            scope: admission.scope,
+            until: (!admission.root).then_some(admission.scope.deadline.tick),
+            own: None,
+            queues: Vec::with_capacity(admission.remotes.len()),
+        };
+        match self.build(backend, &mut attachment, &admission.remotes) {
+            Ok(binding) => {
+                self.attachments.push(attachment);
+                Ok(binding)
+            }
+            Err(fault) => {
+                tracing::error!(%fault, "attach failed");
+                self.take_apart(backend, attachment);
+                Err(Refusal::new(RefusalCode::Internal, format!("the provider's device failed at {fault}")))
+            }
+        }
+    }
+
+    fn build(&self, backend: &B, attachment: &mut Attachment<B>, remotes: &[Endpoint]) -> Result<Binding, Fault> {
+        let scope = attachment.scope;
+        let whole = scope.rights == Rights::READ_WRITE && scope.first_block == 0 && scope.blocks == self.shape.blocks;
+        if !whole {
+            let stride = u64::from(self.shape.stride);
+            let start = self.extent.bytes().start + scope.first_block * stride;
+            let domain = backend.open_domain()?;
+            let region = backend.register(&domain, start..start + scope.blocks * stride, scope.rights)?;
+            attachment.own = Some((domain, region));
+        }
+        let (domain, region) = match &attachment.own {
+            Some((domain, region)) => (domain, region),
+            None => (&self.domain, &self.region),
+        };
+        let mut lanes = Vec::with_capacity(remotes.len());
+        for remote in remotes {
+            attachment.queues.push(backend.create_queue(domain)?);
+            let queue = attachment.queues.last().expect("just pushed");
+            lanes.push(backend.connect(queue, remote, scope.rights)?);
+        }
+        Ok(Binding { key: backend.remote_key(region), lanes })
+    }
+
+    /// Ends the attachments whose tokens have run out.
+    pub fn detach_due(&mut self, backend: &B, now: Tick) {
+        let due = |attachment: &Attachment<B>| attachment.until.is_some_and(|until| until <= now);
+        while let Some(at) = self.attachments.iter().position(due) {
+            let attachment = self.attachments.swap_remove(at);
+            self.take_apart(backend, attachment);
+        }
+    }
+
+    fn take_apart(&mut self, backend: &B, attachment: Attachment<B>) {
+        self.faults.extend(destroy_all(backend, attachment.queues));
+        if let Some((_domain, region)) = attachment.own {
+            self.faults.extend(backend.deregister(region).err());
+        }
+    }
+
+    /// Destroys every queue pair, whatever happens to one of them. The regions are left.
+    pub(crate) fn destroy_queues(mut self, backend: &B) -> (Regions<B>, Vec<Fault>) {
+        let mut regions = vec![(self.domain, self.region)];
+        for attachment in self.attachments {
+            self.faults.extend(destroy_all(backend, attachment.queues));
+            regions.extend(attachment.own);
+        }
+        (Regions { extent: self.extent, regions }, self.faults)
+    }
+}
+
+fn destroy_all<B: Backend>(backend: &B, queues: Vec<B::Queue>) -> impl Iterator<Item = Fault> {
+    queues.into_iter().filter_map(|queue| backend.destroy(queue).err())
+}
+
+/// A lease without queue pairs: every region that covers any of its bytes.
+pub(crate) struct Regions<B: Backend> {
+    extent: Extent,
+    regions: Vec<(B::Domain, B::Region)>,
+}
+
+impl<B: Backend> Regions<B> {
+    /// Deregisters every region, whatever happens to one of them.
+    pub(crate) fn deregister(self, backend: &B) -> (Extent, Vec<Fault>) {
+        let faults =
+            self.regions.into_iter().filter_map(|(_domain, region)| backend.deregister(region).err()).collect();
+        (self.extent, faults)
+    }
+}
+
+#[cfg(test)]
+#[path = "hold_tests.rs"]
+mod tests;

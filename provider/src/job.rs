@@ -1,0 +1,103 @@
+//! Work on a lease that may take long, and therefore never runs where leases are decided on. A job carries what it works
+//! on and gives it back in its result, so that nobody else can touch it meanwhile.
+
+use overbank_fabric::ids::LeaseId;
+use overbank_fabric::message::Refusal;
+use overbank_fabric::time::Tick;
+
+use crate::attach::Admission;
+use crate::backend::{Backend, Fault};
+use crate::clock::Clock;
+use crate::ending::{Clean, Closed, Failed, Fenced};
+use crate::hold::{Binding, Hold, Shape};
+use crate::pool::Extent;
+
+/// Something to be done about a lease. `T` is whom to answer.
+pub struct Job<B: Backend, T> {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// What.
+    pub task: Task<B, T>,
+}
+
+/// What is to be done.
+pub enum Task<B: Backend, T> {
+    /// Register a new lease's blocks.
+    Open(Extent, Shape),
+    /// Attach a holder.
+    Bind(Hold<B>, Box<Admission>, T),
+    /// End the attachments whose tokens have run out by this tick.
+    Detach(Hold<B>, Tick),
+    /// Make its memory unreachable.
+    Fence(Closed<B>),
+    /// Overwrite its memory and check it.
+    Wipe(Fenced),
+}
+
+/// Who does which jobs: a long one never keeps a more urgent one waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Registers and attaches.
+    Opener,
+    /// Fences, before all.
+    Fencer,
+    /// Overwrites.
+    Wiper,
+}
+
+impl Lane {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Opener, Self::Fencer, Self::Wiper];
+}
+
+/// A job that is done, well or not.
+pub struct Done<B: Backend, T> {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// What came of it.
+    pub outcome: Outcome<B, T>,
+}
+
+/// What came of a job.
+pub enum Outcome<B: Backend, T> {
+    /// Of [`Task::Open`].
+    Opened(Result<Hold<B>, (Extent, Fault)>),
+    /// Of [`Task::Bind`].
+    Bound(Hold<B>, Box<Admission>, T, Result<Binding, Refusal>),
+    /// Of [`Task::Detach`].
+    Detached(Hold<B>),
+    /// Of [`Task::Fence`].
+    Fenced(Result<Fenced, Box<Failed>>),
+    /// Of [`Task::Wipe`].
+    Wiped(Result<Clean, Box<Failed>>),
+}
+
+impl<B: Backend, T> Job<B, T> {
+    /// Whose work it is.
+    #[must_use]
+    pub fn lane(&self) -> Lane {
+        match self.task {
+            Task::Open(..) | Task::Bind(..) => Lane::Opener,
+            Task::Detach(..) | Task::Fence(..) => Lane::Fencer,
+            Task::Wipe(..) => Lane::Wiper,
+        }
+    }
+
+    /// Does it.
+    pub fn run(self, backend: &B, clock: &impl Clock) -> Done<B, T> {
+        let outcome = match self.task {
+            Task::Open(extent, shape) => Outcome::Opened(Hold::open(backend, extent, shape)),
+            Task::Bind(mut hold, admission, ticket) => {
+                let binding = hold.bind(backend, &admission);
+                Outcome::Bound(hold, admission, ticket, binding)
+            }
+            Task::Detach(mut hold, now) => {
+                hold.detach_due(backend, now);
+                Outcome::Detached(hold)
+            }
+            Task::Fence(closed) => Outcome::Fenced(closed.fence(backend, clock)),
+            Task::Wipe(fenced) => Outcome::Wiped(fenced.wipe(backend, clock)),
+        };
+        Done { lease: self.lease, outcome }
+    }
+}

@@ -1,0 +1,243 @@
+//! One lease, from carved to over.
+//!
+//! ```text
+//!              +-- Busy <-+  a job has the hold: attach, detach
+//!              v          |
+//! Opening --> Open -------+
+//!    |          |
+//!    |          v  the end: expired, released, revoked, stopped, drained, unknown
+//!    |       Fencing --> Wiping --> Over, memory back in the pool
+//!    |          |           |
+//!    |          +-----------+-----> Over, memory quarantined
+//!    +-- nothing was registered: forgotten
+//! ```
+//!
+//! An end that comes while a job has the hold closes the lease at once and fences it as soon as the hold is back.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+
+use overbank_fabric::identity::Identity;
+use overbank_fabric::ids::{BootId, LeaseId, Nonce, Tenant};
+use overbank_fabric::message::{Refusal, RefusalCode, Reply};
+use overbank_fabric::receipt::{EndReason, Receipt};
+use overbank_fabric::signed::Signed;
+use overbank_fabric::time::Tick;
+
+use crate::attach::Admission;
+use crate::backend::Backend;
+use crate::clock::BootTime;
+use crate::ending::{Closed, Steps};
+use crate::hold::{Hold, Shape};
+use crate::job::{Job, Task};
+
+/// Most attach requests of one lease that wait for their turn.
+pub const MAX_WAITING: usize = 64;
+/// Most nonces of unexpired tokens that are remembered for one lease.
+pub const MAX_NONCES: usize = 16_384;
+
+/// An answer to an order, and whom it is for.
+pub type Answer<T> = (T, Result<Reply, Refusal>);
+
+/// A lease of this provider. `T` is whom to answer.
+pub struct Lease<B: Backend, T> {
+    /// In whose name.
+    pub tenant: Tenant,
+    /// Its blocks.
+    pub shape: Shape,
+    /// Bytes of its extent.
+    pub pinned: u64,
+    /// The first tick at which it is over.
+    pub deadline: Tick,
+    /// Where it stands.
+    pub phase: Phase<B>,
+    /// Set once its end has begun.
+    pub end: Option<End>,
+    /// Who waits for it to be carved.
+    pub carving: Vec<T>,
+    /// Who waits for it to be fenced.
+    pub fencing: Vec<T>,
+    binding: VecDeque<Waiting<T>>,
+    /// Used nonces, with the deadline of the token that each came with.
+    nonces: HashMap<Nonce, Tick>,
+}
+
+struct Waiting<T> {
+    ticket: T,
+    admission: Box<Admission>,
+    /// After this the asker is gone.
+    until: BootTime,
+}
+
+/// How a lease's end began.
+#[derive(Debug, Clone, Copy)]
+pub struct End {
+    /// Why.
+    pub reason: EndReason,
+    /// When it should have.
+    pub due: BootTime,
+    /// When it did: no attach since.
+    pub closed: BootTime,
+}
+
+/// Where a lease stands.
+pub enum Phase<B: Backend> {
+    /// Its region is being registered.
+    Opening,
+    /// Nobody works on it.
+    Open(Hold<B>),
+    /// A job has its hold.
+    Busy,
+    /// Being made unreachable.
+    Fencing,
+    /// Unreachable, being overwritten.
+    Wiping,
+    /// Its receipt waits to be acknowledged.
+    Over {
+        /// The provider's word.
+        receipt: Signed<Receipt>,
+        /// Whether its memory is out of reach.
+        fenced: bool,
+    },
+}
+
+impl<B: Backend, T> Lease<B, T> {
+    /// A lease whose region is about to be registered; `carver` is told when it is.
+    #[must_use]
+    pub fn new(tenant: Tenant, shape: Shape, pinned: u64, deadline: Tick, carver: T) -> Self {
+        Self {
+            tenant,
+            shape,
+            pinned,
+            deadline,
+            phase: Phase::Opening,
+            end: None,
+            carving: vec![carver],
+            fencing: Vec::new(),
+            binding: VecDeque::new(),
+            nonces: HashMap::new(),
+        }
+    }
+
+    /// When something is due by itself: the lease's deadline, or an attachment's.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Tick> {
+        if self.end.is_some() {
+            return None;
+        }
+        let detach = match &self.phase {
+            Phase::Open(hold) => hold.next_detach(),
+            _ => None,
+        };
+        Some(detach.map_or(self.deadline, |detach| detach.min(self.deadline)))
+    }
+
+    /// Queues an attach request whose contents are allowed, or refuses it.
+    pub fn enqueue(
+        &mut self,
+        now: BootTime,
+        ticket: T,
+        admission: Box<Admission>,
+        until: BootTime,
+        answers: &mut Vec<Answer<T>>,
+    ) {
+        if let Err(refusal) = self.check(now, &admission) {
+            return answers.push((ticket, Err(refusal)));
+        }
+        self.nonces.insert(admission.nonce, admission.scope.deadline.tick);
+        self.binding.push_back(Waiting { ticket, admission, until });
+    }
+
+    fn check(&mut self, now: BootTime, admission: &Admission) -> Result<(), Refusal> {
+        if self.end.is_some() {
+            return Err(ended());
+        }
+        let scope = &admission.scope;
+        if scope.deadline.tick <= now.tick() {
+            return Err(Refusal::new(
+                RefusalCode::BadToken,
+                "the token has expired; attach with the token of a renewal",
+            ));
+        }
+        if scope.first_block.checked_add(scope.blocks).is_none_or(|end| end > self.shape.blocks) {
+            let why = format!("the token's blocks reach beyond the lease's {}", self.shape.blocks);
+            return Err(Refusal::new(RefusalCode::BadToken, why));
+        }
+        if self.nonces.contains_key(&admission.nonce) {
+            return Err(Refusal::new(RefusalCode::Invalid, "this attach request was used before; make a fresh one"));
+        }
+        if self.nonces.len() >= MAX_NONCES {
+            // A request whose token has expired is refused for that.
+            self.nonces.retain(|_, deadline| *deadline > now.tick());
+        }
+        if self.nonces.len() >= MAX_NONCES {
+            let why =
+                format!("this lease was attached {MAX_NONCES} times; renew it, or wait until older tokens expire");
+            return Err(Refusal::new(RefusalCode::Busy, why));
+        }
+        if self.binding.len() >= MAX_WAITING {
+            return Err(Refusal::new(RefusalCode::Busy, "too many attaches of this lease at once; try again"));
+        }
+        Ok(())
+    }
+
+    /// Begins the end, if it has not begun: from here on there is no new attach.
+    pub fn close(&mut self, now: BootTime, reason: EndReason, due: BootTime, answers: &mut Vec<Answer<T>>) {
+        if self.end.is_none() {
+            self.end = Some(End { reason, due, closed: now });
+            answers.extend(self.binding.drain(..).map(|waiting| (waiting.ticket, Err(ended()))));
+        }
+    }
+
+    /// What to do next, if nobody works on the lease and something waits: its end before all, then attachments that are
+    /// over, then new ones.
+    pub fn next_job(&mut self, id: LeaseId, now: BootTime, answers: &mut Vec<Answer<T>>) -> Option<Job<B, T>> {
+        let hold = match mem::replace(&mut self.phase, Phase::Busy) {
+            Phase::Open(hold) => hold,
+            other => {
+                self.phase = other;
+                return None;
+            }
+        };
+        if let Some(end) = self.end {
+            self.phase = Phase::Fencing;
+            return Some(Job { lease: id, task: Task::Fence(Closed::new(hold, end.closed)) });
+        }
+        if hold.next_detach().is_some_and(|tick| tick <= now.tick()) {
+            return Some(Job { lease: id, task: Task::Detach(hold, now.tick()) });
+        }
+        while let Some(Waiting { ticket, admission, until }) = self.binding.pop_front() {
+            if now < until {
+                return Some(Job { lease: id, task: Task::Bind(hold, admission, ticket) });
+            }
+            let why = "the provider was too busy with this lease; try again";
+            answers.push((ticket, Err(Refusal::new(RefusalCode::Deadline, why))));
+        }
+        self.phase = Phase::Open(hold);
+        None
+    }
+
+    /// The end of the end: signs what was done.
+    pub fn finish(&mut self, id: LeaseId, boot: BootId, identity: &Identity, steps: Steps) {
+        let fenced = steps.is_fenced();
+        let (reason, due) = self.end.map_or((EndReason::Unknown, BootTime(0)), |end| (end.reason, end.due));
+        let receipt = Receipt {
+            lease: id,
+            tenant: self.tenant.clone(),
+            provider: identity.public(),
+            boot,
+            bytes: self.pinned,
+            reason,
+            due_us: due.0,
+            steps: steps.into_vec(),
+        };
+        self.phase = Phase::Over { receipt: Signed::new(&receipt, identity), fenced };
+        self.nonces = HashMap::new();
+    }
+}
+
+/// The refusal for a lease whose end has begun.
+#[must_use]
+pub fn ended() -> Refusal {
+    Refusal::new(RefusalCode::LeaseEnded, "the lease has ended; make a new one")
+}

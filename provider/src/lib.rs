@@ -1,0 +1,35 @@
+//! The lender's daemon: it sets memory of its pool aside for leases, lets those in whom the auth daemon and the lease's
+//! holder have both signed for, and ends each lease at its deadline, whether or not anybody is there to tell it so.
+//!
+//! Data flows one way: [`session`] takes orders, [`keeper`] is the thread that decides on them with its [`table`] of
+//! [`lease`]s, and hands out [`job`]s on what a lease [`hold`]s of the [`backend`].
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`cli`], [`serve`], [`process`], [`pages`] | the command, its set-up and its shutdown |
+//! | [`session`], [`orders`], [`known_authd`] | the link to the auth daemon |
+//! | [`attach`] | who may attach |
+//! | [`keeper`], [`job`] | the threads |
+//! | [`table`], [`lease`], [`hold`], [`ending`] | the life of a lease, without threads, sockets or a clock |
+//! | [`pool`], [`clock`], [`backend`] | pages, time, and the device |
+#![forbid(unsafe_code)]
+
+pub mod attach;
+pub mod backend;
+pub mod cli;
+pub mod clock;
+#[cfg(test)]
+mod double;
+pub mod ending;
+pub mod hold;
+pub mod job;
+pub mod keeper;
+pub mod known_authd;
+pub mod lease;
+pub mod orders;
+pub mod pages;
+pub mod pool;
+pub mod process;
+pub mod serve;
+pub mod session;
+pub mod table;

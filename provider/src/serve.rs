@@ -1,0 +1,234 @@
+//! `serve`: set-up, the session, and the shutdown.
+
+use std::future::pending;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overbank_fabric::ids::BootId;
+use overbank_fabric::keyfile::{self, KeyFileError};
+use overbank_fabric::units::Size;
+use overbank_verbs::{Device, DeviceOptions, VerbsError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{sleep, timeout};
+
+use crate::backend::{Backend, Fault, Verbs};
+use crate::cli::Serve;
+use crate::clock::SystemClock;
+use crate::keeper::Keeper;
+use crate::known_authd::{KnownAuthd, PinError};
+use crate::pages;
+use crate::pool::Pool;
+use crate::process::{self, ProcessError, StateDir};
+use crate::session::{Facts, Link, News, SessionError};
+use crate::table::{Table, Terms};
+
+/// For the receipts of a shutdown to arrive.
+const LAST_RECEIPTS: Duration = Duration::from_secs(2);
+
+/// Why there is no provider (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The process or its state directory.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The key file.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The pin of the auth daemon.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The pool's memory.
+    #[error("no pool of {size}: {source}")]
+    Pool {
+        /// What was asked for.
+        size: Size,
+        /// The cause.
+        source: VerbsError,
+    },
+    /// The device.
+    #[error("no device: {0}")]
+    Device(#[source] VerbsError),
+    /// The device has nothing to give.
+    #[error("the device cannot be used: {0}")]
+    Backend(#[from] Fault),
+    /// No local address leads to the auth daemon.
+    #[error("no local address leads to {authd} ({source}): give one with --address")]
+    Address {
+        /// The auth daemon.
+        authd: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Threads, signals or timers.
+    #[error("the system gives no {what}: {source}")]
+    System {
+        /// What it does not give.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The auth daemon will not have it.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A step of some lease's end failed, or there was no time for it.
+    #[error("stopped with {} not known to be clean; the kernel takes it back", Size(*.bytes))]
+    Unclean {
+        /// How much.
+        bytes: u64,
+    },
+}
+
+impl ServeError {
+    /// What the process exits with.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Session(SessionError::Refused { .. }) => 4,
+            Self::Pin(PinError::Changed { .. }) | Self::Session(SessionError::Pin(PinError::Changed { .. })) => 5,
+            Self::Pool { .. } => 6,
+            Self::Process(_) | Self::Key(_) | Self::Pin(_) | Self::Session(SessionError::Pin(_)) => 12,
+            _ => 1,
+        }
+    }
+}
+
+/// Lends memory until a signal comes.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn serve(options: Serve) -> Result<(), ServeError> {
+    process::harden()?;
+    let state = StateDir::open(&options.state)?;
+    let (identity, made) = keyfile::load_or_create(&state.path().join("provider.key"))?;
+    let identity = Arc::new(identity);
+    let me = identity.public().fingerprint();
+    if made {
+        tracing::info!(fingerprint = %me, "made a new identity");
+    }
+    let vouched = [
+        options.authd_fingerprint.map(|fingerprint| (fingerprint, "from --authd-fingerprint")),
+        options.invitation.as_ref().map(|invitation| (invitation.authd, "from the invitation")),
+    ];
+    let known = KnownAuthd::load(state.path(), &vouched.into_iter().flatten().collect::<Vec<_>>())?;
+
+    let address = match options.address {
+        Some(address) => address,
+        None => {
+            let authd = options.authd.clone();
+            local_address(&authd).map_err(|source| ServeError::Address { authd, source })?
+        }
+    };
+    let (port, spin, mtu) = (options.port, options.spin, options.mtu);
+    let device =
+        Device::open(&options.device, &DeviceOptions { address, port, spin, mtu }).map_err(ServeError::Device)?;
+    let memory =
+        pages::map(options.pages, options.pool).map_err(|source| ServeError::Pool { size: options.pool, source })?;
+    let pool = Pool::new(memory.len() as u64, memory.page_bytes() as u64);
+    let facts = Facts {
+        boot: BootId::random(),
+        pool_bytes: pool.bytes(),
+        page_bytes: pool.page_bytes(),
+        device: device.describe(),
+    };
+    let max_lease_ms = u64::try_from(options.max_lease.as_millis()).unwrap_or(u64::MAX);
+    let table = Table::new(Terms { identity: Arc::clone(&identity), boot: facts.boot, max_lease_ms }, pool);
+    let backend = Arc::new(Verbs::new(device, memory)?);
+    let keeper =
+        Keeper::start(table, backend, SystemClock).map_err(|source| ServeError::System { what: "threads", source })?;
+
+    let ready = format!(
+        "overbank-provider ready: {me} lends {} in pages of {} through {}",
+        Size(facts.pool_bytes),
+        Size(facts.page_bytes),
+        facts.device
+    );
+    let news = move |news| match news {
+        News::Ready => say(&ready),
+        News::WaitingForApproval => say(&format!("waiting for approval: overbank trust approve {me} --role provider")),
+    };
+    let invitation = options.invitation.map(|invitation| invitation.secret);
+    let link = Link { authd: options.authd, known, identity, invitation, keeper: keeper.clone(), facts };
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| ServeError::System { what: "event loop", source })?
+        .block_on(run(link, &keeper, news))
+}
+
+/// The session until a signal, then the shutdown: leases fenced and cleaned, receipts delivered as far as 2 s allow.
+async fn run<B: Backend>(link: Link<B>, keeper: &Keeper<B>, news: impl FnMut(News)) -> Result<(), ServeError> {
+    let pool_bytes = link.facts.pool_bytes;
+    // Memory is overwritten and checked at far more than 1 GiB/s.
+    let drain_limit = Duration::from_secs(10 + (pool_bytes >> 30));
+    let mut signals = Signals::new().map_err(|source| ServeError::System { what: "signals", source })?;
+    let mut session = pin!(link.run(news));
+    tokio::select! {
+        error = &mut session => return Err(error.into()),
+        () = signals.next() => tracing::info!("shutting down: all leases end now"),
+    }
+    // The session goes on meanwhile: orders are answered, receipts delivered. Its own end no longer matters.
+    let session = async {
+        session.await;
+        pending::<()>().await;
+    };
+    let clean = async {
+        let drained = timeout(drain_limit, keeper.drain()).await.is_ok();
+        let all_delivered = async {
+            while !keeper.receipts(None, 1).await.is_empty() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(LAST_RECEIPTS, all_delivered).await.is_err() {
+            tracing::warn!("the auth daemon has not taken every receipt");
+        }
+        drained
+    };
+    let drained = tokio::select! {
+        drained = clean => drained,
+        () = session => false,
+        () = signals.next() => false,
+    };
+    let free = keeper.look().await.map_or(0, |(heartbeat, _)| heartbeat.free_bytes);
+    if drained && free == pool_bytes { Ok(()) } else { Err(ServeError::Unclean { bytes: pool_bytes - free }) }
+}
+
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}
+
+/// The address from which a connection to the auth daemon leaves. Asks the routing table alone: no packet is sent.
+fn local_address(authd: &str) -> io::Result<IpAddr> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for peer in authd.to_socket_addrs()? {
+        let any: IpAddr = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let routed = UdpSocket::bind(SocketAddr::new(any, 0)).and_then(|socket| {
+            socket.connect(peer)?;
+            socket.local_addr()
+        });
+        match routed {
+            Ok(local) => return Ok(local.ip()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn say(line: &str) {
+    let mut stdout = io::stdout();
+    // Nobody listens where this fails.
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}

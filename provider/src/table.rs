@@ -1,0 +1,398 @@
+//! All leases of the provider, and what orders and the clock make of them.
+//!
+//! No device, thread or clock in here: the time is handed in, work goes out as [`Job`]s and comes back as [`Done`]s, and
+//! answers are collected for whoever sends them. So a test can run any order of events.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use overbank_fabric::attach::{AttachAnswer, EndpointBytes};
+use overbank_fabric::block::{HEADER_LEN, MAX_BLOCK, MIN_BLOCK};
+use overbank_fabric::identity::Identity;
+use overbank_fabric::ids::{BootId, LeaseId};
+use overbank_fabric::message::{Carve, Extend, Fence, Heartbeat, HeldLease, Refusal, RefusalCode, Reply};
+use overbank_fabric::receipt::{EndReason, Receipt};
+use overbank_fabric::signed::Signed;
+use overbank_fabric::time::{Deadline, Tick};
+
+use crate::attach::Admission;
+use crate::backend::{Backend, Fault};
+use crate::clock::BootTime;
+use crate::ending::Failed;
+use crate::hold::{Binding, Shape};
+use crate::job::{Done, Job, Outcome, Task};
+use crate::lease::{Answer, Lease, Phase, ended};
+use crate::pool::Pool;
+
+/// Most leases held, and receipts not yet acknowledged, together.
+pub const MAX_LEASES: usize = 16_384;
+/// How much later than the longest lease allows a deadline may be: it was computed on another machine.
+const DEADLINE_SLACK_MS: u64 = 1000;
+
+/// What all leases of one life have in common.
+#[derive(Clone)]
+pub struct Terms {
+    /// Signs answers and receipts.
+    pub identity: Arc<Identity>,
+    /// This life.
+    pub boot: BootId,
+    /// Longest time until a deadline, in milliseconds.
+    pub max_lease_ms: u64,
+}
+
+/// What is to be done outside after something happened.
+pub struct Effects<B: Backend, T> {
+    /// Answers to give.
+    pub answers: Vec<Answer<T>>,
+    /// Jobs to run, each lane's in this order.
+    pub jobs: Vec<Job<B, T>>,
+    /// Whether there is a new receipt.
+    pub receipts: bool,
+}
+
+impl<B: Backend, T> Default for Effects<B, T> {
+    fn default() -> Self {
+        Self { answers: Vec::new(), jobs: Vec::new(), receipts: false }
+    }
+}
+
+/// The leases and the pool.
+pub struct Table<B: Backend, T> {
+    terms: Terms,
+    pool: Pool,
+    leases: BTreeMap<LeaseId, Lease<B, T>>,
+    effects: Effects<B, T>,
+    /// Of quarantined memory; they may keep alive what a device still uses.
+    faults: Vec<Fault>,
+    draining: bool,
+}
+
+impl<B: Backend, T> Table<B, T> {
+    /// No leases, and a pool.
+    #[must_use]
+    pub fn new(terms: Terms, pool: Pool) -> Self {
+        let (leases, effects, faults) = (BTreeMap::new(), Effects::default(), Vec::new());
+        Self { terms, pool, leases, effects, faults, draining: false }
+    }
+
+    /// What has come up since the last call.
+    pub fn take_effects(&mut self) -> Effects<B, T> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Sets memory aside.
+    pub fn carve(&mut self, now: BootTime, ticket: T, carve: Carve) {
+        self.tick(now);
+        match self.try_carve(now, &carve) {
+            Ok(Carved::Already) => self.answer(ticket, Ok(Reply::Done)),
+            Ok(Carved::SameOpening) => {
+                self.leases.entry(carve.lease).and_modify(|lease| lease.carving.push(ticket));
+            }
+            Ok(Carved::New(shape)) => {
+                let Some(extent) = self.pool.take(shape.bytes()) else {
+                    let why = format!(
+                        "the lease needs {} contiguous bytes; the longest free run of the pool has {}",
+                        shape.bytes(),
+                        self.pool.longest_run()
+                    );
+                    return self.answer(ticket, Err(Refusal::new(RefusalCode::PoolFull, why)));
+                };
+                let lease = Lease::new(carve.tenant, shape, extent.len(), carve.deadline.tick, ticket);
+                tracing::info!(lease = %carve.lease, tenant = %lease.tenant, bytes = extent.len(), "carved");
+                self.leases.insert(carve.lease, lease);
+                self.effects.jobs.push(Job { lease: carve.lease, task: Task::Open(extent, shape) });
+            }
+            Err(refusal) => self.answer(ticket, Err(refusal)),
+        }
+    }
+
+    fn try_carve(&mut self, now: BootTime, carve: &Carve) -> Result<Carved, Refusal> {
+        let deadline = self.check_deadline(now, carve.deadline)?;
+        let shape = shape(carve)?;
+        if let Some(lease) = self.leases.get_mut(&carve.lease) {
+            if (&lease.tenant, lease.shape) != (&carve.tenant, shape) {
+                let why = "this lease is carved already, with another size or for another tenant";
+                return Err(Refusal::new(RefusalCode::Invalid, why));
+            }
+            if lease.end.is_some() {
+                return Err(ended());
+            }
+            lease.deadline = lease.deadline.max(deadline);
+            return Ok(if matches!(lease.phase, Phase::Opening) { Carved::SameOpening } else { Carved::Already });
+        }
+        if self.draining {
+            return Err(Refusal::new(RefusalCode::Busy, "the provider is shutting down"));
+        }
+        if deadline <= now.tick() {
+            return Err(Refusal::new(RefusalCode::LeaseEnded, "the lease's deadline has passed"));
+        }
+        if self.leases.len() >= MAX_LEASES {
+            let why = format!("the provider holds {MAX_LEASES} leases and unacknowledged receipts, which is its limit");
+            return Err(Refusal::new(RefusalCode::Busy, why));
+        }
+        Ok(Carved::New(shape))
+    }
+
+    fn check_deadline(&self, now: BootTime, deadline: Deadline) -> Result<Tick, Refusal> {
+        if deadline.boot != self.terms.boot {
+            return Err(Refusal::new(RefusalCode::Invalid, "the deadline is of another life of this provider"));
+        }
+        let latest = now.tick().after_ms(self.terms.max_lease_ms).after_ms(DEADLINE_SLACK_MS);
+        if deadline.tick > latest {
+            let why = format!("this provider lends for {} ms at most (its --max-lease)", self.terms.max_lease_ms);
+            return Err(Refusal::new(RefusalCode::Invalid, why));
+        }
+        Ok(deadline.tick)
+    }
+
+    /// Attaches a holder; `until` is when the asker gives up.
+    pub fn bind(&mut self, now: BootTime, ticket: T, admission: Box<Admission>, until: BootTime) {
+        self.tick(now);
+        let id = admission.scope.lease;
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return self.answer(ticket, Err(no_such_lease()));
+        };
+        lease.enqueue(now, ticket, admission, until, &mut self.effects.answers);
+        self.settle(id, now);
+    }
+
+    /// Moves a deadline, later only.
+    pub fn extend(&mut self, now: BootTime, ticket: T, extend: &Extend) {
+        self.tick(now);
+        let outcome = self.check_deadline(now, extend.deadline).and_then(|deadline| {
+            let lease = self.leases.get_mut(&extend.lease).ok_or_else(no_such_lease)?;
+            if lease.end.is_some() {
+                return Err(ended());
+            }
+            lease.deadline = lease.deadline.max(deadline);
+            Ok(Reply::Done)
+        });
+        self.answer(ticket, outcome);
+    }
+
+    /// Ends a lease; answered when it is fenced.
+    pub fn fence(&mut self, now: BootTime, ticket: T, fence: &Fence) {
+        self.tick(now);
+        let Some(lease) = self.leases.get_mut(&fence.lease) else {
+            return self.answer(ticket, Err(no_such_lease()));
+        };
+        match lease.phase {
+            Phase::Wiping | Phase::Over { fenced: true, .. } => self.answer(ticket, Ok(Reply::Done)),
+            Phase::Over { fenced: false, .. } => self.answer(ticket, Err(not_fenced())),
+            Phase::Opening | Phase::Open(_) | Phase::Busy | Phase::Fencing => {
+                lease.fencing.push(ticket);
+                self.end(fence.lease, now, fence.reason, now);
+            }
+        }
+    }
+
+    /// Ends every lease, and takes no more.
+    pub fn drain(&mut self, now: BootTime) {
+        self.tick(now);
+        self.draining = true;
+        for id in self.leases.keys().copied().collect::<Vec<_>>() {
+            self.end(id, now, EndReason::Drained, now);
+        }
+    }
+
+    /// A receipt has arrived: the lease can be forgotten.
+    pub fn acknowledge(&mut self, id: LeaseId) {
+        if self.leases.get(&id).is_some_and(|lease| matches!(lease.phase, Phase::Over { .. })) {
+            self.leases.remove(&id);
+        }
+    }
+
+    /// Lets the clock do its part: ends what is due.
+    pub fn tick(&mut self, now: BootTime) {
+        let due = |lease: &Lease<B, T>| lease.next_due().is_some_and(|tick| tick <= now.tick());
+        let ids: Vec<_> = self.leases.iter().filter(|(_, lease)| due(lease)).map(|(id, _)| *id).collect();
+        for id in ids {
+            match self.leases.get(&id).map(|lease| lease.deadline) {
+                Some(deadline) if deadline <= now.tick() => {
+                    self.end(id, now, EndReason::Expired, BootTime::of_tick(deadline));
+                }
+                _ => self.settle(id, now),
+            }
+        }
+    }
+
+    /// When [`Table::tick`] must be called at the latest.
+    #[must_use]
+    pub fn next_due(&self) -> Option<BootTime> {
+        self.leases.values().filter_map(Lease::next_due).min().map(BootTime::of_tick)
+    }
+
+    /// A job is done.
+    pub fn done(&mut self, now: BootTime, done: Done<B, T>) {
+        self.tick(now);
+        let id = done.lease;
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return tracing::error!(lease = %id, "a job for a lease that nobody knows: a defect; its memory is withheld");
+        };
+        match done.outcome {
+            Outcome::Opened(Ok(hold)) => {
+                lease.phase = Phase::Open(hold);
+                let over = lease.end.is_some();
+                let outcome = || if over { Err(ended()) } else { Ok(Reply::Done) };
+                self.effects.answers.extend(lease.carving.drain(..).map(|ticket| (ticket, outcome())));
+                self.settle(id, now);
+            }
+            Outcome::Opened(Err((extent, fault))) => {
+                tracing::error!(lease = %id, %fault, "carve failed");
+                self.pool.give_back(extent);
+                if let Some(mut lease) = self.leases.remove(&id) {
+                    // Closing it answers the attaches that already wait.
+                    lease.close(now, EndReason::Stopped, now, &mut self.effects.answers);
+                    let failed =
+                        || Refusal::new(RefusalCode::Internal, format!("the provider's device failed at {fault}"));
+                    self.effects.answers.extend(lease.carving.drain(..).map(|ticket| (ticket, Err(failed()))));
+                    self.effects.answers.extend(lease.fencing.drain(..).map(|ticket| (ticket, Err(no_such_lease()))));
+                }
+            }
+            Outcome::Bound(hold, admission, ticket, binding) => {
+                let until =
+                    if admission.root { lease.deadline } else { lease.deadline.min(admission.scope.deadline.tick) };
+                lease.phase = Phase::Open(hold);
+                let outcome = match binding {
+                    Ok(_) if lease.end.is_some() => Err(ended()),
+                    Ok(binding) => {
+                        let left_ms = until.ms_since(now.tick());
+                        let answer = attach_answer(&admission, &binding, lease.shape.stride, left_ms);
+                        Ok(Reply::Attached(Signed::new(&answer, &self.terms.identity)))
+                    }
+                    Err(refusal) => Err(refusal),
+                };
+                self.answer(ticket, outcome);
+                self.settle(id, now);
+            }
+            Outcome::Detached(hold) => {
+                lease.phase = Phase::Open(hold);
+                self.settle(id, now);
+            }
+            Outcome::Fenced(Ok(fenced)) => {
+                lease.phase = Phase::Wiping;
+                self.effects.answers.extend(lease.fencing.drain(..).map(|ticket| (ticket, Ok(Reply::Done))));
+                self.effects.jobs.push(Job { lease: id, task: Task::Wipe(fenced) });
+            }
+            Outcome::Wiped(Ok(clean)) => {
+                let steps = clean.free(&mut self.pool, now);
+                lease.finish(id, self.terms.boot, &self.terms.identity, steps);
+                self.effects.receipts = true;
+                tracing::info!(lease = %id, reason = %lease.end.map_or(EndReason::Unknown, |end| end.reason), "ended, memory clean");
+            }
+            Outcome::Fenced(Err(failed)) | Outcome::Wiped(Err(failed)) => self.quarantine(id, *failed),
+        }
+    }
+
+    fn quarantine(&mut self, id: LeaseId, failed: Failed) {
+        let (step, steps, faults) = failed.quarantine(&mut self.pool);
+        for fault in &faults {
+            tracing::error!(lease = %id, %step, %fault, "a step of the lease's end failed: its memory is quarantined");
+        }
+        self.faults.extend(faults);
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.finish(id, self.terms.boot, &self.terms.identity, steps);
+            self.effects.answers.extend(lease.fencing.drain(..).map(|ticket| (ticket, Err(not_fenced()))));
+        }
+        self.effects.receipts = true;
+    }
+
+    fn end(&mut self, id: LeaseId, now: BootTime, reason: EndReason, due: BootTime) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.close(now, reason, due, &mut self.effects.answers);
+            self.settle(id, now);
+        }
+    }
+
+    /// Gives out the lease's next job, if it has one.
+    fn settle(&mut self, id: LeaseId, now: BootTime) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            self.effects.jobs.extend(lease.next_job(id, now, &mut self.effects.answers));
+        }
+    }
+
+    fn answer(&mut self, ticket: T, outcome: Result<Reply, Refusal>) {
+        self.effects.answers.push((ticket, outcome));
+    }
+
+    /// How full the pool is.
+    #[must_use]
+    pub fn heartbeat(&self, now: BootTime) -> Heartbeat {
+        let (free_bytes, quarantined_bytes) = (self.pool.free_bytes(), self.pool.quarantined_bytes());
+        Heartbeat { tick: now.tick(), free_bytes, quarantined_bytes }
+    }
+
+    /// Whether every lease is over.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.leases.values().all(|lease| matches!(lease.phase, Phase::Over { .. }))
+    }
+
+    /// Leases whose memory is not yet known to be clean.
+    #[must_use]
+    pub fn held(&self) -> Vec<HeldLease> {
+        let held = self.leases.iter().filter(|(_, lease)| !matches!(lease.phase, Phase::Over { .. }));
+        let deadline = |tick| Deadline { boot: self.terms.boot, tick };
+        held.map(|(id, lease)| HeldLease { lease: *id, deadline: deadline(lease.deadline) }).collect()
+    }
+
+    /// At most `max` receipts that are not yet acknowledged, of lease ids greater than `after`.
+    #[must_use]
+    pub fn receipts(&self, after: Option<LeaseId>, max: usize) -> Vec<(LeaseId, Signed<Receipt>)> {
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        self.leases
+            .range((from, std::ops::Bound::Unbounded))
+            .filter_map(|(id, lease)| match &lease.phase {
+                Phase::Over { receipt, .. } => Some((*id, receipt.clone())),
+                _ => None,
+            })
+            .take(max)
+            .collect()
+    }
+}
+
+enum Carved {
+    New(Shape),
+    SameOpening,
+    Already,
+}
+
+fn shape(carve: &Carve) -> Result<Shape, Refusal> {
+    if !carve.block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&carve.block) {
+        let why = format!("a block is a power of two from {MIN_BLOCK} to {MAX_BLOCK} bytes, not {}", carve.block);
+        return Err(Refusal::new(RefusalCode::Invalid, why));
+    }
+    let stride = carve.block + u32::try_from(HEADER_LEN).expect("a header is short");
+    match carve.blocks.checked_mul(u64::from(stride)) {
+        Some(bytes) if bytes > 0 => Ok(Shape { blocks: carve.blocks, stride }),
+        _ => Err(Refusal::new(RefusalCode::Invalid, format!("{} is no usable number of blocks", carve.blocks))),
+    }
+}
+
+fn attach_answer(admission: &Admission, binding: &Binding, stride: u32, left_ms: u64) -> AttachAnswer {
+    AttachAnswer {
+        request: admission.request,
+        lease: admission.scope.lease,
+        lanes: binding.lanes.iter().map(|lane| EndpointBytes(lane.to_bytes())).collect(),
+        address: binding.key.address,
+        rkey: binding.key.rkey,
+        first_block: admission.scope.first_block,
+        blocks: admission.scope.blocks,
+        stride,
+        rights: admission.scope.rights,
+        left_ms,
+    }
+}
+
+fn no_such_lease() -> Refusal {
+    Refusal::new(RefusalCode::NoSuchLease, "the provider holds no such lease")
+}
+
+fn not_fenced() -> Refusal {
+    let why = "a step of the lease's end failed at the provider: its memory may be within reach, and is quarantined";
+    Refusal::new(RefusalCode::Internal, why)
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
