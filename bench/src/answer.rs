@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::prctl::set_pdeathsig;
@@ -10,7 +11,17 @@ use nix::sys::signal::Signal;
 use crate::cpus::{self, Cpus};
 use crate::error::BenchError;
 use crate::peer::Peer;
-use crate::{tcp, udp};
+use crate::{raw, tcp, udp};
+
+/// What `answer` takes.
+#[derive(clap::Args)]
+pub(crate) struct Answer {
+    /// What answers
+    kind: Kind,
+    /// Its device, where it has one
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
 
 /// What answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -19,6 +30,8 @@ pub(crate) enum Kind {
     Udp,
     /// One stream.
     Tcp,
+    /// READs.
+    Raw,
 }
 
 impl Kind {
@@ -26,35 +39,48 @@ impl Kind {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
+            Self::Raw => "raw",
         }
     }
 }
 
-/// Starts an answering process on its processor; where it can be reached.
-pub(crate) fn start(kind: Kind, cpus: Cpus) -> Result<(Peer, SocketAddr), BenchError> {
+/// Starts an answering process on its processor.
+pub(crate) fn spawn(kind: Kind, arguments: &[&str], cpus: Cpus) -> Result<Peer, BenchError> {
     let mut command = Command::new(own_binary()?);
-    command.args(["answer", kind.name()]);
-    let peer = cpus::started_on(cpus.answerer, cpus.asker, || Peer::start(command, None))?;
-    let address = peer.hello.parse().map_err(|_| peer.failed(&format!("said '{}', not its address", peer.hello)))?;
+    command.args(["answer", kind.name()]).args(arguments);
+    cpus::started_on(cpus.answerer, cpus.asker, || Peer::start(command, None))
+}
+
+/// Starts an answering process that says its address; where it can be reached.
+pub(crate) fn start(kind: Kind, cpus: Cpus) -> Result<(Peer, SocketAddr), BenchError> {
+    let peer = spawn(kind, &[], cpus)?;
+    let hello = peer.line()?;
+    let address = hello.parse().map_err(|_| peer.failed(&format!("said '{hello}', not its address")))?;
     Ok((peer, address))
 }
 
 /// This program's own file.
-pub(crate) fn own_binary() -> Result<std::path::PathBuf, BenchError> {
+pub(crate) fn own_binary() -> Result<PathBuf, BenchError> {
     std::env::current_exe().map_err(BenchError::io("find this program's own file"))
 }
 
 /// Answers until whoever started this process is gone.
-pub(crate) fn run(kind: Kind) -> Result<(), BenchError> {
+pub(crate) fn run(answer: &Answer) -> Result<(), BenchError> {
     set_pdeathsig(Signal::SIGKILL)
         .map_err(|errno| BenchError::Io { what: "tie this process to its parent".to_owned(), source: errno.into() })?;
-    let ready = |at: SocketAddr| {
-        let mut stdout = std::io::stdout();
-        // Who cannot hear the address gives up by itself.
-        let _ = writeln!(stdout, "{at}").and_then(|()| stdout.flush());
-    };
-    match kind {
-        Kind::Udp => udp::answer(ready),
-        Kind::Tcp => tcp::answer(ready),
+    match answer.kind {
+        Kind::Udp => udp::answer(|at| say(&at.to_string())),
+        Kind::Tcp => tcp::answer(|at| say(&at.to_string())),
+        Kind::Raw => raw::answer(&answer.device, say, || {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).map_err(BenchError::io("hear who reads"))?;
+            Ok(line)
+        }),
     }
+}
+
+fn say(line: &str) {
+    let mut stdout = std::io::stdout();
+    // Who cannot hear it gives up by itself.
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }

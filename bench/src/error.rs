@@ -38,7 +38,7 @@ pub(crate) enum BenchError {
     Usage(String),
     /// The library under test failed.
     #[error("the sealed path failed: {0}")]
-    Overbank(String),
+    Overbank(#[from] overbank::Error),
     /// The device under test failed.
     #[error("the device failed: {0}")]
     Verbs(#[from] overbank_verbs::VerbsError),

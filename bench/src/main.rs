@@ -7,6 +7,7 @@ mod error;
 mod figures;
 mod floor;
 mod inspect;
+mod latency;
 mod machine;
 mod maps;
 mod memcpy;
@@ -14,7 +15,10 @@ mod needles;
 mod options;
 mod patience;
 mod peer;
+mod raw;
 mod report;
+mod sealed;
+mod stack;
 mod tcp;
 mod udp;
 
@@ -34,21 +38,21 @@ struct Cli {
 enum Command {
     /// What the machine itself costs: UDP and TCP ping-pong with busy polling, and copying
     Floor(floor::Floor),
+    /// Sealed reads and writes, one at a time, busy polling; with --with-floor beside what they cannot beat
+    Latency(latency::Latency),
     /// Look into a running process's memory: for a file's bytes, or for anything but zeros
     Inspect(inspect::Inspect),
     /// The other end of a measurement
     #[command(hide = true)]
-    Answer {
-        /// What answers
-        kind: answer::Kind,
-    },
+    Answer(answer::Answer),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
+        Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),
         Command::Inspect(inspect) => inspect::run(&inspect),
-        Command::Answer { kind } => answer::run(kind).map(|()| ExitCode::SUCCESS),
+        Command::Answer(answer) => answer::run(&answer).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("overbank-bench: {error}");

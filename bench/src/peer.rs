@@ -1,9 +1,10 @@
-//! A process at the other end of a measurement: started here, on a processor of its own, and gone when this one is.
+//! A process at the other end of a measurement: started here, and gone when this one is.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -11,64 +12,59 @@ use nix::unistd::Pid;
 
 use crate::error::BenchError;
 
-/// How long a process may take to say its first line, and to end when asked to.
+/// How long a process may take to say something.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to end when it is asked to.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// A running process that was started here. Ended when dropped: SIGTERM, then SIGKILL.
 pub(crate) struct Peer {
     program: String,
     child: Child,
     stdin: Option<ChildStdin>,
-    /// The process's first line on standard output.
-    pub(crate) hello: String,
+    lines: Receiver<String>,
+    errors: Option<PathBuf>,
 }
 
 impl Peer {
-    /// Starts `command` and waits for its first line. Its standard error is `errors`, or this process's own.
+    /// Starts `command`. Its standard error goes to the file `errors`, or where this process's own goes.
     pub(crate) fn start(mut command: Command, errors: Option<&Path>) -> Result<Self, BenchError> {
         let program = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(path) = errors {
-            let file = std::fs::File::create(path).map_err(BenchError::io(format!("create {}", path.display())))?;
-            command.stderr(file);
+            command.stderr(File::create(path).map_err(BenchError::io(format!("create {}", path.display())))?);
         }
         let mut child = command.spawn().map_err(BenchError::io(format!("start {program}")))?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take();
-        let mut peer = Self { program, child, stdin, hello: String::new() };
-        peer.hello = peer.first_line(stdout, errors)?;
-        Ok(peer)
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            // What nobody waits for is read too: a full pipe would stop the process.
+            for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
+                let Ok(line) = line else { break };
+                let _ = sender.send(line);
+            }
+        });
+        Ok(Self { program, child, stdin, lines, errors: errors.map(Path::to_owned) })
+    }
+
+    /// The next line that the process says.
+    pub(crate) fn line(&self) -> Result<String, BenchError> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => Ok(line),
+            Err(RecvTimeoutError::Timeout) => Err(BenchError::Silent { what: "a peer", after: PATIENCE }),
+            Err(RecvTimeoutError::Disconnected) => {
+                let said = self.errors.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+                Err(self.failed(&format!("ended before it was ready: {}", said.trim())))
+            }
+        }
     }
 
     /// Sends one line to the process.
     pub(crate) fn say(&mut self, line: &str) -> Result<(), BenchError> {
-        let what = format!("talk to {}", self.program);
         match &mut self.stdin {
-            Some(stdin) => writeln!(stdin, "{line}").map_err(BenchError::io(what)),
+            Some(stdin) => writeln!(stdin, "{line}").map_err(BenchError::io(format!("talk to {}", self.program))),
             None => Err(self.failed("has no standard input")),
         }
-    }
-
-    fn first_line(&mut self, stdout: Option<ChildStdout>, errors: Option<&Path>) -> Result<String, BenchError> {
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut reader = stdout.map(BufReader::new);
-            let mut line = String::new();
-            let read = reader.as_mut().map_or(Ok(0), |reader| reader.read_line(&mut line));
-            let _ = sender.send(read.map(|_| line));
-            // What else it says is of no interest, but a full pipe would stop it.
-            if let Some(mut reader) = reader {
-                let _ = std::io::copy(&mut reader, &mut std::io::sink());
-            }
-        });
-        let line =
-            receiver.recv_timeout(PATIENCE).map_err(|_| BenchError::Silent { what: "a peer", after: PATIENCE })?;
-        let line = line.map_err(BenchError::io(format!("read what {} says", self.program)))?;
-        if line.trim().is_empty() {
-            let said = errors.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-            return Err(self.failed(&format!("ended before it was ready. {}", said.trim())));
-        }
-        Ok(line.trim().to_owned())
     }
 
     /// An error that names the process.
@@ -82,7 +78,7 @@ impl Drop for Peer {
         self.stdin = None;
         let Ok(pid) = i32::try_from(self.child.id()) else { return };
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + FAREWELL;
         while Instant::now() < end {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;

@@ -1,0 +1,85 @@
+//! Sealed reads and writes through the library, on a real lease.
+
+use std::time::Duration;
+
+use overbank::{AttachOptions, Client, Config, Lease, LeaseId, LeaseRequest};
+
+use crate::error::BenchError;
+use crate::raw::SPIN;
+
+/// Bytes that operations go round in.
+const SPAN: u64 = 16 << 20;
+/// A lease of our own lasts as long, unless it is released before: nobody measures for longer.
+const TTL: Duration = Duration::from_secs(3600);
+/// For the receipt of a lease that is given back; it is not needed.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// An attached lease.
+pub(crate) struct Sealed {
+    lease: Lease,
+    buffer: Vec<u8>,
+    places: u64,
+    next: u64,
+    /// Given back at the end, where the lease was made here.
+    own: Option<Client>,
+}
+
+impl Sealed {
+    /// Attaches to `lease`, or to one that is made for this; operations of `size` bytes. What was in it is overwritten.
+    pub(crate) fn attach(
+        config: &Config,
+        lease: Option<LeaseId>,
+        device: &str,
+        size: usize,
+    ) -> Result<Self, BenchError> {
+        let client = Client::connect(config)?;
+        let (mut lease, own) = match lease {
+            Some(lease) => (client.open_lease(lease)?, None),
+            None => (client.lease(&LeaseRequest::new(SPAN.max(size as u64), TTL))?, Some(client)),
+        };
+        let places = lease.bytes().min(SPAN.max(size as u64)) / size as u64;
+        if places == 0 {
+            return Err(BenchError::Usage(format!("--size {size} is more than the lease's {} bytes", lease.bytes())));
+        }
+        lease.attach(&AttachOptions { device: device.to_owned(), spin: SPIN, ..AttachOptions::default() })?;
+        let mut sealed = Self { lease, buffer: vec![0xA5; size], places, next: 0, own };
+        // A block that was never written is not opened: reading it would cost too little.
+        for _ in 0..places {
+            sealed.write()?;
+        }
+        Ok(sealed)
+    }
+
+    /// Bytes in the lender's memory that one operation moves.
+    pub(crate) fn wire_bytes(&self) -> usize {
+        let block = self.lease.block() as usize;
+        self.buffer.len().div_ceil(block) * (block + overbank_fabric::block::HEADER_LEN)
+    }
+
+    /// Reads the next place.
+    pub(crate) fn read(&mut self) -> Result<(), BenchError> {
+        let at = self.place();
+        Ok(self.lease.read(at, &mut self.buffer)?)
+    }
+
+    /// Writes the next place.
+    pub(crate) fn write(&mut self) -> Result<(), BenchError> {
+        let at = self.place();
+        Ok(self.lease.write(at, &self.buffer)?)
+    }
+
+    /// Leaves the lease as it should be left.
+    pub(crate) fn finish(self) -> Result<(), BenchError> {
+        let id = self.lease.id();
+        self.lease.close()?;
+        if let Some(client) = self.own {
+            client.release(id, PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    fn place(&mut self) -> u64 {
+        self.next += 1;
+        self.next % self.places * self.buffer.len() as u64
+    }
+}

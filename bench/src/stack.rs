@@ -1,0 +1,85 @@
+//! A whole Overbank for one measurement: an auth daemon and a provider in a directory of their own, joined by invitation.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use overbank::Config;
+use tempfile::TempDir;
+
+use crate::answer::own_binary;
+use crate::cpus::{self, Cpus};
+use crate::error::BenchError;
+use crate::peer::Peer;
+
+/// Memory that the provider lends.
+const POOL: &str = "128MiB";
+
+/// Running daemons. Ended and removed when dropped, the provider first.
+pub(crate) struct Stack {
+    /// How a consumer of theirs connects.
+    pub(crate) config: Config,
+    _provider: Peer,
+    _authd: Peer,
+    _dir: TempDir,
+}
+
+impl Stack {
+    /// Starts them from the binaries beside this program, the provider on its processor.
+    pub(crate) fn start(device: &str, cpus: Cpus) -> Result<Self, BenchError> {
+        let dir = tempfile::tempdir().map_err(BenchError::io("make a temporary directory"))?;
+        let at = |name: &str| dir.path().join(name);
+        let init = output(beside("overbank-authd")?.args(["init", "--json", "--state"]).arg(at("authd")))?;
+        let mut serve = beside("overbank-authd")?;
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--state"]).arg(at("authd"));
+        let authd = Peer::start(serve, Some(&at("authd.log")))?;
+        let hello = authd.line()?;
+        let address = hello.split(['=', ' ', ',']).find(|word| word.contains(':'));
+        let address = address.ok_or_else(|| authd.failed(&format!("said '{hello}', not its address")))?.to_owned();
+
+        let overbank = |home: &str, arguments: &[&str]| -> Result<serde_json::Value, BenchError> {
+            let mut command = beside("overbank")?;
+            output(command.args(["--json", "--authd", &address, "--home"]).arg(at(home)).args(arguments))
+        };
+        overbank("operator", &["join", text(&init, "operator_invitation")?])?;
+        let invitation = overbank("operator", &["trust", "invite", "--role", "provider"])?;
+        let mut serve = beside("overbank-provider")?;
+        serve
+            .args(["serve", "--authd", &address, "--pool", POOL, "--address", "127.0.0.1", "--spin", "10ms"])
+            .args(["--device", device, "--invitation", text(&invitation, "invitation")?, "--state"])
+            .arg(at("provider"));
+        let log = at("provider.log");
+        let provider = cpus::started_on(cpus.answerer, cpus.asker, || Peer::start(serve, Some(&log)))?;
+        provider.line()?;
+        let invitation = overbank("operator", &["trust", "invite", "--role", "consumer", "--tenant", "bench"])?;
+        overbank("consumer", &["join", text(&invitation, "invitation")?])?;
+        let config = Config::new(&address, at("consumer")).map_err(overbank::Error::from)?.with_leases(at("leases"));
+        Ok(Self { config, _provider: provider, _authd: authd, _dir: dir })
+    }
+}
+
+/// A program that was built and installed together with this one.
+fn beside(program: &str) -> Result<Command, BenchError> {
+    let path: PathBuf = own_binary()?.parent().unwrap_or(Path::new(".")).join(program);
+    if path.is_file() {
+        return Ok(Command::new(path));
+    }
+    Err(BenchError::Usage(format!(
+        "there is no {}: build or install all of Overbank's programs together",
+        path.display()
+    )))
+}
+
+/// Runs a command to its end; the JSON it answers with.
+fn output(command: &mut Command) -> Result<serde_json::Value, BenchError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |what: String| BenchError::Child { program: program.clone(), what };
+    let Output { status, stdout, stderr } = command.output().map_err(BenchError::io(format!("start {program}")))?;
+    if !status.success() {
+        return Err(failed(format!("failed ({status}): {}", String::from_utf8_lossy(&stderr).trim())));
+    }
+    serde_json::from_slice(&stdout).map_err(|error| failed(format!("did not answer in JSON: {error}")))
+}
+
+fn text<'a>(answer: &'a serde_json::Value, field: &str) -> Result<&'a str, BenchError> {
+    answer[field].as_str().ok_or_else(|| BenchError::Usage(format!("an answer without {field}")))
+}
