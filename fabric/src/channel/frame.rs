@@ -171,3 +171,6 @@ fn transport(error: TransportError) -> ChannelError {
 fn cut_off() -> ChannelError {
     ChannelError::io(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended in the middle of a message"))
 }
+
+#[cfg(test)]
+mod tests;

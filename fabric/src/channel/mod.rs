@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::handshake::{self, HandshakeError, MESSAGE_1_LEN, MESSAGE_2_LEN, MESSAGE_3_LEN, Party, Peer};
+use crate::handshake::{self, HandshakeError, Keys, MESSAGE_1_LEN, MESSAGE_2_LEN, MESSAGE_3_LEN, Party, Peer};
 use crate::identity::{Identity, PublicKey};
 use crate::ids::CorrelationId;
 use crate::message::{Call, Message, Refusal, Reply, Request};
@@ -53,8 +53,8 @@ pub enum ChannelError {
     /// As many records as one session may have.
     #[error("the session has sent as much as its keys may: connect again")]
     Exhausted,
-    /// Something failed earlier, or a call was dropped before its end.
-    #[error("the session is unusable since an earlier call failed or was cut off: connect again")]
+    /// Something failed earlier, or a call, or the driver, was dropped before its end.
+    #[error("the session was given up on this side, where a call failed or was cut off: connect again")]
     Unusable,
 }
 
@@ -102,9 +102,9 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     let message = frame::read_handshake(&mut stream, 2, MESSAGE_2_LEN).await?;
     let (peer, answered) = started.read(&message)?;
     check(&peer.key).map_err(ChannelError::PeerRefused)?;
-    let (message, send, receive) = answered.finish(me)?;
+    let (message, keys) = answered.finish(me)?;
     frame::write_handshake(&mut stream, &message).await?;
-    Ok((Channel::new(stream, send, receive), peer))
+    Ok((Channel::new(stream, keys), peer))
 }
 
 /// Answers a session as the auth daemon. Whether the peer is trusted is the caller's to decide.
@@ -119,13 +119,13 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     let (message, responding) = handshake::respond(me, &message)?;
     frame::write_handshake(&mut stream, &message).await?;
     let message = frame::read_handshake(&mut stream, 3, MESSAGE_3_LEN).await?;
-    let (peer, send, receive) = responding.read(&message)?;
-    Ok((Channel::new(stream, send, receive), peer))
+    let (peer, keys) = responding.read(&message)?;
+    Ok((Channel::new(stream, keys), peer))
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
-    fn new(stream: S, send: handshake::SendKey, receive: handshake::ReceiveKey) -> Self {
-        let (sender, receiver) = (frame::Sender::new(send), frame::Receiver::new(receive));
+    fn new(stream: S, keys: Keys) -> Self {
+        let (sender, receiver) = (frame::Sender::new(keys.send), frame::Receiver::new(keys.receive));
         Self { stream, sender, receiver, next_id: 0, calling: false }
     }
 
@@ -176,8 +176,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
     /// when the connection or the other side fails, or when the caller with its clones, the incoming and all answers
     /// have been dropped. Dropping the driver ends it too.
     ///
-    /// At most `in_flight` requests (1 to 65,536) are open in each direction. Of the other side's, each one beyond is
-    /// answered [`Busy`](crate::message::RefusalCode::Busy); one's own calls wait their turn.
+    /// At most `in_flight` requests (1 to 65,536) are open in each direction. Of the other side's, which may also have no
+    /// more than 4 MiB together, each one beyond is answered [`Busy`](crate::message::RefusalCode::Busy); one's own calls
+    /// wait their turn.
     pub fn multiplex(self, in_flight: usize) -> (Caller, Incoming, impl Future<Output = ChannelError> + use<S>) {
         multiplex::multiplex(self, in_flight)
     }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{CallError, Channel, ChannelError, decode, frame};
 use crate::ids::CorrelationId;
@@ -14,6 +15,8 @@ use crate::signed::to_cbor;
 
 /// Most requests that can be open in each direction.
 const IN_FLIGHT_MAX: usize = 1 << 16;
+/// Bytes that the other side's open requests may have together, as they came.
+const OPEN_BYTES_MAX: usize = 4 << 20;
 /// Abandoned calls whose late answers are still recognized. An answer to one longer forgotten ends the session.
 const ABANDONED_MAX: usize = 4096;
 
@@ -39,6 +42,8 @@ pub struct Answer {
     id: u64,
     /// Room for the answer, set aside when the request came: an answer never waits.
     room: Option<mpsc::OwnedPermit<Encoded>>,
+    /// The request's share of what open requests may have.
+    _bytes: OwnedSemaphorePermit,
     _alive: Alive,
 }
 
@@ -51,14 +56,13 @@ struct Encoded {
 /// What the callers and the driver share.
 struct Session {
     slots: Semaphore,
+    next_id: AtomicU64,
     calls: Mutex<Calls>,
-    in_flight: usize,
 }
 
 /// One's own requests.
 #[derive(Default)]
 struct Calls {
-    next_id: u64,
     waiting: HashMap<u64, oneshot::Sender<Result<Reply, Refusal>>>,
     abandoned: BTreeSet<u64>,
     /// Why the session is over, once it is.
@@ -105,29 +109,25 @@ impl Caller {
     /// [`CallError`]. After a refusal, and after [`ChannelError::TooLong`], the session goes on.
     pub async fn call(&self, correlation: CorrelationId, deadline_ms: u32, call: Call) -> Result<Reply, CallError> {
         let Ok(_slot) = self.session.slots.acquire().await else { return Err(self.session.reason().into()) };
-        let (answer, answered) = oneshot::channel();
-        let id = {
-            let mut calls = self.session.calls();
-            if let Some(reason) = &calls.over {
-                return Err(reason.clone().into());
-            }
-            let id = calls.next_id;
-            calls.next_id += 1;
-            calls.waiting.insert(id, answer);
-            id
-        };
-        let open = OpenCall { session: &self.session, id };
+        let id = self.session.next_id.fetch_add(1, Ordering::Relaxed);
         let message = to_cbor(&Message::Request(Request { id, correlation, deadline_ms, call }));
         if message.len() > frame::MESSAGE_MAX {
             return Err(ChannelError::TooLong { bytes: message.len() }.into());
         }
-        // Both fail only where the session is over.
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut calls = self.session.calls();
+            if let Some(reason) = &calls.over {
+                return Err(reason.clone().into());
+            }
+            calls.waiting.insert(id, answer);
+        }
+        let mut open = OpenCall { session: &self.session, id, queued: false };
         if self.requests.send(Encoded { id, message }).await.is_err() {
             return Err(self.session.reason().into());
         }
-        let outcome = answered.await;
-        drop(open);
-        match outcome {
+        open.queued = true;
+        match answered.await {
             Ok(outcome) => Ok(outcome?),
             Err(_) => Err(self.session.reason().into()),
         }
@@ -138,12 +138,14 @@ impl Caller {
 struct OpenCall<'a> {
     session: &'a Session,
     id: u64,
+    /// Whether the request was handed to the driver.
+    queued: bool,
 }
 
 impl Drop for OpenCall<'_> {
     fn drop(&mut self) {
         let mut calls = self.session.calls();
-        if calls.waiting.remove(&self.id).is_some() {
+        if calls.waiting.remove(&self.id).is_some() && self.queued {
             calls.abandoned.insert(self.id);
             if calls.abandoned.len() > ABANDONED_MAX {
                 calls.abandoned.pop_first();
@@ -200,8 +202,11 @@ pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
     in_flight: usize,
 ) -> (Caller, Incoming, impl Future<Output = ChannelError> + use<S>) {
     let in_flight = in_flight.clamp(1, IN_FLIGHT_MAX);
-    let calls = Mutex::new(Calls { next_id: channel.next_id, ..Calls::default() });
-    let session = Arc::new(Session { slots: Semaphore::new(in_flight), calls, in_flight });
+    let session = Arc::new(Session {
+        slots: Semaphore::new(in_flight),
+        next_id: AtomicU64::new(channel.next_id),
+        calls: Mutex::default(),
+    });
     let (requests, requests_out) = mpsc::channel(in_flight);
     let (incoming, requests_in) = mpsc::channel(in_flight);
     let (responses, responses_out) = mpsc::channel(in_flight);
@@ -215,6 +220,7 @@ pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
         receiver: channel.receiver,
         session: Arc::clone(&session),
         open: Arc::clone(&open),
+        bytes: Arc::new(Semaphore::new(OPEN_BYTES_MAX)),
         incoming,
         responses,
         busy,
@@ -260,6 +266,7 @@ struct Reading<S> {
     receiver: frame::Receiver,
     session: Arc<Session>,
     open: OpenRequests,
+    bytes: Arc<Semaphore>,
     incoming: mpsc::Sender<(Request, Answer)>,
     responses: mpsc::Sender<Encoded>,
     busy: mpsc::Sender<u64>,
@@ -279,25 +286,35 @@ impl<S: AsyncRead> Reading<S> {
         let message = self.receiver.receive(&mut self.stream).await?;
         match decode(&message)? {
             Message::Response(response) => self.session.settle(response),
-            Message::Request(request) => self.accept(request).await,
+            Message::Request(request) => self.accept(request, message.len()).await,
         }
     }
 
-    async fn accept(&self, request: Request) -> Result<(), ChannelError> {
+    async fn accept(&self, request: Request, bytes: usize) -> Result<(), ChannelError> {
         let id = request.id;
-        let (Ok(room), Some(alive)) = (self.responses.clone().try_reserve_owned(), self.alive.upgrade()) else {
+        if lock(&self.open).contains(&id) {
+            return Err(ChannelError::Protocol("it used the id of a request again that is not answered yet"));
+        }
+        let Some(answer) = self.answer(id, bytes) else {
             // Waits while as many of these are unsent: a flood of requests is read no faster than it is answered.
             let _ = self.busy.send(id).await;
             return Ok(());
         };
-        if !lock(&self.open).insert(id) {
-            return Err(ChannelError::Protocol("it used the id of a request again that is not answered yet"));
-        }
-        let answer = Answer { id, room: Some(room), _alive: alive };
+        lock(&self.open).insert(id);
         // Fails only where nobody takes requests, and then the answer says so by being dropped. It is never full, since
         // every request in it holds room for its answer.
         let _ = self.incoming.try_send((request, answer));
         Ok(())
+    }
+
+    /// Everything that an open request needs, if there is room for one more.
+    fn answer(&self, id: u64, bytes: usize) -> Option<Answer> {
+        Some(Answer {
+            id,
+            room: Some(self.responses.clone().try_reserve_owned().ok()?),
+            _bytes: Arc::clone(&self.bytes).try_acquire_many_owned(bytes as u32).ok()?,
+            _alive: self.alive.upgrade()?,
+        })
     }
 }
 
@@ -342,7 +359,7 @@ impl<S: AsyncWrite> Writing<S> {
     }
 
     async fn refuse(&mut self, id: u64) -> Result<(), ChannelError> {
-        let text = format!("{} requests are open in this session already: wait for an answer.", self.session.in_flight);
+        let text = "As many requests are open in this session as may be: wait for an answer to one of them.";
         let outcome = Err(Refusal::new(RefusalCode::Busy, text));
         self.sender.send(&mut self.stream, &to_cbor(&Message::Response(Response { id, outcome }))).await
     }
@@ -360,3 +377,6 @@ impl<S: AsyncWrite> Writing<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,11 @@ impl DecapsulationKey {
         Ok(Self(DecapsulationKey768::from_seed(Seed::from(*seed))))
     }
 
+    #[cfg(test)]
+    pub(super) fn seed(&self) -> Zeroizing<[u8; 64]> {
+        Zeroizing::new(self.0.to_seed().expect("made from one").into())
+    }
+
     pub(super) fn encapsulation_key(&self) -> [u8; KEY_LEN] {
         self.0.encapsulation_key().to_bytes().into()
     }

@@ -14,31 +14,55 @@
 //! Noise static keys are made for one session and forgotten: who somebody is rests on Ed25519 alone. The psk is the
 //! ML-KEM shared secret. It is mixed in last, so secrecy against quantum computers begins with the payload of message 3.
 //!
-//! Every state is consumed by its step, so that a step out of order does not compile, and a failed handshake is over.
+//! ```
+//! use overbank_fabric::handshake::{Party, respond, start};
+//! use overbank_fabric::identity::Identity;
+//!
+//! let (client, authd) = (Identity::generate(), Identity::generate());
+//! let (message_1, started) = start(Party::Client)?;
+//! let (message_2, responding) = respond(&authd, &message_1)?;
+//! let (server, answered) = started.read(&message_2)?;
+//! assert_eq!(server.key, authd.public());
+//! let (message_3, mut near) = answered.finish(&client)?;
+//! let (peer, mut far) = responding.read(&message_3)?;
+//! assert_eq!(peer.key, client.public());
+//!
+//! let (mut sealed, mut opened) = (Vec::new(), Vec::new());
+//! near.send.seal(b"hello", &mut sealed)?;
+//! far.receive.open(&sealed, &mut opened)?;
+//! assert_eq!(opened, b"hello");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Every state is consumed by its step: a step out of order does not compile, and a failed handshake is over.
+//!
+//! ```compile_fail,E0382
+//! use overbank_fabric::handshake::{Party, start};
+//!
+//! let (_, started) = start(Party::Client).unwrap();
+//! assert!(started.read(b"a bad message").is_err());
+//! assert!(started.read(b"a good one").is_ok());
+//! ```
 
 mod kem;
+mod noise;
 mod resolver;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-use snow::{Builder, HandshakeState};
-use x25519_dalek::{PublicKey as NoiseKey, StaticSecret};
-use zeroize::Zeroizing;
-
 use crate::identity::{Identity, IdentityError, PublicKey, Signature};
 use crate::labels;
 use crate::message::VERSION;
+use noise::{KEY_LEN as NOISE_KEY_LEN, Noise, TAG_LEN, wiped};
 
-pub(crate) use transport::{ReceiveKey, SendKey, TransportError};
+pub use transport::{Keys, ReceiveKey, SendKey, TransportError};
 
 /// What Noise calls the suite.
 const SUITE: &str = "Noise_XXpsk3_25519_AESGCM_SHA256";
 /// What is added to it, for the proofs.
 const SUITE_KEM: &str = "+ML-KEM-768";
 
-const TAG_LEN: usize = 16;
-const NOISE_KEY_LEN: usize = 32;
 /// Party, public key, signature.
 const PROOF_LEN: usize = 1 + 32 + 64;
 
@@ -148,10 +172,12 @@ pub fn start(party: Party) -> Result<(Vec<u8>, Started), HandshakeError> {
     if party == Party::Authd {
         return Err(HandshakeError::OwnParty);
     }
-    let decapsulation_key = kem::DecapsulationKey::generate()?;
-    let mut noise = Noise::new(true, &prologue(VERSION))?;
-    let message = noise.write(&decapsulation_key.encapsulation_key(), MESSAGE_1_LEN)?;
-    Ok((message, Started { noise, party, decapsulation_key }))
+    wiped(|| {
+        let decapsulation_key = kem::DecapsulationKey::generate()?;
+        let mut noise = Noise::new(true, &prologue(VERSION))?;
+        let message = noise.write(&decapsulation_key.encapsulation_key(), MESSAGE_1_LEN)?;
+        Ok((message, Started { noise, party, decapsulation_key }))
+    })
 }
 
 /// The initiator once message 1 is on its way.
@@ -166,16 +192,19 @@ impl Started {
     ///
     /// # Errors
     /// [`HandshakeError`]: the handshake is over.
-    pub fn read(mut self, message: &[u8]) -> Result<(Peer, Answered), HandshakeError> {
-        let transcript = self.noise.transcript();
-        let payload: [u8; kem::CIPHERTEXT_LEN + PROOF_LEN] = self.noise.read(2, message, MESSAGE_2_LEN)?;
-        let (ciphertext, proof) = payload.split_first_chunk().expect("longer than a ciphertext");
-        let peer = verify(proof, &transcript, &self.noise.remote_key()?)?;
-        if peer.party != Party::Authd {
-            return Err(HandshakeError::WrongParty(peer.party.code()));
-        }
-        self.noise.set_psk(&self.decapsulation_key.decapsulate(ciphertext));
-        Ok((peer, Answered { noise: self.noise, party: self.party }))
+    pub fn read(self, message: &[u8]) -> Result<(Peer, Answered), HandshakeError> {
+        let Self { mut noise, party, decapsulation_key } = self;
+        wiped(|| {
+            let transcript = noise.transcript();
+            let payload: [u8; kem::CIPHERTEXT_LEN + PROOF_LEN] = noise.read(2, message, MESSAGE_2_LEN)?;
+            let (ciphertext, proof) = payload.split_first_chunk().expect("longer than a ciphertext");
+            let peer = verify(proof, &transcript, &noise.remote_key())?;
+            if peer.party != Party::Authd {
+                return Err(HandshakeError::WrongParty(peer.party.code()));
+            }
+            noise.set_psk(&decapsulation_key.decapsulate(ciphertext));
+            Ok((peer, Answered { noise, party }))
+        })
     }
 }
 
@@ -190,11 +219,13 @@ impl Answered {
     ///
     /// # Errors
     /// [`HandshakeError::SmallOrder`].
-    pub(crate) fn finish(mut self, me: &Identity) -> Result<(Vec<u8>, SendKey, ReceiveKey), HandshakeError> {
-        let proof = prove(me, self.party, &self.noise.transcript(), &self.noise.own_key);
-        let message = self.noise.write(&proof, MESSAGE_3_LEN)?;
-        let (send, receive) = transport::keys(self.noise);
-        Ok((message, send, receive))
+    pub fn finish(self, me: &Identity) -> Result<(Vec<u8>, Keys), HandshakeError> {
+        let Self { mut noise, party } = self;
+        wiped(|| {
+            let proof = prove(me, party, &noise.transcript(), &noise.own_key);
+            let message = noise.write(&proof, MESSAGE_3_LEN)?;
+            Ok((message, Keys::new(noise)))
+        })
     }
 }
 
@@ -203,13 +234,15 @@ impl Answered {
 /// # Errors
 /// [`HandshakeError`]: the handshake is over.
 pub fn respond(me: &Identity, message: &[u8]) -> Result<(Vec<u8>, Responding), HandshakeError> {
-    let mut noise = Noise::new(false, &prologue(VERSION))?;
-    let key: [u8; kem::KEY_LEN] = noise.read(1, message, MESSAGE_1_LEN)?;
-    let (ciphertext, secret) = kem::encapsulate(&key)?;
-    let proof = prove(me, Party::Authd, &noise.transcript(), &noise.own_key);
-    let message = noise.write(&[&ciphertext[..], &proof].concat(), MESSAGE_2_LEN)?;
-    noise.set_psk(&secret);
-    Ok((message, Responding { noise }))
+    wiped(|| {
+        let mut noise = Noise::new(false, &prologue(VERSION))?;
+        let key: [u8; kem::KEY_LEN] = noise.read(1, message, MESSAGE_1_LEN)?;
+        let (ciphertext, secret) = kem::encapsulate(&key)?;
+        let proof = prove(me, Party::Authd, &noise.transcript(), &noise.own_key);
+        let message = noise.write(&[&ciphertext[..], &proof].concat(), MESSAGE_2_LEN)?;
+        noise.set_psk(&secret);
+        Ok((message, Responding { noise }))
+    })
 }
 
 /// The responder once message 2 is on its way.
@@ -222,15 +255,17 @@ impl Responding {
     ///
     /// # Errors
     /// [`HandshakeError`]: the handshake is over.
-    pub(crate) fn read(mut self, message: &[u8]) -> Result<(Peer, SendKey, ReceiveKey), HandshakeError> {
-        let transcript = self.noise.transcript();
-        let proof: [u8; PROOF_LEN] = self.noise.read(3, message, MESSAGE_3_LEN)?;
-        let peer = verify(&proof, &transcript, &self.noise.remote_key()?)?;
-        if peer.party == Party::Authd {
-            return Err(HandshakeError::WrongParty(peer.party.code()));
-        }
-        let (send, receive) = transport::keys(self.noise);
-        Ok((peer, send, receive))
+    pub fn read(self, message: &[u8]) -> Result<(Peer, Keys), HandshakeError> {
+        let Self { mut noise } = self;
+        wiped(|| {
+            let transcript = noise.transcript();
+            let proof: [u8; PROOF_LEN] = noise.read(3, message, MESSAGE_3_LEN)?;
+            let peer = verify(&proof, &transcript, &noise.remote_key())?;
+            if peer.party == Party::Authd {
+                return Err(HandshakeError::WrongParty(peer.party.code()));
+            }
+            Ok((peer, Keys::new(noise)))
+        })
     }
 }
 
@@ -263,68 +298,4 @@ fn verify(proof: &[u8], transcript: &[u8; 32], noise_key: &[u8; 32]) -> Result<P
 fn proven<'a>(code: &'a [u8; 1], transcript: &'a [u8; 32], noise_key: &'a [u8; 32]) -> [&'a [u8]; 6] {
     const VERSION_BYTES: [u8; 2] = VERSION.to_be_bytes();
     [code, SUITE.as_bytes(), SUITE_KEM.as_bytes(), &VERSION_BYTES, transcript, noise_key]
-}
-
-/// snow's handshake with this suite, and a static key that is made for it.
-struct Noise {
-    state: Box<HandshakeState>,
-    own_key: [u8; NOISE_KEY_LEN],
-}
-
-impl Noise {
-    fn new(initiator: bool, prologue: &[u8]) -> Result<Self, HandshakeError> {
-        let mut secret = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *secret).map_err(|_| HandshakeError::Random)?;
-        let own_key = NoiseKey::from(&StaticSecret::from(*secret)).to_bytes();
-        let builder = Builder::with_resolver(SUITE.parse().expect("a suite"), Box::new(resolver::Resolver))
-            .prologue(prologue)
-            .and_then(|builder| builder.local_private_key(&*secret))
-            .expect("each is set once");
-        let state = if initiator { builder.build_initiator() } else { builder.build_responder() };
-        Ok(Self { state: Box::new(state.expect("the suite's primitives are there")), own_key })
-    }
-
-    /// The next message, which is always `length` bytes.
-    fn write(&mut self, payload: &[u8], length: usize) -> Result<Vec<u8>, HandshakeError> {
-        let mut message = vec![0; length];
-        match self.state.write_message(payload, &mut message) {
-            Ok(written) => {
-                assert_eq!(written, length, "every message has one length");
-                Ok(message)
-            }
-            Err(snow::Error::Dh) => Err(HandshakeError::SmallOrder),
-            Err(snow::Error::Rng) => Err(HandshakeError::Random),
-            Err(error) => unreachable!("states are used in order: {error}"),
-        }
-    }
-
-    /// The payload of the next message, which is `number` and always `length` bytes.
-    fn read<const N: usize>(&mut self, number: u8, message: &[u8], length: usize) -> Result<[u8; N], HandshakeError> {
-        if message.len() != length {
-            return Err(HandshakeError::Length { message: number, expected: length, got: message.len() });
-        }
-        let mut payload = [0; N];
-        match self.state.read_message(message, &mut payload) {
-            Ok(read) => {
-                assert_eq!(read, N, "every message has one length");
-                Ok(payload)
-            }
-            Err(snow::Error::Dh) => Err(HandshakeError::SmallOrder),
-            Err(_) => Err(HandshakeError::Unreadable { message: number }),
-        }
-    }
-
-    /// Hash over all that was said so far.
-    fn transcript(&self) -> [u8; 32] {
-        self.state.get_handshake_hash().try_into().expect("SHA-256")
-    }
-
-    /// The peer's Noise static key, once its message is read.
-    fn remote_key(&self) -> Result<[u8; NOISE_KEY_LEN], HandshakeError> {
-        Ok(self.state.get_remote_static().expect("messages 2 and 3 carry it").try_into().expect("X25519"))
-    }
-
-    fn set_psk(&mut self, secret: &kem::SharedSecret) {
-        self.state.set_psk(3, &**secret).expect("32 bytes at a place that the pattern has");
-    }
 }

@@ -287,7 +287,7 @@ mod tests {
         let mut ours = X25519 { secret: StaticSecret::from([0; 32]), public: [0; 32] };
         ours.generate(&mut SystemRandom).unwrap();
         let mut out = [0xA5; 32];
-        for point in super::super::tests::LOW_ORDER {
+        for point in super::super::tests::SMALL_ORDER {
             for high_bit in [0, 0x80] {
                 let mut point = unhex::<32>("a point", point).unwrap();
                 point[31] |= high_bit;

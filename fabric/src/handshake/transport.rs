@@ -5,42 +5,62 @@ use std::sync::Arc;
 
 use snow::StatelessTransportState;
 
-use super::{Noise, TAG_LEN};
+use super::noise::{Noise, TAG_LEN};
 
 /// Messages under one key. AES-GCM stays far from its limits (2^32 × 64 KiB is 2^44 blocks), and so does the counter.
 const MESSAGES_MAX: u64 = 1 << 32;
 
 /// Why a message was not sealed or opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TransportError {
-    /// Changed, cut, repeated, out of order, or not made with this key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransportError {
+    /// Changed, cut, repeated, out of order, or not made with this key; or an earlier one was.
+    #[error("a record of the session does not open: somebody changed, repeated or dropped one on its way")]
     Unreadable,
     /// The key has done its share.
+    #[error("the session has sent as much as its keys may: connect again")]
     Exhausted,
 }
 
 /// Seals what goes out.
-pub(crate) struct SendKey {
+pub struct SendKey {
     state: Arc<StatelessTransportState>,
-    counter: u64,
+    pub(super) counter: u64,
 }
 
 /// Opens what comes in. After the first failure it opens nothing more.
-pub(crate) struct ReceiveKey {
+pub struct ReceiveKey {
     state: Arc<StatelessTransportState>,
-    counter: u64,
-    dead: bool,
+    pub(super) counter: u64,
+    pub(super) dead: bool,
 }
 
-/// Both keys of a finished handshake.
-pub(super) fn keys(noise: Noise) -> (SendKey, ReceiveKey) {
-    let state = Arc::new(noise.state.into_stateless_transport_mode().expect("all three messages are done"));
-    (SendKey { state: Arc::clone(&state), counter: 0 }, ReceiveKey { state, counter: 0, dead: false })
+/// What a finished handshake leaves. The two can live in different tasks.
+pub struct Keys {
+    /// Seals what goes out.
+    pub send: SendKey,
+    /// Opens what comes in.
+    pub receive: ReceiveKey,
+}
+
+impl Keys {
+    pub(super) fn new(noise: Noise) -> Self {
+        let state = Arc::new(noise.into_transport());
+        Self {
+            send: SendKey { state: Arc::clone(&state), counter: 0 },
+            receive: ReceiveKey { state, counter: 0, dead: false },
+        }
+    }
 }
 
 impl SendKey {
-    /// Appends the sealed message to `out`: 16 bytes longer than `plaintext`, which is at most 65,519 bytes.
-    pub(crate) fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), TransportError> {
+    /// Appends the sealed message to `out`: 16 bytes longer than `plaintext`.
+    ///
+    /// # Errors
+    /// [`TransportError::Exhausted`].
+    ///
+    /// # Panics
+    /// Where `plaintext` is longer than 65,519 bytes.
+    pub fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), TransportError> {
         if self.counter >= MESSAGES_MAX {
             return Err(TransportError::Exhausted);
         }
@@ -53,8 +73,11 @@ impl SendKey {
 }
 
 impl ReceiveKey {
-    /// Opens the next message into `out`, which becomes 16 bytes shorter than `message`.
-    pub(crate) fn open(&mut self, message: &[u8], out: &mut Vec<u8>) -> Result<(), TransportError> {
+    /// Opens the next message, at most 65,535 bytes, into `out`, which is empty after an error.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn open(&mut self, message: &[u8], out: &mut Vec<u8>) -> Result<(), TransportError> {
         let result = self.try_open(message, out);
         if result.is_err() {
             self.dead = true;
