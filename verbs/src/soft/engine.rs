@@ -487,3 +487,7 @@ impl QueuePair {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

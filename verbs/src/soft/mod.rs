@@ -24,5 +24,10 @@ mod wire;
 #[cfg(test)]
 mod port_sim;
 #[cfg(test)]
-#[path = "sim_tests.rs"]
+mod requester_tests;
+#[cfg(test)]
+mod responder_tests;
+#[cfg(test)]
 mod sim_tests;
+#[cfg(test)]
+mod test_peer;

@@ -58,7 +58,7 @@ impl Seq {
 mod tests {
     use super::*;
 
-    // InfiniBand 9.7.2 (PSN arithmetic is modulo 2^24) and 9.7.5.1.2 (the valid region is 2^23 PSNs).
+    // InfiniBand 9.7.2: PSN arithmetic is modulo 2^24, and the valid region is 2^23 of them.
     #[test]
     fn sec_9_7_2_the_nearest_place_is_found_across_the_wrap() {
         let start = Seq::start(Psn::new(0x00ff_fffe));

@@ -31,6 +31,11 @@ impl Timers {
         self.alarms.peek().map(|Reverse((at, _))| *at)
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.alarms.len()
+    }
+
     /// Takes an alarm whose time has come.
     pub(super) fn take_due(&mut self, now: Now) -> Option<(Now, u32)> {
         let due = self.next()? <= now;

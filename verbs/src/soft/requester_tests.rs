@@ -1,0 +1,408 @@
+//! What the requester sends, and what it makes of answers: good, late, wrong and none.
+
+use std::time::Duration;
+
+use super::engine::{EngineError, Now};
+use super::test_peer::{Answer, Peer};
+use super::wire::Opcode;
+use crate::{Access, Completion, Mtu, Op, QpState, Retry, WcStatus};
+
+const MTU: usize = 1024;
+const ACK: u8 = 0x1f;
+
+fn outcomes(completions: &[Completion]) -> Vec<(u64, WcStatus)> {
+    completions.iter().map(|completion| (completion.id, completion.status)).collect()
+}
+
+fn opcodes(answers: &[Answer]) -> Vec<u8> {
+    answers.iter().map(|answer| answer.opcode.0).collect()
+}
+
+/// Places in the sequence of the engine's requests.
+fn places(peer: &Peer, answers: &[Answer]) -> Vec<u32> {
+    answers.iter().map(|answer| peer.request_of(answer)).collect()
+}
+
+fn dropped(peer: &Peer, reason: &str) -> u64 {
+    peer.engine.counters().dropped.get(reason).copied().unwrap_or(0)
+}
+
+/// The time at which the engine wants to be called has come.
+fn ring(peer: &mut Peer) {
+    let at = peer.engine.next_timeout().unwrap();
+    peer.now = peer.now.max(at.0);
+    peer.engine.on_timeout(at);
+}
+
+// InfiniBand 9.4.3: RDMA WRITE in packets of the path MTU, RETH in the first, an acknowledgement asked for in the last.
+#[test]
+fn sec_9_4_3_a_write_is_cut_into_packets() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let ours = peer.bytes();
+    let request = peer.request(1, Op::Write, 100, 3 * MTU - 1);
+    let sent = peer.post(&[request]).unwrap();
+    assert_eq!(opcodes(&sent), [0x06, 0x07, 0x08]);
+    assert_eq!(places(&peer, &sent), [0, 1, 2]);
+    assert_eq!(sent.iter().map(|answer| answer.ack_request).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(sent[0].reth, Some((request.remote_address, request.rkey, 3 * MTU as u32 - 1)));
+    assert!(sent[1].reth.is_none() && sent[2].reth.is_none());
+    let data: Vec<u8> = sent.into_iter().flat_map(|answer| answer.data).collect();
+    assert!(data == ours[100..100 + 3 * MTU - 1]);
+    assert!(peer.poll().is_empty());
+    peer.acknowledge(2, ACK);
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::SUCCESS)]);
+    let exact = peer.request(2, Op::Write, 0, MTU);
+    let sent = peer.post(&[exact]).unwrap();
+    assert_eq!((opcodes(&sent), sent[0].data.len(), sent[0].ack_request), (vec![0x0a], MTU, true));
+}
+
+// InfiniBand 9.4.4: a READ takes as many PSNs as its response has packets.
+#[test]
+fn sec_9_4_4_a_read_takes_the_psns_of_its_response() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Read, 0, 2 * MTU + 1), peer.request(2, Op::Write, 0, 1)];
+    let sent = peer.post(&batch).unwrap();
+    assert_eq!((opcodes(&sent), places(&peer, &sent)), (vec![0x0c, 0x0a], vec![0, 3]));
+    assert_eq!(sent[0].reth, Some((batch[0].remote_address, batch[0].rkey, 2 * MTU as u32 + 1)));
+    peer.respond(0, Opcode::READ_RESPONSE_FIRST, &[1; MTU]);
+    peer.respond(1, Opcode::READ_RESPONSE_MIDDLE, &[2; MTU]);
+    peer.respond(2, Opcode::READ_RESPONSE_LAST, &[3]);
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(peer.bytes()[..2 * MTU + 1], [vec![1; MTU], vec![2; MTU], vec![3]].concat());
+    peer.acknowledge(3, ACK);
+    assert_eq!(outcomes(&peer.poll()), [(2, WcStatus::SUCCESS)]);
+}
+
+#[test]
+fn a_long_read_is_asked_for_in_pieces() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let request = peer.request(1, Op::Read, 0, 20 * MTU + 5);
+    let sent = peer.post(&[request]).unwrap();
+    assert_eq!(places(&peer, &sent), [0, 16]);
+    assert_eq!(sent[0].reth, Some((request.remote_address, request.rkey, 16 * MTU as u32)));
+    let rest = request.remote_address + 16 * MTU as u64;
+    assert_eq!(sent[1].reth, Some((rest, request.rkey, 4 * MTU as u32 + 5)));
+}
+
+#[test]
+fn no_more_reads_are_under_way_than_the_queue_pair_has() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch: Vec<_> = (0..10).map(|id| peer.request(id, Op::Read, 0, 8)).collect();
+    let sent = peer.post(&batch).unwrap();
+    assert_eq!(places(&peer, &sent), [0, 1, 2, 3]);
+    for number in 0..6 {
+        let sent = peer.respond(number, Opcode::READ_RESPONSE_ONLY, &[0; 8]);
+        assert_eq!(places(&peer, &sent), [number + 4], "one ends, one begins");
+    }
+    for number in 6..10 {
+        assert_eq!(peer.respond(number, Opcode::READ_RESPONSE_ONLY, &[0; 8]), []);
+    }
+    assert_eq!(outcomes(&peer.poll()).len(), 10);
+}
+
+#[test]
+fn no_more_packets_are_under_way_than_the_window() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let request = peer.request(1, Op::Write, 0, 60 * MTU);
+    let sent = peer.post(&[request]).unwrap();
+    assert_eq!(sent.len(), 32);
+    let asked: Vec<u32> = places(&peer, &sent).into_iter().filter(|at| sent[*at as usize].ack_request).collect();
+    assert_eq!(asked, [7, 15, 23, 31], "so that the window moves on");
+    assert_eq!(peer.acknowledge(7, ACK).len(), 8);
+    // READs of many packets count as many.
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch: Vec<_> = (0..4).map(|id| peer.request(id, Op::Read, 0, 12 * MTU)).collect();
+    let sent = peer.post(&batch).unwrap();
+    assert_eq!(places(&peer, &sent), [0, 12], "24 of 32 packets; 12 more do not fit");
+}
+
+#[test]
+fn the_window_shrinks_by_loss_and_grows_by_progress() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let request = peer.request(1, Op::Write, 0, 60 * MTU);
+    assert_eq!(peer.post(&[request]).unwrap().len(), 32);
+    ring(&mut peer);
+    let again = peer.answers();
+    assert_eq!(places(&peer, &again), (0..16).collect::<Vec<_>>());
+    assert_eq!(peer.engine.counters().retransmitted, 16);
+    ring(&mut peer);
+    assert_eq!(peer.answers().len(), 16, "and no smaller");
+    let mut end = 15;
+    let mut most = 0;
+    while end < 59 {
+        let sent = peer.acknowledge(end, ACK);
+        most = most.max(sent.len());
+        end = peer.request_of(sent.last().unwrap());
+    }
+    assert_eq!(most, 18);
+}
+
+// InfiniBand 9.7.6: the requester's answer to silence.
+#[test]
+fn sec_9_7_6_retries_run_out() {
+    let mut peer = Peer::with(Mtu::Mtu1024, Access::all(), Retry { timeout: Duration::from_millis(5), count: 3 });
+    let batch = [peer.request(1, Op::Write, 0, 4), peer.request(2, Op::Read, 0, 4), peer.request(3, Op::Write, 0, 4)];
+    assert_eq!(peer.post(&batch).unwrap().len(), 3);
+    for retry in 1..=3_u64 {
+        peer.engine.on_timeout(Now(retry * 5_000_000 - 1));
+        assert_eq!(peer.answers(), [], "not early");
+        ring(&mut peer);
+        assert_eq!(peer.now, retry * 5_000_000);
+        let again = peer.answers();
+        assert_eq!((opcodes(&again), places(&peer, &again)), (vec![0x0a, 0x0c, 0x0a], vec![0, 1, 2]));
+    }
+    assert_eq!(peer.engine.counters().retransmitted, 9);
+    assert!(peer.poll().is_empty());
+    ring(&mut peer);
+    let (flushed, exceeded) = (WcStatus::WR_FLUSH_ERR, WcStatus::RETRY_EXC_ERR);
+    assert_eq!(outcomes(&peer.poll()), [(1, exceeded), (2, flushed), (3, flushed)]);
+    assert_eq!(peer.state(), QpState::Error);
+    assert_eq!((peer.answers(), peer.engine.next_timeout()), (vec![], None));
+}
+
+#[test]
+fn progress_resets_the_retries() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch: Vec<_> = (0..4).map(|id| peer.request(id, Op::Write, 0, 4)).collect();
+    peer.post(&batch).unwrap();
+    for number in 0..4 {
+        for _ in 0..3 {
+            ring(&mut peer);
+            assert_eq!(peer.answers().len(), 4 - number as usize);
+        }
+        peer.acknowledge(number, ACK);
+        assert_eq!(outcomes(&peer.poll()), [(u64::from(number), WcStatus::SUCCESS)]);
+    }
+    assert_eq!(peer.state(), QpState::ReadyToSend);
+    ring(&mut peer);
+    assert_eq!(peer.engine.next_timeout(), None, "nothing is left to wait for");
+}
+
+#[test]
+fn the_first_count_may_be_none() {
+    let mut peer = Peer::with(Mtu::Mtu1024, Access::all(), Retry { timeout: Duration::ZERO, count: 0 });
+    let request = peer.request(1, Op::Write, 0, 4);
+    peer.post(&[request]).unwrap();
+    ring(&mut peer);
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::RETRY_EXC_ERR)]);
+}
+
+// InfiniBand 9.7.6: NAK codes and what they do to the requests before and after.
+#[test]
+fn sec_9_7_6_a_refusal_fails_one_and_flushes_the_rest() {
+    for (syndrome, status) in
+        [(0x61, WcStatus::REM_INV_REQ_ERR), (0x62, WcStatus::REM_ACCESS_ERR), (0x63, WcStatus::REM_OP_ERR)]
+    {
+        let mut peer = Peer::new(Mtu::Mtu1024);
+        let mut batch: Vec<_> = (0..3).map(|id| peer.request(id, Op::Write, 0, 4)).collect();
+        batch[1].len = 3 * MTU;
+        peer.post(&batch).unwrap();
+        peer.acknowledge(2, syndrome);
+        let expected = [(0, WcStatus::SUCCESS), (1, status), (2, WcStatus::WR_FLUSH_ERR)];
+        assert_eq!(outcomes(&peer.poll()), expected);
+        assert_eq!(peer.state(), QpState::Error);
+        let late = [peer.request(3, Op::Write, 0, 4), peer.request(4, Op::Read, 0, 4)];
+        assert_eq!(peer.post(&late).unwrap(), []);
+        let flushed = WcStatus::WR_FLUSH_ERR;
+        assert_eq!(outcomes(&peer.poll()), [(3, flushed), (4, flushed)]);
+    }
+}
+
+#[test]
+fn a_read_without_its_response_is_flushed_before_a_refusal() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Read, 0, 4), peer.request(2, Op::Write, 0, 4), peer.request(3, Op::Write, 0, 4)];
+    peer.post(&batch).unwrap();
+    peer.acknowledge(1, 0x62);
+    let flushed = WcStatus::WR_FLUSH_ERR;
+    assert_eq!(outcomes(&peer.poll()), [(1, flushed), (2, WcStatus::REM_ACCESS_ERR), (3, flushed)]);
+}
+
+// InfiniBand 9.7.5: NAK, PSN sequence error: everything before was received, everything from there on is sent again.
+#[test]
+fn sec_9_7_6_a_reported_gap_is_sent_again_once() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch: Vec<_> = (0..5).map(|id| peer.request(id, Op::Write, 0, 4)).collect();
+    peer.post(&batch).unwrap();
+    let again = peer.acknowledge(2, 0x60);
+    assert_eq!(places(&peer, &again), [2, 3, 4]);
+    assert_eq!(outcomes(&peer.poll()), [(0, WcStatus::SUCCESS), (1, WcStatus::SUCCESS)]);
+    assert_eq!(peer.acknowledge(2, 0x60), [], "a doubled NAK");
+    assert_eq!(peer.acknowledge(1, 0x60), [], "a late NAK");
+    assert_eq!(dropped(&peer, "stale response"), 1);
+    peer.acknowledge(4, ACK);
+    assert_eq!(outcomes(&peer.poll()).len(), 3);
+    assert_eq!(peer.engine.counters().retransmitted, 3);
+}
+
+#[test]
+fn a_gap_in_the_middle_of_a_write_is_sent_again_from_there() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let ours = peer.bytes();
+    let request = peer.request(1, Op::Write, 0, 4 * MTU + 7);
+    peer.post(&[request]).unwrap();
+    let again = peer.acknowledge(3, 0x60);
+    assert_eq!((opcodes(&again), places(&peer, &again)), (vec![0x07, 0x08], vec![3, 4]));
+    assert!(again[0].data == ours[3 * MTU..4 * MTU] && again[1].data == ours[4 * MTU..4 * MTU + 7]);
+}
+
+#[test]
+fn a_gap_in_a_read_is_asked_for_from_there() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Read, 0, 3 * MTU + 1), peer.request(2, Op::Write, 0, 4)];
+    peer.post(&batch).unwrap();
+    peer.respond(0, Opcode::READ_RESPONSE_FIRST, &[1; MTU]);
+    let again = peer.respond(2, Opcode::READ_RESPONSE_MIDDLE, &[3; MTU]);
+    assert_eq!((opcodes(&again), places(&peer, &again)), (vec![0x0c, 0x0a], vec![1, 4]));
+    let reth = (batch[0].remote_address + MTU as u64, batch[0].rkey, 2 * MTU as u32 + 1);
+    assert_eq!(again[0].reth, Some(reth));
+    assert_eq!(peer.respond(3, Opcode::READ_RESPONSE_LAST, &[4]), [], "once is enough");
+    assert_eq!(peer.acknowledge(4, ACK), []);
+    assert!(peer.poll().is_empty(), "nothing is done out of order");
+    peer.respond(1, Opcode::READ_RESPONSE_FIRST, &[2; MTU]);
+    peer.respond(2, Opcode::READ_RESPONSE_MIDDLE, &[3; MTU]);
+    peer.respond(3, Opcode::READ_RESPONSE_LAST, &[4]);
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::SUCCESS)]);
+    assert_eq!(peer.bytes()[..3 * MTU + 1], [vec![1; MTU], vec![2; MTU], vec![3; MTU], vec![4]].concat());
+    peer.acknowledge(4, ACK);
+    assert_eq!(outcomes(&peer.poll()), [(2, WcStatus::SUCCESS)]);
+}
+
+#[test]
+fn an_acknowledgement_beyond_a_read_means_that_its_response_is_lost() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Write, 0, 4), peer.request(2, Op::Read, 0, 4), peer.request(3, Op::Write, 0, 4)];
+    peer.post(&batch).unwrap();
+    let again = peer.acknowledge(2, ACK);
+    assert_eq!((opcodes(&again), places(&peer, &again)), (vec![0x0c, 0x0a], vec![1, 2]));
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::SUCCESS)]);
+}
+
+#[test]
+fn a_response_acknowledges_the_writes_before_it() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Write, 0, 4), peer.request(2, Op::Write, 0, 4), peer.request(3, Op::Read, 0, 4)];
+    peer.post(&batch).unwrap();
+    peer.respond(2, Opcode::READ_RESPONSE_ONLY, b"read");
+    assert_eq!(outcomes(&peer.poll()), [1, 2, 3].map(|id| (id, WcStatus::SUCCESS)));
+}
+
+#[test]
+fn answers_that_overtake_what_is_sent_again_count() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch: Vec<_> = (0..3).map(|id| peer.request(id, Op::Write, 0, 4)).collect();
+    peer.post(&batch).unwrap();
+    peer.engine.on_timeout(Now(1_000_000));
+    let first = peer.answer().unwrap();
+    assert_eq!(peer.request_of(&first), 0);
+    assert_eq!(peer.acknowledge(1, ACK).len(), 1, "only the last is left to be sent again");
+    assert_eq!(outcomes(&peer.poll()).len(), 2);
+}
+
+// InfiniBand 9.7.6: ghost, duplicate and malformed responses.
+#[test]
+fn sec_9_7_6_wrong_answers_are_dropped() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Read, 0, 2 * MTU + 8), peer.request(2, Op::Write, 0, 4)];
+    peer.post(&batch).unwrap();
+    let before = peer.bytes();
+    let wrong: [(u32, Opcode, usize); 11] = [
+        (0, Opcode::READ_RESPONSE_FIRST, MTU - 4),
+        (0, Opcode::READ_RESPONSE_FIRST, MTU + 4),
+        (0, Opcode::READ_RESPONSE_FIRST, 0),
+        (0, Opcode::READ_RESPONSE_LAST, MTU),
+        (0, Opcode::READ_RESPONSE_ONLY, MTU),
+        (2, Opcode::READ_RESPONSE_MIDDLE, 8),
+        (2, Opcode::READ_RESPONSE_LAST, 9),
+        (2, Opcode::READ_RESPONSE_LAST, 7),
+        (3, Opcode::READ_RESPONSE_ONLY, 4),
+        (4, Opcode::READ_RESPONSE_ONLY, 4),
+        (1 << 23, Opcode::READ_RESPONSE_ONLY, 4),
+    ];
+    for (at, opcode, len) in wrong {
+        assert_eq!(peer.respond(at, opcode, &vec![9; len]), [], "{at} {opcode:?} {len}");
+    }
+    assert_eq!(dropped(&peer, "unexpected response"), wrong.len() as u64 - 1);
+    assert_eq!(dropped(&peer, "stale response"), 1, "half a turn away lies behind");
+    for syndrome in [0x20, 0x2c, 0x40, 0x64, 0x7f, 0x80, 0xff] {
+        assert_eq!(peer.acknowledge(0, syndrome), [], "{syndrome:#x}");
+    }
+    assert_eq!(peer.acknowledge(4, ACK), [], "of what was never sent");
+    assert_eq!(peer.acknowledge(4, 0x62), []);
+    let atomic = peer.draft_at(peer.engine_psn, Opcode::ATOMIC_ACKNOWLEDGE, vec![0x1f; 12], &[]);
+    assert_eq!(peer.ask(&atomic), []);
+    assert_eq!(dropped(&peer, "unexpected response"), wrong.len() as u64 - 1 + 10);
+    assert!(peer.bytes() == before);
+    assert!(peer.poll().is_empty());
+    peer.respond(0, Opcode::READ_RESPONSE_FIRST, &[1; MTU]);
+    assert_eq!(peer.respond(0, Opcode::READ_RESPONSE_FIRST, &[7; MTU]), []);
+    assert_eq!(dropped(&peer, "stale response"), 2);
+    assert_eq!(peer.bytes()[..MTU], [1; MTU], "a doubled response changes nothing");
+    assert_eq!(peer.state(), QpState::ReadyToSend);
+}
+
+#[test]
+fn our_own_region_ends_under_a_request() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Read, 0, 2 * MTU), peer.request(2, Op::Write, 0, 4)];
+    peer.post(&batch).unwrap();
+    peer.respond(0, Opcode::READ_RESPONSE_FIRST, &[1; MTU]);
+    let (mr, before) = (peer.mr, peer.bytes());
+    peer.engine.deregister(mr).unwrap();
+    peer.respond(1, Opcode::READ_RESPONSE_LAST, &[2; MTU]);
+    assert!(peer.bytes() == before);
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::LOC_PROT_ERR), (2, WcStatus::WR_FLUSH_ERR)]);
+    assert_eq!(peer.state(), QpState::Error);
+
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch = [peer.request(1, Op::Write, 0, 4), peer.request(2, Op::Write, 0, 40 * MTU)];
+    peer.post(&batch).unwrap();
+    let mr = peer.mr;
+    peer.engine.deregister(mr).unwrap();
+    assert_eq!(peer.acknowledge(20, ACK), []);
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::SUCCESS), (2, WcStatus::LOC_PROT_ERR)]);
+}
+
+#[test]
+fn a_bad_request_is_refused_with_its_batch() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let good = peer.request(1, Op::Write, 0, 4);
+    let memory = std::sync::Arc::clone(&peer.memory);
+    let read_only = peer.engine.register(peer.pd, memory, 0..4096, Access::REMOTE_READ).unwrap();
+    let memory = std::sync::Arc::clone(&peer.memory);
+    let other_pd = peer.engine.alloc_pd();
+    let other = peer.engine.register(other_pd, memory, 0..4096, Access::all()).unwrap();
+    let stale = super::engine::MrHandle { index: good.mr.index + 7, ..good.mr };
+    let mut bad = [good; 8];
+    bad[0].len = 0;
+    bad[1].len = (1 << 31) + 1;
+    bad[2].offset = super::test_peer::MEMORY - 3;
+    bad[3].offset = usize::MAX;
+    bad[4].mr = stale;
+    bad[5].mr = other;
+    (bad[6].mr, bad[6].op) = (read_only, Op::Read);
+    bad[7].len = super::test_peer::MEMORY + 1;
+    for (number, bad) in bad.into_iter().enumerate() {
+        let error = peer.post(&[good, bad]).unwrap_err();
+        let expected = match number {
+            0 | 1 => matches!(error, EngineError::Limit { .. }),
+            2 | 3 | 7 => matches!(error, EngineError::OutOfRange { .. }),
+            4 => matches!(error, EngineError::Gone(_)),
+            5 => matches!(error, EngineError::Foreign(_)),
+            _ => matches!(error, EngineError::Rights { .. }),
+        };
+        assert!(expected, "{number}: {error}");
+        assert_eq!(peer.answers(), [], "all or none");
+    }
+    let error = peer.post(&[good; 129]).unwrap_err();
+    assert!(matches!(error, EngineError::Full { asked: 129, free: 128, capacity: 128, .. }));
+    assert_eq!(peer.post(&[good; 128]).unwrap().len(), 32);
+    let error = peer.post(&[good]).unwrap_err();
+    assert!(matches!(error, EngineError::Full { asked: 1, free: 0, .. }));
+    // A region that a peer may not touch, and that is read-only here, may still be sent from.
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let memory = std::sync::Arc::clone(&peer.memory);
+    let mr = peer.engine.register(peer.pd, memory, 0..4096, Access::empty()).unwrap();
+    let request = super::engine::EngineRequest { mr, ..peer.request(1, Op::Write, 0, 4) };
+    assert_eq!(peer.post(&[request]).unwrap().len(), 1);
+}
