@@ -29,6 +29,9 @@ const MAX_SEND_QUEUE: usize = 1 << 16;
 const MAX_READS: usize = 128;
 /// The longest READ or WRITE of the InfiniBand specification.
 const MAX_MESSAGE: usize = 1 << 31;
+/// Datagrams in a row, so that whoever sends them looks at what has arrived, and lets others at the engine: a peer may
+/// have asked for gigabytes.
+const BURST: usize = 256;
 
 /// A device's state.
 pub(crate) struct Engine {
@@ -42,6 +45,8 @@ pub(crate) struct Engine {
     qps: HandleMap<Box<QueuePair>>,
     /// Queue pairs that may have something to send: each takes its turn.
     ready: VecDeque<u32>,
+    /// Datagrams since there was none.
+    burst: usize,
     timers: Timers,
     counts: Counts,
 }
@@ -97,6 +102,7 @@ impl Engine {
             completions: Completions::default(),
             qps: HandleMap::default(),
             ready: VecDeque::new(),
+            burst: 0,
             timers: Timers::default(),
             counts: Counts::default(),
         }
@@ -334,26 +340,31 @@ impl Engine {
         Ok(())
     }
 
-    /// Appends one datagram to `out`. None: there is none until the next call that changes something.
+    /// Appends one datagram to `out`. None: there is none until the next call that changes something, or it is time to
+    /// see what has arrived, and then [`Self::next_timeout`] is at once.
     pub(crate) fn poll_transmit(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Transmit> {
-        while let Some(qpn) = self.ready.pop_front() {
+        while self.burst < BURST
+            && let Some(qpn) = self.ready.pop_front()
+        {
             let Some(qp) = self.qps.get_mut(&qpn) else { continue };
             let start = out.len();
             qp.is_ready = false;
             if let Some(to) = qp.next_packet(now, &self.regions, &mut self.completions, &mut self.counts, out) {
                 qp.wake(&mut self.ready);
                 qp.set_alarm(&mut self.timers);
+                self.burst += 1;
                 self.counts.sent += 1;
                 return Some(Transmit { to, len: out.len() - start });
             }
         }
+        self.burst = 0;
         None
     }
 
-    /// When [`Self::on_timeout`] wants to be called; it may turn out that nothing was due. None: only after the next
-    /// call that changes something.
+    /// When [`Self::on_timeout`] and [`Self::poll_transmit`] want to be called; it may turn out that nothing was due.
+    /// None: only after the next call that changes something.
     pub(crate) fn next_timeout(&self) -> Option<Now> {
-        self.timers.next()
+        if self.ready.is_empty() { self.timers.next() } else { Some(Now(0)) }
     }
 
     /// Does what is due.

@@ -253,6 +253,20 @@ fn one_queue_pair_has_one_alarm_however_busy() {
 }
 
 #[test]
+fn a_long_answer_is_sent_in_bursts() {
+    let mut peer = Peer::new(Mtu::Mtu256);
+    let draft = peer.read_draft(0, 64 << 10, 256);
+    peer.say(&draft);
+    let more = peer.read_draft(0, 64 << 10, 256);
+    peer.say(&more);
+    assert_eq!(peer.answers().len(), BURST);
+    assert_eq!(peer.engine.next_timeout(), Some(Now(0)), "at once");
+    assert_eq!(peer.answers().len(), 512 - BURST);
+    assert_eq!(peer.answers().len(), 0);
+    assert_eq!(peer.engine.next_timeout(), None);
+}
+
+#[test]
 fn a_path_takes_the_smaller_mtu() {
     for (ours, theirs) in [(Mtu::Mtu256, Mtu::Mtu4096), (Mtu::Mtu4096, Mtu::Mtu256), (Mtu::Mtu256, Mtu::Mtu256)] {
         let mut net = Net::new(1, Faults::default(), &[ours, theirs]);
