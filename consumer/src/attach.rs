@@ -3,17 +3,21 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use overbank_fabric::attach::{AttachAnswer, AttachRequest, EndpointBytes, MAX_LANES};
+use overbank_fabric::attach::{AttachAnswer, AttachRequest, EndpointBytes};
 use overbank_fabric::block::HEADER_LEN;
 use overbank_fabric::ids::Nonce;
 use overbank_fabric::signed::Signed;
-use overbank_fabric::token::{Rights, Scope};
+use overbank_fabric::token::Scope;
 use overbank_verbs::{Endpoint, Lane, Retry};
 
 use crate::client::Client;
 use crate::clock::{self, Until};
+use crate::data::{OnUnknown, Window};
 use crate::error::Error;
 use crate::lease_file::Facts;
+
+/// A provider that is silent for this long is given up: 0.1 s after each of the sendings.
+const RETRY: Retry = Retry { timeout: Duration::from_millis(100), count: 15 };
 
 /// How a lease is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,19 +30,9 @@ pub struct AttachOptions {
     pub spin: Duration,
     /// How long a read or a write may take, with everything that it has to try again. 10 s by default.
     pub deadline: Duration,
-    /// What to do with a block of which nobody knows whether it is the last one written, because a process that wrote
-    /// this lease ended without saying so: by default it is refused.
-    pub unknown_freshness: UnknownFreshness,
-}
-
-/// What to do with a block that opens, but may be older than the last one written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UnknownFreshness {
-    /// Report it and return nothing.
-    #[default]
-    Refuse,
-    /// Return it: an honest provider has the last one.
-    Accept,
+    /// What to do with a block of which nobody knows what was written to it last, because a process that wrote this lease
+    /// was killed: by default it is refused.
+    pub on_unknown: OnUnknown,
 }
 
 impl Default for AttachOptions {
@@ -48,33 +42,8 @@ impl Default for AttachOptions {
             address: None,
             spin: Duration::from_micros(50),
             deadline: Duration::from_secs(10),
-            unknown_freshness: UnknownFreshness::Refuse,
+            on_unknown: OnUnknown::Refuse,
         }
-    }
-}
-
-/// The part of a provider's memory that we may reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Window {
-    /// Remote address of `first_block`.
-    pub(crate) address: u64,
-    /// Remote key.
-    pub(crate) rkey: u32,
-    /// First block.
-    pub(crate) first_block: u64,
-    /// Blocks, at least 1. `address` and all their strides fit into 64 bits.
-    pub(crate) blocks: u64,
-    /// Remote bytes from one block to the next.
-    pub(crate) stride: u32,
-    /// What we may do.
-    pub(crate) rights: Rights,
-}
-
-impl Window {
-    /// Remote address of a block; `None` outside the window.
-    pub(crate) fn address_of(&self, block: u64) -> Option<u64> {
-        let index = block.checked_sub(self.first_block).filter(|&index| index < self.blocks)?;
-        Some(self.address + index * u64::from(self.stride))
     }
 }
 
@@ -85,7 +54,7 @@ pub(crate) struct Attached {
 }
 
 /// Asks the lease's provider to bind `lane`, and connects it.
-pub(crate) fn attach(client: &Client, facts: &Facts, lane: &mut Lane, retry: Retry) -> Result<Attached, Error> {
+pub(crate) fn attach(client: &Client, facts: &Facts, lane: &mut Lane) -> Result<Attached, Error> {
     let scope = facts
         .token
         .verify(&facts.authd_key)
@@ -103,9 +72,8 @@ pub(crate) fn attach(client: &Client, facts: &Facts, lane: &mut Lane, retry: Ret
     let answer = client.attach(facts.lease, facts.token.clone(), signed)?;
     let misbehaving = |what: String| Error::MisbehavingProvider { provider: facts.provider.fingerprint(), what };
     let answer = answer.open(&facts.provider).map_err(|error| misbehaving(error.to_string()))?;
-    let (window, remote) =
-        check(&answer, &hash, &request, &scope, facts).map_err(|what| misbehaving(what.to_owned()))?;
-    lane.connect(&remote, retry)?;
+    let (window, remote) = check(&answer, &hash, &scope, facts).map_err(|what| misbehaving(what.to_owned()))?;
+    lane.connect(&remote, RETRY)?;
     Ok(Attached { window, until: Until::new(asked_ms, answer.left_ms) })
 }
 
@@ -113,7 +81,6 @@ pub(crate) fn attach(client: &Client, facts: &Facts, lane: &mut Lane, retry: Ret
 fn check(
     answer: &AttachAnswer,
     hash: &[u8; 32],
-    request: &AttachRequest,
     scope: &Scope,
     facts: &Facts,
 ) -> Result<(Window, Endpoint), &'static str> {
@@ -123,7 +90,6 @@ fn check(
     let &[EndpointBytes(remote)] = &answer.lanes[..] else {
         return Err("another number of queue pairs than was asked for");
     };
-    debug_assert!(request.lanes.len() == 1 && request.lanes.len() <= MAX_LANES);
     let remote = Endpoint::from_bytes(&remote).map_err(|_| "an endpoint that is none")?;
     if u64::from(answer.stride) != u64::from(facts.block) + HEADER_LEN as u64 {
         return Err("another stride than the block size makes");

@@ -26,6 +26,20 @@ use crate::error::{Error, ExpectedBy, printable};
 use crate::local;
 use crate::pins::{Pinned, Pins};
 
+/// The fingerprint of the identity in the configuration's home, and whether it was made now.
+///
+/// # Errors
+/// [`Error::KeyFile`] and [`Error::Pins`], the latter for a home that others can write in.
+pub fn identity(config: &Config) -> Result<(Fingerprint, bool), Error> {
+    let (identity, made) = load_identity(config)?;
+    Ok((identity.public().fingerprint(), made))
+}
+
+fn load_identity(config: &Config) -> Result<(Identity, bool), Error> {
+    local::home_dir(config.home()).map_err(crate::pins::PinsError::from)?;
+    Ok(keyfile::load_or_create(&config.identity_path())?)
+}
+
 /// A session with the auth daemon. Clones share it; their calls are made one after another.
 ///
 /// A call returns within [`Config::deadline`], whatever the other side does. Where the session has broken, a call that
@@ -59,8 +73,7 @@ impl Client {
     /// # Errors
     /// [`Error::KeyFile`], [`Error::Pins`], [`Error::AuthdUnreachable`], [`Error::AuthdKeyChanged`].
     pub fn connect(config: &Config) -> Result<Self, Error> {
-        local::home_dir(config.home()).map_err(crate::pins::PinsError::from)?;
-        let (identity, _) = keyfile::load_or_create(&config.identity_path())?;
+        let (identity, _) = load_identity(config)?;
         let pins = Pins::new(config.pins_path());
         let expected = match (config.authd_fingerprint, pins.find(config.authd())?) {
             (Some(named), Some(pinned)) if named != pinned => {
@@ -192,22 +205,6 @@ impl Client {
         one_lease(reply, lease)
     }
 
-    /// Ends a lease now. When this returns nothing reaches its memory any more; it may still be being wiped. Its local
-    /// file, if there is one, is removed.
-    ///
-    /// # Errors
-    /// [`Error::LeaseOver`] and [`Error::LeaseLost`] where it had ended before (its file is removed then too);
-    /// [`Error::LeaseFile`], [`Error::NotTrusted`], and what [`Client::who_am_i`] says.
-    pub fn release(&self, lease: LeaseId) -> Result<LeaseInfo, Error> {
-        let released = self
-            .call("releasing the lease", Some(lease), Repeat::Harmless, Call::ReleaseLease(lease))
-            .and_then(|reply| one_lease(reply, lease));
-        if matches!(released, Ok(_) | Err(Error::LeaseOver { .. } | Error::LeaseLost { .. })) {
-            crate::lease_file::remove(self.0.config.leases(), lease)?;
-        }
-        released
-    }
-
     /// The trust store. Operators only.
     ///
     /// # Errors
@@ -266,6 +263,11 @@ impl Client {
             Reply::Granted(granted) => Ok(*granted),
             reply => Err(odd(&reply)),
         }
+    }
+
+    pub(crate) fn release_lease(&self, lease: LeaseId) -> Result<LeaseInfo, Error> {
+        let reply = self.call("releasing the lease", Some(lease), Repeat::Harmless, Call::ReleaseLease(lease))?;
+        one_lease(reply, lease)
     }
 
     pub(crate) fn renew_lease(&self, lease: LeaseId, ttl: Duration) -> Result<Granted, Error> {

@@ -1,7 +1,7 @@
 //! The clock that a lease is counted on: it goes on while the machine sleeps, and nobody can set it.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 use overbank_fabric::ids::unhex;
@@ -21,6 +21,9 @@ fn machine() -> Option<[u8; 16]> {
     unhex("a machine's boot id", &text.trim().replace('-', "")).ok()
 }
 
+/// Further than anybody looks, and near enough to add to any time.
+const FAR: Duration = Duration::from_secs(365 * 86_400);
+
 /// When a borrower stops using a lease: a little before its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +42,11 @@ impl Until {
     /// How long is left; `None` where this was counted on another start of the machine, or on another machine.
     pub(crate) fn left(&self) -> Option<Duration> {
         (self.machine.is_some() && self.machine == machine()).then(|| self.left_here())
+    }
+
+    /// The same, on the clock of deadlines: sooner by however long the machine sleeps from now on.
+    pub(crate) fn instant(&self) -> Instant {
+        Instant::now() + self.left_here().min(FAR)
     }
 
     /// How long is left, of what was counted in this process.

@@ -10,6 +10,7 @@ use overbank_fabric::units::{Size, show_duration};
 use overbank_verbs::VerbsError;
 
 use crate::config::ConfigError;
+use crate::data::DataError;
 use crate::lease_file::LeaseFileError;
 use crate::pins::PinsError;
 
@@ -103,6 +104,9 @@ pub enum Error {
     /// A lease's file.
     #[error(transparent)]
     LeaseFile(#[from] LeaseFileError),
+    /// The data path: contents that are not what was written, or a provider that does not answer.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The RDMA device.
     #[error("the device: {0}")]
     Device(#[from] VerbsError),
@@ -191,7 +195,9 @@ impl Error {
             Self::LeaseOver { .. } => ErrorKind::LeaseOver,
             Self::LeaseLost { .. } => ErrorKind::LeaseLost,
             Self::Refused { refusal, .. } if refusal.code == RefusalCode::Invalid => ErrorKind::Usage,
+            Self::Refused { refusal, .. } if refusal.code == RefusalCode::Deadline => ErrorKind::Deadline,
             Self::Deadline { .. } => ErrorKind::Deadline,
+            Self::Data(error) => data_kind(error),
             Self::DoesNotFit { .. } => ErrorKind::DoesNotFit,
             Self::KeyFile(_) | Self::Pins(_) | Self::LeaseFile(_) => ErrorKind::Local,
             Self::Refused { .. } | Self::Device(_) | Self::MisbehavingAuthd(_) | Self::MisbehavingProvider { .. } => {
@@ -218,6 +224,17 @@ impl Error {
             | RefusalCode::Busy
             | RefusalCode::Internal => Self::Refused { refusal, correlation },
         }
+    }
+}
+
+fn data_kind(error: &DataError) -> ErrorKind {
+    match error {
+        DataError::Range { .. } => ErrorKind::DoesNotFit,
+        DataError::LeaseOver => ErrorKind::LeaseOver,
+        DataError::Timeout => ErrorKind::Deadline,
+        DataError::Refused { .. } | DataError::ProviderSilent | DataError::Detached => ErrorKind::LeaseLost,
+        error if error.is_contents() => ErrorKind::Contents,
+        _ => ErrorKind::Other,
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use overbank_fabric::block::{BlockContext, LeaseKey};
 use overbank_fabric::identity::PublicKey;
-use overbank_fabric::ids::{BootId, LeaseId, Tenant};
+use overbank_fabric::ids::{BootId, Fingerprint, LeaseId, Tenant};
 use overbank_fabric::signed::{from_cbor, to_cbor};
 use overbank_fabric::token::Token;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::clock::Until;
+use crate::freshness::FreshnessError;
 use crate::local::{self, LocalError};
 
 const MAGIC: [u8; 8] = *b"OVERBANK";
@@ -83,15 +84,33 @@ pub enum LeaseFileError {
         /// Which.
         path: PathBuf,
     },
+    /// The table of what was written last, in it, is not believed.
+    #[error("{}: {source}", path.display())]
+    Freshness {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: FreshnessError,
+    },
+    /// Granted by another auth daemon.
+    #[error("{} was granted by the auth daemon {granted_by} at {authd}: use it with --authd", path.display())]
+    OtherAuthd {
+        /// Which.
+        path: PathBuf,
+        /// HOST:PORT of the one that granted it.
+        authd: String,
+        /// Its key.
+        granted_by: Fingerprint,
+    },
     /// Made by another identity.
     #[error("{} belongs to the identity {holder}, not to {me}: use that identity's --home", path.display())]
     OtherHolder {
         /// Which.
         path: PathBuf,
         /// Whose it is.
-        holder: overbank_fabric::ids::Fingerprint,
+        holder: Fingerprint,
         /// Who asks.
-        me: overbank_fabric::ids::Fingerprint,
+        me: Fingerprint,
     },
 }
 
@@ -150,10 +169,15 @@ pub(crate) struct LeaseFile {
 
 impl LeaseFile {
     /// Writes down a new lease.
-    pub(crate) fn create(directory: &Path, facts: Facts, key: LeaseKey) -> Result<Self, LeaseFileError> {
+    pub(crate) fn create(
+        directory: &Path,
+        facts: Facts,
+        key: LeaseKey,
+        freshness: &[u8],
+    ) -> Result<Self, LeaseFileError> {
         local::private_dir(directory)?;
         let path = path_of(directory, facts.lease);
-        let file = write(&path, &facts, &key, &[])?;
+        let file = write(&path, &facts, &key, freshness)?;
         Ok(Self { path, file, key, facts })
     }
 
@@ -176,9 +200,6 @@ impl LeaseFile {
                 _ => continue,
             }
             let (key, facts, freshness) = read(&path, &file)?;
-            if facts.lease != lease {
-                return Err(LeaseFileError::Damaged { path, what: "it is another lease's" });
-            }
             return Ok((Self { path, file, key, facts }, freshness));
         }
         Err(LeaseFileError::InUse { path })
@@ -205,6 +226,15 @@ impl LeaseFile {
         self.file = write(&self.path, &facts, &self.key, freshness)?;
         self.facts = facts;
         Ok(())
+    }
+}
+
+/// What a lease's file says, whoever uses the lease.
+pub(crate) fn peek(directory: &Path, lease: LeaseId) -> Result<Facts, LeaseFileError> {
+    let path = path_of(directory, lease);
+    match local::open_owned(&path, local::OTHERS_NOTHING)? {
+        Some(file) => Ok(read(&path, &file)?.1),
+        None => Err(LeaseFileError::Missing { path }),
     }
 }
 
@@ -237,7 +267,7 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<LeaseId>, LeaseFileError> {
     Ok(leases)
 }
 
-fn path_of(directory: &Path, lease: LeaseId) -> PathBuf {
+pub(crate) fn path_of(directory: &Path, lease: LeaseId) -> PathBuf {
     directory.join(format!("{lease}{SUFFIX}"))
 }
 
@@ -309,6 +339,9 @@ fn read(path: &Path, mut file: &File) -> Result<(LeaseKey, Facts, Vec<u8>), Leas
     }
     let facts: Facts = from_cbor(&facts).map_err(|_| damaged("its facts make no sense"))?;
     let block = overbank_fabric::block::MIN_BLOCK..=overbank_fabric::block::MAX_BLOCK;
+    if path.file_name().and_then(|name| name.to_str()) != Some(&format!("{}{SUFFIX}", facts.lease)) {
+        return Err(damaged("it is another lease's"));
+    }
     if facts.bytes == 0 || !block.contains(&facts.block) || !facts.block.is_power_of_two() {
         return Err(damaged("its facts make no sense"));
     }

@@ -44,7 +44,7 @@ fn directory() -> tempfile::TempDir {
 fn written(freshness: &[u8]) -> (tempfile::TempDir, Facts, PathBuf) {
     let home = directory();
     let facts = facts();
-    let mut file = LeaseFile::create(home.path(), facts.clone(), LeaseKey::generate()).expect("made");
+    let mut file = LeaseFile::create(home.path(), facts.clone(), LeaseKey::generate(), b"").expect("made");
     file.save(facts.clone(), freshness).expect("saved");
     let path = path_of(home.path(), facts.lease);
     (home, facts, path)
@@ -55,7 +55,7 @@ fn what_was_written_is_read_and_nobody_else_can_read_it() {
     let home = directory();
     let directory = home.path().join("leases");
     let mut facts = facts();
-    let mut file = LeaseFile::create(&directory, facts.clone(), LeaseKey::from_bytes([9; 32])).expect("made");
+    let mut file = LeaseFile::create(&directory, facts.clone(), LeaseKey::from_bytes([9; 32]), b"").expect("made");
     assert_eq!(list(&directory).expect("read"), [facts.lease]);
     facts.dirty = true;
     file.save(facts.clone(), b"fresh").expect("saved");

@@ -1,2 +1,8 @@
-//! placeholder
-fn main() {}
+//! The command `overbank`.
+#![forbid(unsafe_code)]
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

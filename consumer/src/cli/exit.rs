@@ -1,0 +1,96 @@
+//! How the command ends: one status for each kind of failure.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use overbank::{Error, ErrorKind};
+use serde_json::{Value, json};
+
+/// The table that `--help` shows.
+pub(crate) const STATUSES: &str = "\
+Exit statuses:
+   0  done
+   1  another failure
+   2  the command line or a request makes no sense
+   3  the auth daemon cannot be reached
+   4  not trusted: pending, revoked, not allowed, or a bad invitation
+   5  the auth daemon's key has changed
+   6  no room: the pool is full or the quota used up
+   7  the lease is over: expired, released, revoked, or there is none
+   8  the lease is lost: its provider died or is away
+   9  contents refused: changed, replayed, moved, erased, torn, or of unknown freshness
+  10  does not fit: more bytes than the lease has there
+  11  the deadline passed
+  12  a local file: key, pins or lease file is missing, damaged, in use or open to others
+ 130  interrupted";
+
+/// Why the command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The library said so.
+    Library(Error),
+    /// The command line makes no sense, in a way that only shows later.
+    Usage(String),
+    /// A file that is read or written.
+    File { doing: &'static str, path: PathBuf, source: io::Error },
+    /// More to write than there is room for.
+    DoesNotFit(String),
+    /// A signal came.
+    Interrupted,
+    /// Nobody reads our output any more.
+    Closed,
+}
+
+impl Failure {
+    pub(crate) fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { doing, path: path.into(), source }
+    }
+
+    /// The exit status, and its name in JSON.
+    pub(crate) fn status(&self) -> (u8, &'static str) {
+        match self {
+            Self::Library(error) => match error.kind() {
+                ErrorKind::Usage => (2, "usage"),
+                ErrorKind::AuthdUnreachable => (3, "authd-unreachable"),
+                ErrorKind::NotTrusted => (4, "not-trusted"),
+                ErrorKind::AuthdKeyChanged => (5, "authd-key-changed"),
+                ErrorKind::NoRoom => (6, "no-room"),
+                ErrorKind::LeaseOver => (7, "lease-over"),
+                ErrorKind::LeaseLost => (8, "lease-lost"),
+                ErrorKind::Contents => (9, "contents-refused"),
+                ErrorKind::DoesNotFit => (10, "does-not-fit"),
+                ErrorKind::Deadline => (11, "deadline"),
+                ErrorKind::Local => (12, "local"),
+                _ => (1, "other"),
+            },
+            Self::Usage(_) => (2, "usage"),
+            Self::File { .. } | Self::Closed => (1, "other"),
+            Self::DoesNotFit(_) => (10, "does-not-fit"),
+            Self::Interrupted => (130, "interrupted"),
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let (status, kind) = self.status();
+        json!({ "error": { "kind": kind, "status": status, "message": self.to_string() } })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(error) => error.fmt(f),
+            Self::Usage(text) | Self::DoesNotFit(text) => f.write_str(text),
+            Self::File { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
+            Self::Interrupted => f.write_str("interrupted"),
+            Self::Closed => f.write_str("nobody reads the output any more"),
+        }
+    }
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Library(error.into())
+    }
+}

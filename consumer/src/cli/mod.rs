@@ -1,0 +1,173 @@
+//! The command line: what can be asked, and who answers it.
+
+mod exit;
+mod identity;
+mod interrupt;
+mod lease;
+mod output;
+mod transfer;
+mod trust;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use overbank::{Client, Config, DEFAULT_AUTHD, parse_duration};
+
+use exit::{Failure, STATUSES};
+use output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  overbank join CODE                              be trusted, with an invitation
+  overbank lease create --size 64MiB --ttl 10m    borrow memory
+  overbank put 3fa9 results.bin                   write a file to the lease that begins with 3fa9
+  overbank get 3fa9@1MiB part.bin --len 4KiB      read a piece of it
+  overbank lease release 3fa9                     give it back
+
+";
+
+/// Borrows memory of other machines: every byte is sealed before it leaves this one.
+#[derive(Debug, Parser)]
+#[command(name = "overbank", version, max_term_width = 110, after_help = format!("{EXAMPLES}{STATUSES}"))]
+struct Args {
+    /// Holds the identity and the pinned keys [default: $XDG_CONFIG_HOME/overbank or ~/.config/overbank]
+    #[arg(long, global = true, value_name = "DIR", env = "OVERBANK_HOME", hide_env_values = true)]
+    home: Option<PathBuf>,
+    /// The auth daemon, HOST or HOST:PORT
+    #[arg(long, global = true, value_name = "ADDR", env = "OVERBANK_AUTHD", default_value = DEFAULT_AUTHD)]
+    authd: String,
+    /// How long a request to the auth daemon may take
+    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = some_time)]
+    request_deadline: Duration,
+    /// Answer in JSON, one object
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show who you are, and make an identity at the first use
+    Id(identity::Id),
+    /// Redeem a one-time invitation
+    Join(identity::Join),
+    /// Who is trusted (operators only)
+    #[command(subcommand)]
+    Trust(trust::Command),
+    /// Borrow memory, and give it back
+    #[command(subcommand)]
+    Lease(lease::Command),
+    /// Write a file to a lease
+    Put(transfer::Put),
+    /// Read from a lease into a file
+    Get(transfer::Get),
+    /// Show the pool and your share of it
+    Status,
+}
+
+/// What every command works with.
+struct Context {
+    config: Config,
+    output: Output,
+}
+
+impl Context {
+    /// Connects, and shows a key that was taken on trust.
+    fn connect(&self) -> Result<Client, Failure> {
+        self.connect_with(&self.config)
+    }
+
+    fn connect_with(&self, config: &Config) -> Result<Client, Failure> {
+        let client = Client::connect(config)?;
+        if client.first_contact() && config.authd_fingerprint.is_none() {
+            self.output.notice(&format!(
+                "first contact with the auth daemon at {}: its fingerprint is {}. Compare it with what its operator says. \
+                 It is pinned in {} from now on",
+                config.authd(),
+                client.authd(),
+                config.pins_path().display()
+            ));
+        }
+        Ok(client)
+    }
+}
+
+/// Runs the command line of this process.
+pub(crate) fn run() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help is no error, and a closed output is none of ours.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "overbank=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .init();
+    let output = Output { json: args.json };
+    match answer(args, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.status().0)
+        }
+    }
+}
+
+fn answer(args: Args, output: Output) -> Result<(), Failure> {
+    let home = match args.home {
+        Some(home) if home.as_os_str().is_empty() => return Err(Failure::Usage("--home is empty".to_owned())),
+        Some(home) => home,
+        None => Config::default_home()?,
+    };
+    let mut config = Config::new(&args.authd, home)?;
+    config.deadline = args.request_deadline;
+    let context = Context { config, output };
+    match args.command {
+        Command::Id(id) => id.run(&context),
+        Command::Join(join) => join.run(&context),
+        Command::Trust(trust) => trust.run(&context),
+        Command::Lease(lease) => lease.run(&context),
+        Command::Put(put) => put.run(&context),
+        Command::Get(get) => get.run(&context),
+        Command::Status => identity::status(&context),
+    }
+}
+
+/// A duration that is not zero.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(time) if time.is_zero() => Err("it has to be longer than nothing".to_owned()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A size that is not zero.
+fn some_size(text: &str) -> Result<u64, String> {
+    match text.parse::<overbank::Size>() {
+        Ok(overbank::Size(0)) => Err("it has to be at least one byte".to_owned()),
+        Ok(size) => Ok(size.0),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+}

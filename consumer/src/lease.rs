@@ -1,0 +1,307 @@
+//! A lease in use: reads and writes at any offset, as long as it lasts.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use overbank_fabric::ids::{LeaseId, Tenant};
+use overbank_fabric::message::RefusalCode;
+use overbank_verbs::{Device, DeviceOptions};
+
+use crate::attach::{self, AttachOptions};
+use crate::client::Client;
+use crate::clock::{self, Until};
+use crate::data::{Contents, DataError, SealedLane, bounce_lane};
+use crate::error::Error;
+use crate::freshness::Freshness;
+use crate::grant;
+use crate::lease_file::{Facts, LeaseFile, LeaseFileError};
+use crate::leasing::Released;
+
+/// How often one read or write attaches anew before it gives up.
+const ATTACHES: u32 = 3;
+
+/// A lease that this process uses. Reads and writes go to its provider and to nobody else.
+///
+/// What is not said at the end by [`Lease::close`] is said, as far as it goes, when this is dropped. After a process that
+/// wrote was killed, nobody knows what it wrote last: see [`Lease::freshness_is_known`].
+pub struct Lease {
+    client: Client,
+    file: LeaseFile,
+    contents: Contents,
+    until: Until,
+    options: AttachOptions,
+    lane: Option<SealedLane>,
+    /// Given back, or not ours any more: nothing is to be written down.
+    over: bool,
+}
+
+impl Lease {
+    pub(crate) fn new(client: Client, file: LeaseFile, freshness: Freshness) -> Self {
+        let facts = file.facts();
+        let options = AttachOptions::default();
+        let contents = Contents {
+            context: facts.context(),
+            key: file.key().clone(),
+            bytes: facts.bytes,
+            freshness: Arc::new(freshness),
+            on_unknown: options.on_unknown,
+        };
+        Self { client, until: facts.until, contents, file, options, lane: None, over: false }
+    }
+
+    /// Which.
+    #[must_use]
+    pub fn id(&self) -> LeaseId {
+        self.file.facts().lease
+    }
+
+    /// Usable bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.contents.bytes
+    }
+
+    /// Payload bytes of a block.
+    #[must_use]
+    pub fn block(&self) -> u32 {
+        self.contents.context.block
+    }
+
+    /// For whom it was made.
+    #[must_use]
+    pub fn tenant(&self) -> &Tenant {
+        &self.contents.context.tenant
+    }
+
+    /// Where its key is kept.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// How long it can be used: until a little before its deadline. Zero once that is over, or where it was counted on
+    /// another start of this machine and nothing was attached since.
+    #[must_use]
+    pub fn time_left(&self) -> Duration {
+        self.until.left().unwrap_or_default()
+    }
+
+    /// Whether it is known of every block what was written to it last, so that no older content can pass for it.
+    #[must_use]
+    pub fn freshness_is_known(&self) -> bool {
+        self.contents.freshness.is_known()
+    }
+
+    /// Connects to the provider. A read or a write does this by itself, with the default options, where nobody did
+    /// before; it also does it again, with the same options, where the connection broke.
+    ///
+    /// # Errors
+    /// [`Error::Device`], [`Error::LeaseOver`], [`Error::LeaseLost`], [`Error::MisbehavingProvider`], [`Error::NotTrusted`],
+    /// and what [`Client::who_am_i`] says.
+    pub fn attach(&mut self, options: &AttachOptions) -> Result<(), Error> {
+        self.lane = None;
+        self.options = options.clone();
+        self.contents.on_unknown = options.on_unknown;
+        self.ready(Instant::now() + options.deadline)
+    }
+
+    /// Reads bytes from `offset` on. Those that were never written are zeros. On an error `buffer` holds zeros.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`]; [`Error::Data`] where the contents are not what was written, or the provider does not answer;
+    /// [`Error::LeaseOver`], [`Error::LeaseLost`], and what [`Lease::attach`] says.
+    pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let result = self.fits(offset, buffer.len());
+        let result = result.and_then(|()| self.transfer(|lane, deadline| lane.read(offset, buffer, deadline)));
+        if result.is_err() {
+            buffer.fill(0);
+        }
+        result
+    }
+
+    /// Writes bytes from `offset` on. When this returns they are in the provider's memory. On an error some may be.
+    ///
+    /// # Errors
+    /// [`Error::LeaseFile`], and what [`Lease::read`] says.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.fits(offset, bytes.len())?;
+        if !self.file.facts().dirty {
+            // From here on, a process that dies leaves behind that it wrote.
+            self.save(Facts { dirty: true, ..self.file.facts().clone() })?;
+        }
+        self.transfer(|lane, deadline| lane.write(offset, bytes, deadline))
+    }
+
+    /// Moves the deadline to `ttl` from now; never sooner. Returns how long the lease can be used from now on.
+    ///
+    /// # Errors
+    /// [`Error::LeaseOver`], [`Error::LeaseLost`], [`Error::LeaseFile`], and what [`Client::who_am_i`] says.
+    pub fn renew(&mut self, ttl: Duration) -> Result<Duration, Error> {
+        let asked_ms = clock::now_ms();
+        let granted = self.client.renew_lease(self.id(), ttl)?;
+        grant::check(&granted, &self.client.authd_key(), &self.client.identity().public())?;
+        grant::check_same(&granted, self.file.facts())?;
+        self.until = Until::new(asked_ms, granted.left_ms);
+        let until = self.until.instant();
+        if let Some(lane) = &mut self.lane {
+            lane.set_until(until);
+        }
+        self.save(Facts { token: granted.token, until: self.until, ..self.file.facts().clone() })?;
+        Ok(self.until.left_here())
+    }
+
+    /// Ends the use of the lease, not the lease: what was written last is saved, for who opens it next.
+    ///
+    /// # Errors
+    /// [`Error::LeaseFile`] where it cannot be saved, [`Error::LeaseOver`] where the lease was released meanwhile.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.finish()
+    }
+
+    /// Ends the lease now: see [`Client::release`].
+    ///
+    /// # Errors
+    /// As [`Client::release`]; the lease is then closed, and can be opened again if it is not over.
+    pub fn release(mut self, patience: Duration) -> Result<Released, Error> {
+        self.lane = None;
+        let released = self.client.release(self.id(), patience);
+        self.over = matches!(released, Ok(_) | Err(Error::LeaseOver { .. } | Error::LeaseLost { .. }));
+        released
+    }
+
+    fn fits(&self, offset: u64, len: usize) -> Result<(), Error> {
+        let (len, bytes) = (len as u64, self.bytes());
+        match offset.checked_add(len) {
+            Some(end) if end <= bytes => Ok(()),
+            _ => Err(Error::DoesNotFit { offset, len, bytes }),
+        }
+    }
+
+    /// Does `step`, attaching anew where the connection breaks under it.
+    fn transfer(
+        &mut self,
+        mut step: impl FnMut(&mut SealedLane, Instant) -> Result<(), DataError>,
+    ) -> Result<(), Error> {
+        let deadline = Instant::now() + self.options.deadline;
+        let mut failed = None;
+        for _ in 0..=ATTACHES {
+            self.in_time()?;
+            if let Err(error) = self.ready(deadline) {
+                return Err(match (error, failed) {
+                    // That the auth daemon is away as well does not say what happened.
+                    (Error::AuthdUnreachable { .. } | Error::Deadline { .. }, Some(failed)) => self.failed(failed),
+                    (error, _) => error,
+                });
+            }
+            let Some(lane) = &mut self.lane else { continue };
+            match step(lane, deadline) {
+                Ok(()) => return Ok(()),
+                Err(error) if lane.is_broken() && Instant::now() < deadline => {
+                    tracing::debug!(%error, "the connection broke");
+                    failed = Some(error);
+                }
+                // The deadline may have been moved by somebody else.
+                Err(error @ DataError::LeaseOver) => failed = Some(error),
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        Err(failed
+            .map_or(Error::Deadline { what: "attaching", deadline: self.options.deadline }, |error| self.failed(error)))
+    }
+
+    /// Connects where nothing is connected. What was in flight when the connection broke is written again.
+    fn ready(&mut self, deadline: Instant) -> Result<(), Error> {
+        match &mut self.lane {
+            Some(lane) if !lane.is_broken() => Ok(()),
+            Some(lane) => {
+                let raw = lane.renew()?;
+                let attached = attach::attach(&self.client, self.file.facts(), raw)?;
+                self.until = attached.until;
+                lane.resume(attached.window, self.until.instant(), deadline)?;
+                Ok(())
+            }
+            None => {
+                let options = DeviceOptions {
+                    spin: self.options.spin,
+                    ..DeviceOptions::new(self.options.address.unwrap_or_else(|| self.client.local_address()))
+                };
+                let device = Device::open(&self.options.device, &options)?;
+                tracing::debug!("{}", device.describe());
+                let mut raw = bounce_lane(&device, self.block())?;
+                let attached = match attach::attach(&self.client, self.file.facts(), &mut raw) {
+                    // The token may have run out, and the lease been renewed elsewhere.
+                    Err(Error::Refused { refusal, .. }) if refusal.code == RefusalCode::BadToken => {
+                        self.refresh()?;
+                        attach::attach(&self.client, self.file.facts(), &mut raw)?
+                    }
+                    attached => attached?,
+                };
+                self.until = attached.until;
+                self.lane = Some(SealedLane::new(raw, &self.contents, attached.window, self.until.instant())?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Fails once the lease's time is over, unless it was renewed elsewhere.
+    fn in_time(&mut self) -> Result<(), Error> {
+        if self.lane.is_none() || !self.until.left_here().is_zero() {
+            return Ok(());
+        }
+        let over = |why: &str| Error::LeaseOver { lease: Some(self.file.facts().lease), why: why.to_owned() };
+        let over = (over("its time is over"), over("it ends within a second, too soon to use it: renew it earlier"));
+        match self.refresh() {
+            Ok(left) if left.is_zero() => Err(over.1),
+            Ok(_) => Ok(()),
+            Err(Error::AuthdUnreachable { .. } | Error::Deadline { .. }) => Err(over.0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for the lease's deadline and a token up to it. A renewal never shortens, so the least one only asks.
+    fn refresh(&mut self) -> Result<Duration, Error> {
+        self.renew(Duration::from_millis(1))
+    }
+
+    fn failed(&self, error: DataError) -> Error {
+        match error {
+            DataError::LeaseOver => {
+                Error::LeaseOver { lease: Some(self.id()), why: "its time is over: renew it earlier".to_owned() }
+            }
+            error => Error::Data(error),
+        }
+    }
+
+    /// Replaces the lease's file. While somebody writes it holds no table: nobody may believe one of before.
+    fn save(&mut self, facts: Facts) -> Result<(), Error> {
+        let table = match facts.dirty {
+            true => Vec::new(),
+            false => self.contents.freshness.to_bytes(&self.contents.key, &self.contents.context),
+        };
+        match self.file.save(facts, &table) {
+            Err(LeaseFileError::Removed { .. }) => {
+                self.over = true;
+                Err(Error::LeaseOver { lease: Some(self.id()), why: "it was released while it was in use".to_owned() })
+            }
+            saved => Ok(saved?),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        // What is still open is unknown from here on.
+        self.lane = None;
+        if self.over || !self.file.facts().dirty {
+            return Ok(());
+        }
+        self.save(Facts { dirty: false, ..self.file.facts().clone() })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            tracing::warn!(lease = %self.id(), "what was written last is not saved: {error}");
+        }
+    }
+}
