@@ -13,6 +13,7 @@ use overbank_fabric::units::Size;
 use overbank_verbs::{Device, DeviceOptions, VerbsError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
 
 use crate::backend::{Backend, Fault, Verbs};
 use crate::cli::Serve;
@@ -149,7 +150,7 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         News::Ready => say(&ready),
         News::WaitingForApproval => say(&format!("waiting for approval: overbank trust approve {me} --role provider")),
     };
-    let invitation = options.invitation.map(|invitation| invitation.secret);
+    let invitation = options.invitation.map(|invitation| Zeroizing::new(invitation.secret));
     let link = Link { authd: options.authd, known, identity, invitation, keeper: keeper.clone(), facts };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -14,6 +14,7 @@ use overbank_fabric::message::{Call, Join, Offer, Refusal, RefusalCode, Reply, T
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{self, MissedTickBehavior, timeout};
+use zeroize::Zeroizing;
 
 use crate::attach::Gate;
 use crate::backend::Backend;
@@ -125,7 +126,7 @@ pub struct Link<B: Backend> {
     /// Who this is.
     pub identity: Arc<Identity>,
     /// Secret of an invitation, to join with where this identity is not yet trusted.
-    pub invitation: Option<[u8; 16]>,
+    pub invitation: Option<Zeroizing<[u8; 16]>>,
     /// The leases.
     pub keeper: Keeper<B>,
     /// What is offered.
@@ -227,12 +228,12 @@ impl<B: Backend> Link<B> {
     }
 
     async fn introduce(&self, caller: &Caller) -> Result<(), SessionError> {
-        if let Some(secret) = self.invitation {
+        if let Some(secret) = &self.invitation {
             let Reply::You(me) = self.call(caller, "who this is", Call::WhoAmI).await? else {
                 return Err(SessionError::Confused("who this is"));
             };
             if me.state == TrustState::Pending {
-                self.call(caller, "the invitation", Call::Join(Join { secret })).await?;
+                self.call(caller, "the invitation", Call::Join(Join { secret: **secret })).await?;
             }
         }
         let (heartbeat, leases) = self.keeper.look().await.ok_or(SessionError::Stopping)?;

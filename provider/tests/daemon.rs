@@ -1,0 +1,211 @@
+//! The program itself: what it prints, what it refuses, and how it stops.
+
+mod scene;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use overbank_fabric::ids::BootId;
+use overbank_fabric::message::Reply;
+use overbank_fabric::receipt::EndReason;
+use overbank_verbs::WcStatus;
+use scene::*;
+
+/// A running program, ended when dropped.
+struct Daemon {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Daemon {
+    fn start(authd: &str, state: &Path, more: &[&str]) -> Self {
+        let mut child = command(authd, state, more).spawn().expect("starts");
+        let stdout = child.stdout.take().expect("piped");
+        let (line, lines) = channel();
+        std::thread::spawn(move || {
+            for text in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = line.send(text);
+            }
+        });
+        Self { child, lines }
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("a line on stdout")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), signal).expect("it lives");
+    }
+
+    /// Its exit status and what it wrote to stderr.
+    fn end(mut self) -> (i32, String) {
+        let start = Instant::now();
+        while self.child.try_wait().expect("a child").is_none() {
+            assert!(start.elapsed() < PATIENCE, "it goes on and on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut text = String::new();
+        self.child.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
+        (self.child.wait().expect("ended").code().expect("no signal ended it"), text)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It has ended already, most often.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(authd: &str, state: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_overbank-provider"));
+    command.args(["serve", "--authd", authd, "--state"]).arg(state);
+    for default in [["--pool", "4MiB"], ["--pages", "plain"], ["--device", "soft"]] {
+        if !more.contains(&default[0]) {
+            command.args(default);
+        }
+    }
+    command
+        .args(more)
+        .env_remove("LD_PRELOAD")
+        .env_remove("OVERBANK_INVITATION")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_lends_until_a_signal_and_cleans_up_before_it_stops() {
+    let mut authd = Authd::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let daemon = Daemon::start(&authd.address.to_string(), state.path(), &[]);
+    authd.session().await;
+    let ready = daemon.line();
+    assert!(ready.starts_with("overbank-provider ready: ") && ready.contains("4MiB"), "{ready}");
+    let mode = |name: &str| std::fs::metadata(state.path().join(name)).expect("there").permissions().mode() & 0o777;
+    assert_eq!((mode("provider.key"), mode("known_authd")), (0o600, 0o600));
+    let status = std::fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).expect("readable");
+    let core = status.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert!(core.split_whitespace().nth(4) == Some("0"), "{core}");
+
+    let (identity, _) = overbank_fabric::keyfile::load_or_create(&state.path().join("provider.key")).expect("a key");
+    let boot: BootId = authd.heard.lock().expect("unpoisoned").offers[0].boot;
+    assert_eq!(authd.order(carve(boot, lease(1), "a", 10, 60_000)).await, Ok(Reply::Done));
+    let mut borrower = Borrower::new(&device());
+    borrower.attach_to(&authd, &identity.public(), boot, lease(1), 10, 60_000).await.expect("attaches");
+    assert_eq!(borrower.write(0, 0x77), WcStatus::SUCCESS);
+
+    daemon.signal(Signal::SIGTERM);
+    let receipt = authd.receipt(&identity.public(), lease(1)).await;
+    assert!(receipt.is_complete() && receipt.reason == EndReason::Drained);
+    let (status, errors) = daemon.end();
+    assert_eq!(status, 0, "{errors}");
+    assert_eq!(borrower.write(0, 0x77), WcStatus::RETRY_EXC_ERR);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_once_what_an_operator_has_to_do() {
+    let authd = Authd::start().await;
+    *authd.mood.lock().expect("unpoisoned") = Mood::Pending;
+    let state = tempfile::tempdir().expect("a directory");
+    let daemon = Daemon::start(&authd.address.to_string(), state.path(), &[]);
+    let waiting = daemon.line();
+    let (identity, _) = overbank_fabric::keyfile::load_or_create(&state.path().join("provider.key")).expect("a key");
+    let approve = format!("overbank trust approve {} --role provider", identity.public().fingerprint());
+    assert_eq!(waiting, format!("waiting for approval: {approve}"));
+    *authd.mood.lock().expect("unpoisoned") = Mood::Trusts;
+    assert!(daemon.line().starts_with("overbank-provider ready: "), "next, and nothing twice");
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.end().0, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auth_daemon_with_another_key_is_refused_with_a_way_out() {
+    let mut authd = Authd::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let daemon = Daemon::start(&authd.address.to_string(), state.path(), &[]);
+    authd.session().await;
+    daemon.line();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end().0, 0);
+    let other = Authd::start().await;
+    let (status, errors) = Daemon::start(&other.address.to_string(), state.path(), &[]).end();
+    assert_eq!(status, 5, "{errors}");
+    for named in [authd.identity.public().fingerprint().to_string(), other.identity.public().fingerprint().to_string()]
+    {
+        assert!(errors.contains(&named), "{errors}");
+    }
+    assert!(errors.contains("delete") && errors.contains("known_authd"), "{errors}");
+    // On the command line, before anybody is asked.
+    let fingerprint = other.identity.public().fingerprint().to_string();
+    let (status, errors) = Daemon::start("127.0.0.1:1", state.path(), &["--authd-fingerprint", &fingerprint]).end();
+    assert_eq!(status, 5, "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_refusal_has_its_status_and_names_the_thing() {
+    let authd = Authd::start().await;
+    let address = authd.address.to_string();
+    let state = tempfile::tempdir().expect("a directory");
+    let run = |more: &[&str]| Daemon::start(&address, state.path(), more).end();
+    *authd.mood.lock().expect("unpoisoned") = Mood::Revoked;
+    let (status, errors) = run(&[]);
+    assert!(status == 4 && errors.contains("refuses the offer"), "{status}: {errors}");
+    *authd.mood.lock().expect("unpoisoned") = Mood::Pending;
+    let code = format!("{}.{}", authd.identity.public().fingerprint(), "06".repeat(16));
+    let (status, errors) = run(&["--invitation", &code]);
+    assert!(status == 4 && errors.contains("the invitation"), "{status}: {errors}");
+    let (status, errors) = run(&["--pool", "lots"]);
+    assert!(status == 2 && errors.contains("lots"), "{status}: {errors}");
+    let (status, errors) = run(&["--device", "nosuch0"]);
+    assert!(status == 1 && errors.contains("nosuch0"), "{status}: {errors}");
+    let (status, errors) = run(&["--address", "192.0.2.1"]);
+    assert!(status == 1 && errors.contains("192.0.2.1"), "{status}: {errors}");
+
+    let preloaded = command(&address, state.path(), &[]).env("LD_PRELOAD", "/nonexistent.so").output().expect("runs");
+    assert_eq!(preloaded.status.code(), Some(12));
+    assert!(String::from_utf8_lossy(&preloaded.stderr).contains("LD_PRELOAD"));
+    std::fs::set_permissions(state.path().join("provider.key"), PermissionsExt::from_mode(0o644)).expect("changed");
+    let (status, errors) = run(&[]);
+    assert!(status == 12 && errors.contains("provider.key"), "{status}: {errors}");
+    std::fs::set_permissions(state.path(), PermissionsExt::from_mode(0o777)).expect("changed");
+    let (status, errors) = run(&[]);
+    assert!(status == 12 && errors.contains("chmod 700"), "{status}: {errors}");
+}
+
+#[test]
+fn a_pool_that_cannot_be_had_is_refused() {
+    let state = tempfile::tempdir().expect("a directory");
+    let run = |more: &[&str]| Daemon::start("127.0.0.1:1", state.path(), more).end();
+    // More hugepages of 1 GiB than any test machine has, and more bytes than there are addresses.
+    let (status, errors) = run(&["--pages", "1G", "--pool", "512TiB"]);
+    assert!(status == 6 && errors.contains("hugepages"), "{status}: {errors}");
+    let (status, errors) = run(&["--pool", "16777215TiB"]);
+    assert!(status == 6 && errors.contains("no pool of"), "{status}: {errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_hugepages_are_replaced_with_a_warning_that_names_the_command() {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("Linux");
+    let free = meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).map_or("0", str::trim);
+    let free: u64 = free.parse().expect("a number");
+    if free > 64 {
+        return eprintln!("SKIPPED: {free} hugepages are free; a pool of more would be large");
+    }
+    let authd = Authd::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let pool = format!("{}MiB", 2 * (free + 4));
+    let daemon = Daemon::start(&authd.address.to_string(), state.path(), &["--pages", "auto", "--pool", &pool]);
+    assert!(daemon.line().contains("in pages of 2MiB"));
+    daemon.signal(Signal::SIGTERM);
+    let (status, errors) = daemon.end();
+    assert!(status == 0 && errors.contains("vm.nr_hugepages=") && errors.contains("transparent"), "{errors}");
+}

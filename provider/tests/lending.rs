@@ -1,0 +1,385 @@
+//! Leases over real sessions and real packets, end to end in one process.
+
+mod scene;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use overbank_fabric::identity::Identity;
+use overbank_fabric::message::{Call, RefusalCode, Reply};
+use overbank_fabric::receipt::{EndReason, Step};
+use overbank_fabric::token::{Rights, Scope, Token};
+use overbank_provider::backend::{Backend, Fault, RemoteKey, Verbs};
+use overbank_provider::clock::BootTime;
+use overbank_provider::session::{News, SessionError};
+use overbank_verbs::{Endpoint, Op, WcStatus};
+use scene::*;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_go_out_come_back_and_are_zero_after_expiry() {
+    let (authd, provider) = connected().await;
+    assert_eq!(authd.order(carve(provider.boot, lease(1), "a", 10, 1500)).await, Ok(Reply::Done));
+    let mut borrower = Borrower::new(&device());
+    borrower.attach(&authd, &provider, lease(1), 10, 1500).await.expect("attaches");
+    for block in 0..10 {
+        assert_eq!(borrower.write(block, 0x40 + block as u8), WcStatus::SUCCESS);
+    }
+    assert_eq!(borrower.read(7), Ok(vec![0x47; STRIDE]));
+    assert!(!is_clean(&provider.backend));
+    let receipt = authd.receipt(&provider.key, lease(1)).await;
+    assert!(receipt.is_complete(), "{receipt:?}");
+    assert_eq!(receipt.reason, EndReason::Expired);
+    assert!(receipt.steps[0].at_us - receipt.due_us < LATE_US);
+    assert!(is_clean(&provider.backend));
+    // Too late: an error, and no byte moves.
+    assert_eq!(borrower.write(3, 0x99), WcStatus::RETRY_EXC_ERR);
+    assert!(is_clean(&provider.backend));
+    let refusal = borrower.attach(&authd, &provider, lease(1), 10, 60_000).await.expect_err("over");
+    assert!(matches!(refusal.code, RefusalCode::LeaseEnded | RefusalCode::NoSuchLease));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_tenant_with_the_live_key_and_address_moves_no_byte() {
+    let (authd, provider) = connected().await;
+    let (mut alice, mut mallory) = (Borrower::new(&device()), Borrower::new(&device()));
+    for (id, tenant, borrower) in [(1, "alice", &mut alice), (2, "mallory", &mut mallory)] {
+        authd.order(carve(provider.boot, lease(id), tenant, 4, 30_000)).await.expect("carves");
+        borrower.attach(&authd, &provider, lease(id), 4, 30_000).await.expect("attaches");
+    }
+    assert_eq!(alice.write(0, 0xaa), WcStatus::SUCCESS);
+    assert_eq!(mallory.write(0, 0xbb), WcStatus::SUCCESS);
+    let before = snapshot(&provider.backend);
+    let (address, rkey) = alice.block(0);
+    let (own, own_rkey) = mallory.block(0);
+    // Her key and address; her address with the own key; one block beyond the own range.
+    for (address, rkey) in [(address, rkey), (address, own_rkey), (own + 4 * STRIDE as u64, own_rkey)] {
+        for op in [Op::Write, Op::Read] {
+            mallory.lane.bytes_mut(mallory.slots[0]).expect("held").fill(0x66);
+            let transfer = mallory.transfer(0, op, STRIDE, address, rkey);
+            mallory.lane.post(&[transfer]).expect("posts");
+            assert_eq!(mallory.finish(), WcStatus::REM_ACCESS_ERR, "{op:?}");
+            assert!(mallory.lane.bytes(mallory.slots[0]).expect("held").iter().all(|byte| *byte == 0x66));
+            assert!(snapshot(&provider.backend) == before, "a byte moved");
+            // The queue pair is dead now; the lease is not.
+            mallory.attach(&authd, &provider, lease(2), 4, 30_000).await.expect("attaches again");
+        }
+    }
+    assert_eq!(alice.read(0), Ok(vec![0xaa; STRIDE]));
+    assert_eq!(mallory.read(0), Ok(vec![0xbb; STRIDE]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_reaches_its_blocks_with_its_rights_until_its_deadline() {
+    let (authd, provider) = connected().await;
+    let (mut owner, mut reader) = (Borrower::new(&device()), Borrower::new(&device()));
+    authd.order(carve(provider.boot, lease(1), "a", 8, 30_000)).await.expect("carves");
+    owner.attach(&authd, &provider, lease(1), 8, 30_000).await.expect("attaches");
+    for block in 0..8 {
+        assert_eq!(owner.write(block, 0x10 + block as u8), WcStatus::SUCCESS);
+    }
+    let grant = Token::grant(&owner.scope(provider.boot, lease(1), 8, 30_000), &authd.identity);
+    let narrow =
+        Scope { first_block: 2, blocks: 3, rights: Rights::READ, ..reader.scope(provider.boot, lease(1), 8, 1500) };
+    let share = grant.narrow(&authd.identity.public(), &narrow, &owner.identity).expect("narrower");
+    reader.attach_with(&authd, &provider, lease(1), share.clone()).await.expect("attaches");
+    let answer = reader.answer.clone().expect("attached");
+    assert_eq!((answer.first_block, answer.blocks, answer.rights), (2, 3, Rights::READ));
+    assert!(answer.left_ms <= 1500);
+    assert_eq!(reader.read(0), Ok(vec![0x12; STRIDE]));
+    assert_eq!(reader.read(2), Ok(vec![0x14; STRIDE]));
+    // One block further, one before, and a WRITE: each kills the queue pair, and the share attaches again.
+    for (op, address) in
+        [(Op::Read, answer.address + 3 * STRIDE as u64), (Op::Read, answer.address - 1), (Op::Write, answer.address)]
+    {
+        let rkey = reader.answer.as_ref().expect("attached").rkey;
+        let transfer = reader.transfer(0, op, 64, address, rkey);
+        reader.lane.post(&[transfer]).expect("posts");
+        let status = reader.finish();
+        assert!(matches!(status, WcStatus::REM_ACCESS_ERR | WcStatus::REM_INV_REQ_ERR), "{op:?}: {status:?}");
+        reader.attach_with(&authd, &provider, lease(1), share.clone()).await.expect("attaches again");
+    }
+    assert_eq!(owner.read(2), Ok(vec![0x12; STRIDE]));
+    sleep(Duration::from_millis(1700)).await;
+    assert_eq!(reader.read(0), Err(WcStatus::RETRY_EXC_ERR), "the share is over");
+    assert_eq!(owner.read(2), Ok(vec![0x12; STRIDE]), "the lease is not");
+    let refusal = reader.attach_with(&authd, &provider, lease(1), share).await.expect_err("over");
+    assert_eq!(refusal.code, RefusalCode::BadToken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attaching_again_cuts_the_old_queue_pair_off_before_it_is_answered() {
+    let (authd, provider) = connected().await;
+    authd.order(carve(provider.boot, lease(1), "a", 4, 30_000)).await.expect("carves");
+    let (mut old, mut new) = (Borrower::new(&device()), Borrower::new(&device()));
+    new.identity = Identity::from_seed(&[9; 32]);
+    old.identity = Identity::from_seed(&[9; 32]);
+    old.attach(&authd, &provider, lease(1), 4, 30_000).await.expect("attaches");
+    assert_eq!(old.write(0, 0x11), WcStatus::SUCCESS);
+    new.attach(&authd, &provider, lease(1), 4, 30_000).await.expect("attaches");
+    let before = snapshot(&provider.backend);
+    assert_eq!(old.write(0, 0x22), WcStatus::RETRY_EXC_ERR);
+    assert!(snapshot(&provider.backend) == before);
+    assert_eq!(new.read(0), Ok(vec![0x11; STRIDE]), "contents outlive queue pairs");
+}
+
+/// Holds every wipe back until the gate is opened.
+struct Gated {
+    verbs: Verbs,
+    open: AtomicBool,
+}
+
+impl Backend for Gated {
+    type Domain = <Verbs as Backend>::Domain;
+    type Region = <Verbs as Backend>::Region;
+    type Queue = <Verbs as Backend>::Queue;
+
+    fn open_domain(&self) -> Result<Self::Domain, Fault> {
+        self.verbs.open_domain()
+    }
+    fn register(&self, domain: &Self::Domain, bytes: Range<u64>, rights: Rights) -> Result<Self::Region, Fault> {
+        self.verbs.register(domain, bytes, rights)
+    }
+    fn remote_key(&self, region: &Self::Region) -> RemoteKey {
+        self.verbs.remote_key(region)
+    }
+    fn create_queue(&self, domain: &Self::Domain) -> Result<Self::Queue, Fault> {
+        self.verbs.create_queue(domain)
+    }
+    fn connect(&self, queue: &Self::Queue, remote: &Endpoint, rights: Rights) -> Result<Endpoint, Fault> {
+        self.verbs.connect(queue, remote, rights)
+    }
+    fn destroy(&self, queue: Self::Queue) -> Result<(), Fault> {
+        self.verbs.destroy(queue)
+    }
+    fn deregister(&self, region: Self::Region) -> Result<(), Fault> {
+        self.verbs.deregister(region)
+    }
+    fn wipe(&self, bytes: Range<u64>) -> Result<(), Fault> {
+        while !self.open.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.verbs.wipe(bytes)
+    }
+    fn first_nonzero(&self, bytes: Range<u64>) -> Result<Option<u64>, Fault> {
+        self.verbs.first_nonzero(bytes)
+    }
+}
+
+/// WRITEs ever new bytes until told to stop, through a broken queue pair too. Returns how many WRITEs succeeded.
+fn flood(mut borrower: Borrower, remote: Endpoint, stop: &AtomicBool) -> u64 {
+    let (mut done, mut written, mut value) = (Vec::new(), 0, 1_u8);
+    while !stop.load(Ordering::Acquire) {
+        let batch: Vec<_> = (0..borrower.slots.len())
+            .map(|slot| {
+                value = value.checked_add(1).unwrap_or(1);
+                let (address, rkey) = borrower.block(slot as u64);
+                borrower.lane.bytes_mut(borrower.slots[slot]).expect("held").fill(value);
+                borrower.transfer(slot, Op::Write, STRIDE, address, rkey)
+            })
+            .collect();
+        borrower.lane.post(&batch).expect("posts");
+        let status = borrower.finish();
+        borrower.lane.poll(&mut done).expect("the device works");
+        if status == WcStatus::SUCCESS {
+            written += batch.len() as u64;
+        } else {
+            borrower.lane.renew().expect("renews");
+            borrower.connect(&remote);
+        }
+    }
+    written
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_byte_changes_after_the_fence_under_a_flood_of_writes() {
+    let mut authd = Authd::start().await;
+    let gated = |verbs| Gated { verbs, open: AtomicBool::new(false) };
+    let provider = Provider::start_with(&authd, Arc::new(Identity::generate()), None, gated);
+    authd.session().await;
+    authd.order(carve(provider.boot, lease(1), "a", 16, 60_000)).await.expect("carves");
+    let mut borrower = Borrower::new(&device());
+    borrower.attach(&authd, &provider, lease(1), 16, 60_000).await.expect("attaches");
+    let remote = Endpoint::from_bytes(&borrower.answer.as_ref().expect("attached").lanes[0].0).expect("an endpoint");
+    let stop = Arc::new(AtomicBool::new(false));
+    let flooding = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || flood(borrower, remote, &stop)
+    });
+    sleep(Duration::from_millis(300)).await;
+    let before = snapshot(&provider.backend.verbs);
+    until("bytes that change", || snapshot(&provider.backend.verbs) != before).await;
+    assert_eq!(authd.order(fence(lease(1))).await, Ok(Reply::Done));
+    // The wipe waits; from here on nothing else may change a byte.
+    let fenced = snapshot(&provider.backend.verbs);
+    assert!(fenced.iter().any(|byte| *byte != 0));
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        assert!(snapshot(&provider.backend.verbs) == fenced, "a byte changed after the fence");
+        sleep(Duration::from_millis(5)).await;
+    }
+    provider.backend.open.store(true, Ordering::Release);
+    let receipt = authd.receipt(&provider.key, lease(1)).await;
+    assert!(receipt.is_complete() && receipt.reason == EndReason::Released);
+    assert!(is_clean(&provider.backend.verbs));
+    sleep(Duration::from_millis(200)).await;
+    assert!(is_clean(&provider.backend.verbs), "and stays clean");
+    stop.store(true, Ordering::Release);
+    assert!(flooding.join().expect("no panic") > 0, "the flood reached the memory before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_slow_wipe_keeps_no_other_lease_from_being_fenced() {
+    let mut authd = Authd::start().await;
+    let gated = |verbs| Gated { verbs, open: AtomicBool::new(false) };
+    let provider = Provider::start_with(&authd, Arc::new(Identity::generate()), None, gated);
+    authd.session().await;
+    for id in 1..=3 {
+        authd
+            .order(carve(provider.boot, lease(id), "a", 4, if id == 3 { 1000 } else { 60_000 }))
+            .await
+            .expect("carves");
+    }
+    assert_eq!(authd.order(fence(lease(1))).await, Ok(Reply::Done));
+    assert_eq!(authd.order(fence(lease(2))).await, Ok(Reply::Done));
+    sleep(Duration::from_millis(1200)).await;
+    assert_eq!(authd.order(fence(lease(3))).await, Ok(Reply::Done), "expired meanwhile");
+    let (heartbeat, held) = provider.keeper.look().await.expect("alive");
+    assert_eq!((held.len(), heartbeat.free_bytes), (3, POOL as u64 - 3 * 5 * 4096), "fenced, and not free");
+    provider.backend.open.store(true, Ordering::Release);
+    for id in 1..=3 {
+        let receipt = authd.receipt(&provider.key, lease(id)).await;
+        assert!(receipt.is_complete());
+        if id == 3 {
+            let fenced = receipt.steps.iter().find(|done| done.step == Step::Deregistered).expect("complete");
+            assert!(fenced.at_us - receipt.due_us < LATE_US, "the wipes before it held it up");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_expires_without_the_auth_daemon_which_hears_of_it_later() {
+    let (authd, provider) = connected().await;
+    authd.order(carve(provider.boot, lease(1), "a", 10, 1500)).await.expect("carves");
+    authd.order(carve(provider.boot, lease(2), "a", 10, 60_000)).await.expect("carves");
+    let mut borrower = Borrower::new(&device());
+    borrower.attach(&authd, &provider, lease(1), 10, 1500).await.expect("attaches");
+    let (identity, address) = authd.die().await;
+    assert_eq!(borrower.write(0, 0x77), WcStatus::SUCCESS, "the data path needs no auth daemon");
+    until("clean memory", || is_clean(&provider.backend)).await;
+    assert_eq!(borrower.read(0), Err(WcStatus::RETRY_EXC_ERR));
+    let mut authd = Authd::start_as(identity, address).await;
+    authd.session().await;
+    let offer = authd.heard.lock().expect("unpoisoned").offers[0].clone();
+    assert_eq!(offer.boot, provider.boot);
+    assert!(offer.leases.iter().map(|held| held.lease).eq([lease(2)]));
+    let receipt = authd.receipt(&provider.key, lease(1)).await;
+    assert!(receipt.is_complete() && receipt.reason == EndReason::Expired);
+    assert!(receipt.steps[0].at_us - receipt.due_us < LATE_US);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_session_is_made_again_and_leases_do_not_notice() {
+    let (authd, provider) = connected().await;
+    authd.order(carve(provider.boot, lease(1), "a", 10, 60_000)).await.expect("carves");
+    let mut borrower = Borrower::new(&device());
+    borrower.attach(&authd, &provider, lease(1), 10, 60_000).await.expect("attaches");
+    assert_eq!(borrower.write(0, 0x77), WcStatus::SUCCESS);
+    let (identity, address) = authd.die().await;
+    let mut authd = Authd::start_as(identity, address).await;
+    authd.session().await;
+    assert_eq!(borrower.read(0), Ok(vec![0x77; STRIDE]));
+    // A carve that is sent again is the same lease.
+    let free = provider.keeper.look().await.expect("alive").0.free_bytes;
+    assert_eq!(authd.order(carve(provider.boot, lease(1), "a", 10, 60_000)).await, Ok(Reply::Done));
+    assert_eq!(provider.keeper.look().await.expect("alive").0.free_bytes, free);
+    assert_eq!(authd.order(extend(provider.boot, lease(1), 120_000)).await, Ok(Reply::Done));
+    until("heartbeats", || authd.heard.lock().expect("unpoisoned").heartbeats >= 2).await;
+    assert_eq!(*provider.news.lock().expect("unpoisoned"), [News::Ready], "said once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_old_tokens_are_refused_as_lost() {
+    let mut authd = Authd::start().await;
+    let identity = Arc::new(Identity::generate());
+    let provider = Provider::start_with(&authd, Arc::clone(&identity), None, |verbs| verbs);
+    authd.session().await;
+    authd.order(carve(provider.boot, lease(1), "a", 10, 60_000)).await.expect("carves");
+    let mut borrower = Borrower::new(&device());
+    let token = Token::grant(&borrower.scope(provider.boot, lease(1), 10, 60_000), &authd.identity);
+    let old_boot = provider.boot;
+    provider.link.abort();
+    let provider = Provider::start_with(&authd, identity, None, |verbs| verbs);
+    authd.session().await;
+    assert_ne!(provider.boot, old_boot);
+    let refusal = borrower.attach_with(&authd, &provider, lease(1), token).await.expect_err("lost");
+    assert_eq!(refusal.code, RefusalCode::LeaseLost);
+    let refusal = authd.order(carve(old_boot, lease(1), "a", 10, 60_000)).await.expect_err("another life's");
+    assert_eq!(refusal.code, RefusalCode::Invalid);
+    let refusal = authd.order(fence(lease(1))).await.expect_err("unknown");
+    assert_eq!(refusal.code, RefusalCode::NoSuchLease);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_order_and_what_does_not_fit_is_refused() {
+    let (authd, provider) = connected().await;
+    for call in [Call::ListLeases, Call::WhoAmI, Call::Status] {
+        assert_eq!(authd.order(call).await.expect_err("no order").code, RefusalCode::Invalid);
+    }
+    let full = authd.order(carve(provider.boot, lease(1), "a", 2000, 60_000)).await.expect_err("too much");
+    assert_eq!(full.code, RefusalCode::PoolFull);
+    let long = authd.order(carve(provider.boot, lease(1), "a", 1, 3_700_000)).await.expect_err("too long");
+    assert_eq!(long.code, RefusalCode::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unapproved_provider_waits_and_an_invited_one_joins() {
+    let mut authd = Authd::start().await;
+    *authd.mood.lock().expect("unpoisoned") = Mood::Pending;
+    let waiting = Provider::start(&authd);
+    until("that it waits", || !waiting.news.lock().expect("unpoisoned").is_empty()).await;
+    sleep(Duration::from_millis(900)).await;
+    assert_eq!(*waiting.news.lock().expect("unpoisoned"), [News::WaitingForApproval], "said once");
+    waiting.link.abort();
+    let invited = Provider::start_with(&authd, Arc::new(Identity::generate()), Some([5; 16]), |verbs| verbs);
+    authd.session().await;
+    assert_eq!(authd.heard.lock().expect("unpoisoned").joined, 1);
+    until("that it is ready", || *invited.news.lock().expect("unpoisoned") == [News::Ready]).await;
+    *authd.mood.lock().expect("unpoisoned") = Mood::Pending;
+    let stranger = Provider::start_with(&authd, Arc::new(Identity::generate()), Some([6; 16]), |verbs| verbs);
+    let error = timeout(PATIENCE, stranger.link).await.expect("gives up").expect("no panic");
+    assert!(matches!(error, SessionError::Refused { refusal, .. } if refusal.code == RefusalCode::BadInvitation));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_provider_stops_once_its_leases_are_over() {
+    let mut authd = Authd::start().await;
+    let provider = Provider::start(&authd);
+    authd.session().await;
+    let begun = Instant::now();
+    authd.order(carve(provider.boot, lease(1), "a", 10, 2500)).await.expect("carves");
+    *authd.mood.lock().expect("unpoisoned") = Mood::Revoked;
+    let error = timeout(PATIENCE, provider.link).await.expect("gives up").expect("no panic");
+    assert!(matches!(error, SessionError::Refused { refusal, .. } if refusal.code == RefusalCode::Revoked));
+    assert!(begun.elapsed() > Duration::from_millis(2400), "not before its lease was over");
+    assert!(is_clean(&provider.backend));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_leases_that_are_due_at_once_are_all_closed_in_time() {
+    let (authd, provider) = connected().await;
+    let due = tick_in(2000);
+    for id in 1..=50 {
+        let left = due.ms_since(BootTime::now().tick());
+        authd.order(carve(provider.boot, lease(id), "a", 4, left)).await.expect("carves");
+    }
+    sleep_until(Instant::now() + Duration::from_millis(due.ms_since(BootTime::now().tick()))).await;
+    for id in 1..=50 {
+        let receipt = authd.receipt(&provider.key, lease(id)).await;
+        assert!(receipt.is_complete());
+        let fenced = receipt.steps.iter().find(|done| done.step == Step::Deregistered).expect("complete");
+        assert!(fenced.at_us - receipt.due_us < LATE_US, "{} us late", fenced.at_us - receipt.due_us);
+    }
+}
