@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -126,7 +126,8 @@ impl Server {
                             stopped.clone(),
                             (handshakes.clone(), number),
                         );
-                        handshakes.begin(number, from, peers.spawn(serving));
+                        handshakes.begin(number, from);
+                        handshakes.spawned(number, peers.spawn(serving));
                     }
                     Err(error) => {
                         // Out of file descriptors, most likely: what is open must end first.
@@ -196,12 +197,18 @@ fn tune(stream: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Connections in their handshake, oldest first.
+/// Connections in their handshake, by number, the oldest first.
 #[derive(Clone, Default)]
-struct Handshakes(Arc<Mutex<BTreeMap<u64, (SocketAddr, Option<AbortHandle>)>>>);
+struct Handshakes(Arc<Mutex<BTreeMap<u64, Handshake>>>);
+
+struct Handshake {
+    from: SocketAddr,
+    /// None for the moment until its task is spawned.
+    task: Option<AbortHandle>,
+}
 
 impl Handshakes {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, (SocketAddr, Option<AbortHandle>)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Handshake>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -212,14 +219,19 @@ impl Handshakes {
         if open.len() < MAX_HANDSHAKES {
             return None;
         }
-        let (_, (from, task)) = open.pop_first()?;
-        task.inspect(AbortHandle::abort);
-        Some(from)
+        let (_, oldest) = open.pop_first()?;
+        oldest.task.inspect(AbortHandle::abort);
+        Some(oldest.from)
     }
 
-    fn begin(&self, number: u64, from: SocketAddr, task: AbortHandle) {
-        if !task.is_finished() {
-            self.lock().insert(number, (from, Some(task)));
+    fn begin(&self, number: u64, from: SocketAddr) {
+        self.lock().insert(number, Handshake { from, task: None });
+    }
+
+    /// The task that does it; it may be through with it already.
+    fn spawned(&self, number: u64, task: AbortHandle) {
+        if let Some(handshake) = self.lock().get_mut(&number) {
+            handshake.task = Some(task);
         }
     }
 

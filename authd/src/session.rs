@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::clock::{Now, millis};
-use crate::core::Asker;
+use crate::core::{Asker, Core};
 use crate::hub::Hub;
 use crate::trust::rule;
 
@@ -97,7 +97,12 @@ pub(crate) async fn serve(
     // In this order: no new orders come this way, then the provider is away.
     hub.leave(id);
     drop(incoming);
-    let _ = hub.desk.run(move |core| Ok::<_, Refusal>(core.session_closed(id))).await;
+    let closed = move |core: &mut Core| {
+        core.session_closed(id);
+        Ok::<_, Refusal>(())
+    };
+    // Fails only where the desk has ended, and then there is nothing to tell it.
+    let _ = hub.desk.run(closed).await;
     if cut_off || timeout(LAST_WORDS, &mut driver).await.is_err() {
         driver.abort();
     }
@@ -143,10 +148,13 @@ async fn respond(
     let time = Duration::from_millis(deadline_ms.into()).min(MAX_DEADLINE);
     // What a provider is asked meanwhile is given up a little sooner, so that its failure is still told in time.
     let until = started + time - (time / 10).min(Duration::from_millis(250));
-    let work = Arc::clone(hub).work(asker, correlation, call, received, until);
+    let work = Arc::clone(hub);
     // Never cut off half way: a task that outlives its deadline still settles what it began.
     let task = async move {
-        let outcome = work.await;
+        let outcome = match time.is_zero() {
+            true => Err(Refusal::new(RefusalCode::Deadline, "the request gave no time at all")),
+            false => work.work(asker, correlation, call, received, until).await,
+        };
         drop(slot);
         outcome
     };

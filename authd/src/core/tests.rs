@@ -2,6 +2,7 @@
 
 mod leases;
 mod providers;
+mod sequences;
 mod trust;
 
 use std::time::Duration;

@@ -133,7 +133,8 @@ impl Store {
             return Err(corrupt(format!("schema version {found} was never in use")));
         }
         prepare(&connection).map_err(damaged)?;
-        let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(damaged)?;
+        let verdict: String =
+            connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(damaged)?;
         if verdict != "ok" {
             return Err(corrupt(verdict));
         }

@@ -146,6 +146,7 @@ fn a_failed_making_leaves_no_lease_and_no_used_nonce() {
         let again = desk.due(&lender).remove(0);
         reply(desk.done(again));
         assert!(desk.due(&lender).is_empty(), "it was fenced");
+        desk.heartbeat(&lender, 64 * MIB);
         assert_ne!(desk.create(&alice, wish).lease, abandoned);
     }
 }

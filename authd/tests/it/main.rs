@@ -1,0 +1,10 @@
+//! The auth daemon over real sockets, with consumers, operators and lenders that the tests play.
+#![allow(missing_docs)]
+
+mod daemon;
+mod hostile;
+mod leases;
+mod lender;
+mod process;
+mod providers;
+mod trust;
