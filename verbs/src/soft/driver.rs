@@ -4,7 +4,7 @@ use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -19,6 +19,9 @@ use crate::{Counters, Mtu, VerbsError};
 const CALLER: u64 = 2_000_000;
 /// Nanoseconds that the thread stays away at most, while callers poll.
 const PARKED: u64 = 8_000_000;
+/// Attempts to take the lock before a caller yields, and before it sleeps.
+const SPINS: u32 = 200;
+const YIELDS: u32 = 20;
 /// Times that a poller steps back for a caller who waits for the lock.
 const PATIENCE: u32 = 100;
 
@@ -127,7 +130,27 @@ impl Driver {
         self.step_back();
         let now = self.now();
         self.caller.store(now.0, Ordering::Relaxed);
-        (self.lock(), now)
+        (self.lock_soon(), now)
+    }
+
+    /// The lock, without a place in its queue while it is passed on quickly: whoever passes it on to a sleeper pays for
+    /// waking it.
+    fn lock_soon(&self) -> MutexGuard<'_, Core> {
+        for attempt in 0..SPINS + YIELDS {
+            if let Some(core) = self.try_lock() {
+                return core;
+            }
+            if attempt < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        self.lock()
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, Core>> {
+        match self.core.try_lock() {
+            Ok(core) => Some(core),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
@@ -208,7 +231,7 @@ impl Driver {
                 drop(core);
                 self.step_back();
                 std::hint::spin_loop();
-                core = self.lock();
+                core = self.lock_soon();
             } else if leading || core.leader.is_none() {
                 leading = true;
                 core.leader = Some(cq);
@@ -248,7 +271,11 @@ impl Driver {
                 continue;
             }
             self.step_back();
-            let mut core = self.lock();
+            let Some(mut core) = self.try_lock() else {
+                std::thread::yield_now();
+                continue;
+            };
+            core.thread_sleeps = None;
             if core.leader.is_some() {
                 drop(core);
                 self.park(PARKED);
@@ -273,7 +300,6 @@ impl Driver {
                 tracing::warn!(%error, "the soft device's thread could not sleep");
                 std::thread::sleep(Duration::from_nanos(PARKED));
             }
-            self.lock().thread_sleeps = None;
             spin_until = self.now().0.saturating_add(spin);
         }
     }

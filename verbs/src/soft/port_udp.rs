@@ -131,29 +131,46 @@ impl Headers {
 pub(crate) struct Receiver {
     headers: Box<Headers>,
     bytes: Box<[u8]>,
+    /// Calls in a row that found as many messages as they asked for.
+    streak: u32,
     /// Messages cut short by the kernel.
     pub(crate) truncated: u64,
 }
 
 impl Receiver {
     pub(crate) fn new() -> Self {
-        Self { headers: Headers::new(), bytes: vec![0; BATCH * MESSAGE].into_boxed_slice(), truncated: 0 }
+        let bytes = vec![0; BATCH * MESSAGE].into_boxed_slice();
+        Self { headers: Headers::new(), bytes, streak: 0, truncated: 0 }
     }
 
-    /// Takes one batch of what has arrived and hands over each datagram. Returns the number of messages.
+    /// Takes what has arrived, in one system call, and hands over each datagram; returns the number of messages. It asks
+    /// for one message, so that this one waits for nothing, and for more as long as there are more.
     pub(crate) fn receive(&mut self, socket: &Socket, mut each: impl FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
-        let all = &mut self.headers;
-        for (at, buffer) in self.bytes.chunks_exact_mut(MESSAGE).enumerate() {
+        let wanted = (1 << self.streak.saturating_sub(1)).min(BATCH);
+        let all = &mut *self.headers;
+        for (at, buffer) in self.bytes.chunks_exact_mut(MESSAGE).enumerate().take(wanted) {
             all.fill(at, buffer.as_mut_ptr(), MESSAGE);
         }
-        // SAFETY: each header points to one name, one iovec over a buffer of this value and one control buffer, with
-        // their true lengths; the exclusive borrow keeps them for the call.
+        let fd = socket.socket.as_raw_fd();
+        let headers = all.headers.as_mut_ptr();
+        // SAFETY: each of the `wanted` headers points to one name, one iovec over a buffer of this value and one control
+        // buffer, with their true lengths; the exclusive borrow keeps them for the call. The calls are made without
+        // the C library's wrappers, which would make each a point of cancellation.
         let count = unsafe {
-            let flags = libc::MSG_DONTWAIT;
-            let fd = socket.socket.as_raw_fd();
-            libc::recvmmsg(fd, all.headers.as_mut_ptr(), BATCH as u32, flags as _, std::ptr::null_mut())
+            if wanted == 1 {
+                let len = libc::syscall(libc::SYS_recvmsg, fd, &raw mut (*headers).msg_hdr, libc::MSG_DONTWAIT);
+                (*headers).msg_len = u32::try_from(len).unwrap_or(0);
+                len.min(0) + i64::from(len >= 0)
+            } else {
+                let no_time = std::ptr::null_mut::<libc::timespec>();
+                libc::syscall(libc::SYS_recvmmsg, fd, headers, wanted, libc::MSG_DONTWAIT, no_time)
+            }
         };
-        let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+        let Ok(count) = usize::try_from(count) else {
+            self.streak = 0;
+            return Err(io::Error::last_os_error());
+        };
+        self.streak = if count == wanted { (self.streak + 1).min(BATCH.ilog2() + 1) } else { 0 };
         for (at, buffer) in self.bytes.chunks_exact(MESSAGE).enumerate().take(count) {
             let header = &all.headers[at];
             let Some(from) = address_of(&all.names[at]) else { continue };
@@ -267,15 +284,20 @@ impl Sender {
         // SAFETY: `count` headers point to a name, an iovec over bytes of this value and a control buffer, each with
         // its true length; all live for the call.
         let sent = unsafe {
-            let fd = socket.socket.as_raw_fd();
-            libc::sendmmsg(fd, all.headers.as_mut_ptr(), count as u32, libc::MSG_DONTWAIT as _)
+            let (fd, headers) = (socket.socket.as_raw_fd(), all.headers.as_mut_ptr());
+            if count == 1 {
+                let sent = libc::syscall(libc::SYS_sendmsg, fd, &raw const (*headers).msg_hdr, libc::MSG_DONTWAIT);
+                sent.min(0) + i64::from(sent >= 0)
+            } else {
+                libc::syscall(libc::SYS_sendmmsg, fd, headers, count, libc::MSG_DONTWAIT)
+            }
         };
         match usize::try_from(sent) {
             Ok(sent) => lengths[..sent.min(count)].iter().for_each(|run| self.finish(*run)),
             Err(_) => {
                 let error = io::Error::last_os_error().raw_os_error();
                 match error {
-                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => return false,
+                    Some(libc::EAGAIN) => return false,
                     Some(libc::EINTR) => {}
                     // A path or a network interface that cannot cut: from now on, one datagram a message.
                     Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE) if lengths[0] > 1 => self.segment = false,

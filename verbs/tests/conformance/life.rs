@@ -303,3 +303,16 @@ fn devices_open_and_close_again_and_again() {
         assert_eq!(a.run(request((1, Op::Write), &mr, 0..100, &remote, 0)), WcStatus::SUCCESS);
     }
 }
+
+#[test]
+fn everything_may_be_sent_and_shared() {
+    fn shared<T: Send + Sync>() {}
+    shared::<overbank_verbs::Device>();
+    shared::<overbank_verbs::ProtectionDomain>();
+    shared::<overbank_verbs::CompletionQueue>();
+    shared::<overbank_verbs::QueuePair>();
+    shared::<MemoryRegion>();
+    shared::<Memory>();
+    shared::<overbank_verbs::Lane>();
+    shared::<VerbsError>();
+}
