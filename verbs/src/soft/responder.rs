@@ -29,8 +29,6 @@ pub(super) struct Responder {
     nak: Option<Answer>,
     /// The gap before `expected` was reported.
     gap_reported: bool,
-    /// A request was refused for good: nothing more is taken.
-    closed: bool,
 }
 
 /// The rest of a WRITE.
@@ -64,7 +62,7 @@ struct Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Served,
-    /// Refused for good: the queue pair is in ERROR as soon as the peer is told.
+    /// Refused for good: the queue pair goes to ERROR, and the refusal is the last that the peer hears.
     Refused,
 }
 
@@ -78,7 +76,6 @@ impl Responder {
             ack: None,
             nak: None,
             gap_reported: false,
-            closed: false,
         }
     }
 
@@ -90,9 +87,6 @@ impl Responder {
         bth: &Bth,
         body: &Body<'_>,
     ) -> Result<Verdict, Dropped> {
-        if self.closed {
-            return Err(Dropped::NotReady);
-        }
         let at = self.expected.nearest(bth.psn);
         if at > self.expected {
             if !self.gap_reported {
@@ -134,10 +128,7 @@ impl Responder {
         if end > self.expected {
             return Err(Dropped::DuplicateRead);
         }
-        // What is still to be sent needs no second answer; what was sent in part is sent again from here.
-        if self.reads.iter().any(|read| read.next <= at && end <= read.end) {
-            return Ok(Ok(()));
-        }
+        // What is still to be sent comes anyway. What was sent in part is sent again from here, in place of the rest.
         if self.reads.iter().any(|read| read.next < at && at < read.end || read.next < end && end < read.end) {
             return Err(Dropped::DuplicateRead);
         }
@@ -169,7 +160,7 @@ impl Responder {
             // SENDs, atomics and immediate data: nobody was granted them.
             _ => return Err(Syndrome::INVALID_REQUEST),
         };
-        if begins != self.write.is_none() {
+        if begins && self.write.is_some() {
             return Err(Syndrome::INVALID_REQUEST);
         }
         match (bth.opcode, body.reth) {
@@ -216,9 +207,6 @@ impl Responder {
         reth: Reth,
         data: &[u8],
     ) -> Result<(), Syndrome> {
-        if !connection.rights.contains(Access::REMOTE_WRITE) {
-            return Err(Syndrome::INVALID_REQUEST);
-        }
         let len = reth.len as usize;
         let fits = match bth.opcode {
             Opcode::WRITE_FIRST => data.len() == connection.mtu && len > connection.mtu,
@@ -275,7 +263,6 @@ impl Responder {
 
     /// READs before `at` are still answered, then the refusal is sent, then nothing.
     fn refuse(&mut self, at: Seq, syndrome: Syndrome) {
-        self.closed = true;
         self.write = None;
         self.ack = None;
         self.reads.retain(|read| read.end <= at);
@@ -284,7 +271,6 @@ impl Responder {
 
     /// Forgets every answer that is still to be sent.
     pub(super) fn silence(&mut self) {
-        self.closed = true;
         self.write = None;
         self.reads.clear();
         self.ack = None;

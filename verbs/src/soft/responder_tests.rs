@@ -223,7 +223,7 @@ fn sec_9_7_4_invalid_requests_are_refused() {
     let data = |len: usize| pattern(9, len);
     let first = |peer: &Peer| (Opcode::WRITE_FIRST, at(peer, 3000), data(1024));
     type Tell<'a> = &'a dyn Fn(&Peer) -> Story;
-    let stories: [(&str, Tell<'_>); 26] = [
+    let stories: [(&str, Tell<'_>); 27] = [
         ("RETH longer than the data", &|p| vec![(Opcode::WRITE_ONLY, at(p, 8), data(4))]),
         ("RETH shorter than the data", &|p| vec![(Opcode::WRITE_ONLY, at(p, 4), data(8))]),
         ("RETH of no bytes, with data", &|p| vec![(Opcode::WRITE_ONLY, at(p, 0), data(4))]),
@@ -235,7 +235,10 @@ fn sec_9_7_4_invalid_requests_are_refused() {
         ("MIDDLE without FIRST", &|_| vec![(Opcode::WRITE_MIDDLE, vec![], data(1024))]),
         ("LAST without FIRST", &|_| vec![(Opcode::WRITE_LAST, vec![], data(4))]),
         ("MIDDLE below the MTU", &|p| vec![first(p), (Opcode::WRITE_MIDDLE, vec![], data(1000))]),
-        ("LAST below the rest", &|p| vec![first(p), (Opcode::WRITE_LAST, vec![], data(952))]),
+        ("LAST too early", &|p| vec![first(p), (Opcode::WRITE_LAST, vec![], data(952))]),
+        ("LAST below the rest", &|p| {
+            vec![(Opcode::WRITE_FIRST, at(p, 2000), data(1024)), (Opcode::WRITE_LAST, vec![], data(972))]
+        }),
         ("LAST beyond the MTU", &|p| vec![first(p), (Opcode::WRITE_LAST, vec![], data(1976))]),
         ("LAST of no bytes", &|p| vec![first(p), (Opcode::WRITE_LAST, vec![], vec![])]),
         ("MIDDLE beyond the RETH", &|p| {
