@@ -287,7 +287,10 @@ fn interface_mtu(address: IpAddr) -> Mtu {
         std::fs::read_to_string(file).ok()?.trim().parse().ok()
     };
     // Without an answer, what every network carries.
-    let carries = carries().unwrap_or(1500);
+    mtu_within(carries().unwrap_or(1500))
+}
+
+fn mtu_within(carries: usize) -> Mtu {
     Mtu::ALL.into_iter().rev().find(|mtu| mtu.bytes() + HEADERS <= carries).unwrap_or(Mtu::Mtu256)
 }
 
@@ -307,5 +310,28 @@ impl From<EngineError> for VerbsError {
             EngineError::Endpoint(field) => Self::Endpoint { field },
             EngineError::Random(error) => Self::System { call: "getrandom", source: error.into() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_mtu_leaves_room_for_headers() {
+        for (carries, mtu) in [
+            (0, 256),
+            (1280, 1024),
+            (1500, 1024),
+            (2127, 1024),
+            (2128, 2048),
+            (4175, 2048),
+            (4176, 4096),
+            (65_536, 4096),
+        ] {
+            assert_eq!(mtu_within(carries).bytes(), mtu, "{carries}");
+        }
+        assert_eq!(interface_mtu("127.0.0.1".parse().unwrap()), Mtu::Mtu4096);
+        assert_eq!(interface_mtu("192.0.2.1".parse().unwrap()), Mtu::Mtu1024);
     }
 }

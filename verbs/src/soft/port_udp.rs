@@ -179,8 +179,9 @@ impl Receiver {
                 continue;
             }
             let bytes = &buffer[..(header.msg_len as usize).min(MESSAGE)];
-            for datagram in bytes.chunks(segment_of(header).unwrap_or(MESSAGE)) {
-                each(from, datagram);
+            match segment_of(header) {
+                Some(segment) => bytes.chunks(segment).for_each(|datagram| each(from, datagram)),
+                None => each(from, bytes),
             }
         }
         Ok(count)
@@ -392,3 +393,7 @@ fn write_address(address: SocketAddr, name: &mut libc::sockaddr_storage) -> libc
         }
     }
 }
+
+#[cfg(test)]
+#[path = "port_udp_tests.rs"]
+mod tests;

@@ -1,0 +1,144 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn open() -> Socket {
+    Socket::open(LOCAL, Some(0)).unwrap()
+}
+
+/// What arrives until there are `count` datagrams.
+fn take(receiver: &mut Receiver, socket: &Socket, count: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    let mut all = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while all.len() < count && Instant::now() < deadline {
+        let _ = receiver.receive(socket, |from, bytes| all.push((from, bytes.to_vec())));
+    }
+    all
+}
+
+fn send(sender: &mut Sender, socket: &Socket, datagrams: &[(SocketAddr, Vec<u8>)]) {
+    let mut next = datagrams.iter();
+    sender.send(socket, |out| {
+        let (to, bytes) = next.next()?;
+        out.extend_from_slice(bytes);
+        Some((*to, bytes.len()))
+    });
+    assert!(!sender.waiting());
+}
+
+#[test]
+fn a_message_carries_one_length_to_one_receiver_and_only_its_last_is_shorter() {
+    let to: [SocketAddr; 2] = ["192.0.2.1:1".parse().unwrap(), "192.0.2.1:2".parse().unwrap()];
+    let queue =
+        |datagrams: &[(usize, usize)]| -> Vec<_> { datagrams.iter().map(|(at, len)| (to[*at], *len)).collect() };
+    for (datagrams, expected) in [
+        (queue(&[(0, 100)]), 1),
+        (queue(&[(0, 100), (0, 100), (0, 100)]), 3),
+        (queue(&[(0, 100), (0, 100), (0, 99), (0, 99)]), 3),
+        (queue(&[(0, 100), (0, 101)]), 1),
+        (queue(&[(0, 100), (1, 100)]), 1),
+        (queue(&[(0, 4116), (0, 52), (0, 4116)]), 2),
+        (queue(&[(0, 4116); 40]), SEGMENTED / 4116),
+        (queue(&[(0, 10); 100]), SEGMENTS),
+    ] {
+        assert_eq!(run(&datagrams, SEGMENTS), expected, "{datagrams:?}");
+        assert_eq!(run(&datagrams, 1), 1);
+    }
+}
+
+#[test]
+fn datagrams_arrive_as_they_were_cut() {
+    let (a, b, c) = (open(), open(), open());
+    let (mut sender, mut at_b, mut at_c) = (Sender::new(), Receiver::new(), Receiver::new());
+    let mut number = 0_u32;
+    for segment in [true, false] {
+        sender.segment = segment;
+        for lengths in [vec![1], vec![4116, 52], vec![4116; 70], vec![60; 300], vec![10, 20, 30, 30, 30, 7, 8]] {
+            let datagrams: Vec<_> = lengths
+                .iter()
+                .enumerate()
+                .map(|(at, len)| {
+                    number += 1;
+                    let bytes = (0..*len).map(|byte| (number as usize * 7 + byte) as u8).collect();
+                    (if at % 11 == 5 { c.local() } else { b.local() }, bytes)
+                })
+                .collect();
+            send(&mut sender, &a, &datagrams);
+            for (socket, receiver) in [(&b, &mut at_b), (&c, &mut at_c)] {
+                let sent: Vec<_> = datagrams
+                    .iter()
+                    .filter(|(to, _)| *to == socket.local())
+                    .map(|(_, bytes)| (a.local(), bytes.clone()))
+                    .collect();
+                assert!(take(receiver, socket, sent.len()) == sent, "segment {segment}: {lengths:?}");
+            }
+        }
+        assert_eq!(sender.segment, segment, "the kernel refused to cut");
+    }
+    assert_eq!((sender.refused, sender.blocked, at_b.truncated), (0, 0, 0));
+}
+
+#[test]
+fn what_the_system_refuses_is_counted_and_the_rest_goes_out() {
+    let (a, b) = (open(), open());
+    let (mut sender, mut receiver) = (Sender::new(), Receiver::new());
+    let nowhere = "255.255.255.255:9".parse().unwrap();
+    let datagrams = [
+        (b.local(), vec![1]),
+        (nowhere, vec![2; 3]),
+        (nowhere, vec![3; 3]),
+        (b.local(), vec![4]),
+        (b.local(), vec![5; 2]),
+    ];
+    send(&mut sender, &a, &datagrams);
+    let got: Vec<_> = take(&mut receiver, &b, 3).into_iter().map(|(_, bytes)| bytes).collect();
+    assert_eq!(got, [vec![1], vec![4], vec![5; 2]]);
+    assert_eq!(sender.refused, 2);
+}
+
+#[test]
+fn batches_grow_while_there_is_more_and_begin_with_one() {
+    let (a, b) = (open(), open());
+    let (mut sender, mut receiver) = (Sender::new(), Receiver::new());
+    // Each longer than the one before, so that each is a message of its own.
+    let datagrams: Vec<_> = (1..=60).map(|len| (b.local(), vec![0; len])).collect();
+    send(&mut sender, &a, &datagrams);
+    let mut counts = Vec::new();
+    while let Ok(count) = receiver.receive(&b, |_, _| {}) {
+        counts.push(count);
+    }
+    assert_eq!(counts, [1, 1, 2, 4, 8, 16, 16, 12]);
+    send(&mut sender, &a, &datagrams[..2]);
+    assert_eq!(receiver.receive(&b, |_, _| {}).unwrap(), 1);
+}
+
+#[test]
+fn addresses_go_through_the_system_s_form_and_back() {
+    // SAFETY: all-zero bytes are a valid value of this plain C structure.
+    let mut name: libc::sockaddr_storage = unsafe { zeroed() };
+    assert_eq!(address_of(&name), None);
+    for address in ["192.0.2.7:4791", "[2001:db8::7]:4791", "[::ffff:192.0.2.7]:1"] {
+        let address: SocketAddr = address.parse().unwrap();
+        let len = write_address(address, &mut name);
+        assert_eq!(len as usize, if address.is_ipv4() { 16 } else { 28 });
+        assert_eq!(address_of(&name), Some(address));
+    }
+}
+
+#[test]
+fn ports_and_addresses_that_cannot_be_had_are_named() {
+    let taken = open().local();
+    let holder = UdpSocket::bind(taken).unwrap();
+    match Socket::open(LOCAL, Some(taken.port())) {
+        Err(VerbsError::PortInUse { address, .. }) => assert_eq!(address, taken),
+        other => panic!("{:?}", other.map(|socket| socket.local())),
+    }
+    drop(holder);
+    // Without a port, a taken 4791 is no reason to fail.
+    let sockets = [Socket::open(LOCAL, None).unwrap(), Socket::open(LOCAL, None).unwrap()];
+    assert_ne!(sockets[0].local(), sockets[1].local());
+    // TEST-NET-1 is nobody's.
+    assert!(matches!(Socket::open("192.0.2.1".parse().unwrap(), None), Err(VerbsError::Address { .. })));
+}
