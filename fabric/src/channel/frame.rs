@@ -152,12 +152,16 @@ pub(super) async fn read_handshake<R: AsyncRead + Unpin>(
     number: u8,
     expected: usize,
 ) -> Result<Vec<u8>, ChannelError> {
-    let got = usize::from(stream.read_u16().await.map_err(ChannelError::io)?);
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => ChannelError::HandshakeClosed { message: number },
+        _ => ChannelError::io(error),
+    };
+    let got = usize::from(stream.read_u16().await.map_err(failed)?);
     if got != expected {
         return Err(crate::handshake::HandshakeError::Length { message: number, expected, got }.into());
     }
     let mut message = vec![0; expected];
-    stream.read_exact(&mut message).await.map_err(ChannelError::io)?;
+    stream.read_exact(&mut message).await.map_err(failed)?;
     Ok(message)
 }
 

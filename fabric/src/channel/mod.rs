@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::handshake::{self, HandshakeError, Keys, MESSAGE_1_LEN, MESSAGE_2_LEN, MESSAGE_3_LEN, Party, Peer};
 use crate::identity::{Identity, PublicKey};
 use crate::ids::CorrelationId;
-use crate::message::{Call, Message, Refusal, Reply, Request};
+use crate::message::{Call, Message, Refusal, Reply, Request, VERSION};
 use crate::signed::{from_cbor, to_cbor};
 
 pub use multiplex::{Answer, Caller, Incoming};
@@ -29,6 +29,14 @@ pub enum ChannelError {
     /// The other side proved who it is, and `check` refused it. The text is the one that `check` gave.
     #[error("{0}")]
     PeerRefused(String),
+    /// The other side closed the connection in mid-handshake. It does not say why before it knows who asks.
+    #[error(
+        "the other side closed the connection instead of sending handshake message {message}: it speaks another version of the protocol (this is version {VERSION}), or takes no more connections now"
+    )]
+    HandshakeClosed {
+        /// The message that was awaited, 1 to 3.
+        message: u8,
+    },
     /// The other side closed the connection, between two messages.
     #[error("the other side closed the session")]
     Closed,
@@ -38,7 +46,7 @@ pub enum ChannelError {
     /// A record that does not open: changed, repeated, lost or exchanged on its way.
     #[error("a record of the session does not open: somebody changed, repeated or dropped one on its way")]
     Unreadable,
-    /// Proven to come from the other side, and not what the protocol allows.
+    /// Not what the protocol allows. It is proven to come from the other side, but for a frame's length.
     #[error("the other side sent {0}, which its version of the protocol should not do")]
     Malformed(String),
     /// An answer to what was not asked, or a request id used twice: the other side's defect.

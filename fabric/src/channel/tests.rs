@@ -106,9 +106,12 @@ async fn what_speaks_another_protocol_is_refused_by_its_first_two_bytes() {
         let expected = HandshakeError::Length { message: 1, expected: MESSAGE_1_LEN, got };
         assert!(matches!(accepted, Err(ChannelError::Handshake(error)) if error == expected));
     }
-    let (near, far) = tokio::io::duplex(1 << 16);
-    drop(near);
-    assert!(matches!(soon(accept(far, &authd)).await, Err(ChannelError::Io(_))));
+    for begun in [&b""[..], &[0x04], &[0x04, 0xd0, 1, 2, 3]] {
+        let (mut near, far) = tokio::io::duplex(1 << 16);
+        near.write_all(begun).await.unwrap();
+        drop(near);
+        assert!(matches!(soon(accept(far, &authd)).await, Err(ChannelError::HandshakeClosed { message: 1 })));
+    }
 }
 
 /// There is no clock in here: who drips is the caller's to cut off.
