@@ -12,7 +12,7 @@ use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, TrustEntry};
 
 use crate::clock::Now;
 use crate::providers::Provider;
-use crate::store::{Store, StoreError, leases};
+use crate::store::{Store, StoreError};
 
 /// What an operator of the daemon may set.
 #[derive(Debug, Clone, Copy)]
@@ -139,6 +139,8 @@ pub(crate) struct Core {
     pub(crate) started: Instant,
     /// Every provider that spoke in the life of this process.
     pub(crate) providers: HashMap<PublicKey, Provider>,
+    /// Leases that a provider is told to carve right now. One that is being made and is not here has nobody who makes it.
+    pub(crate) making: HashSet<LeaseId>,
     /// Leases that a provider is told to fence right now.
     pub(crate) fencing: HashSet<LeaseId>,
     effects: Vec<Effect>,
@@ -146,20 +148,17 @@ pub(crate) struct Core {
 
 impl Core {
     /// Takes up where the store left off.
-    pub(crate) fn new(mut store: Store, identity: Arc<Identity>, limits: Limits, now: Now) -> Result<Self, StoreError> {
-        let abandoned = store.write(|tx| leases::abandon_carving(tx))?;
-        if abandoned > 0 {
-            tracing::info!(abandoned, "leases that were being made when the daemon last stopped will be fenced");
-        }
-        Ok(Self {
+    pub(crate) fn new(store: Store, identity: Arc<Identity>, limits: Limits, now: Now) -> Self {
+        Self {
             store,
             identity,
             limits,
             started: now.instant,
             providers: HashMap::new(),
+            making: HashSet::new(),
             fencing: HashSet::new(),
             effects: Vec::new(),
-        })
+        }
     }
 
     /// Decides on one request.

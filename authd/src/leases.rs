@@ -94,7 +94,13 @@ impl Core {
             return Err(refuse(RefusalCode::Invalid, text));
         }
         match row.stage {
-            Stage::Carving => Ok(Next::Wait),
+            Stage::Carving if self.making.contains(&row.id) => Ok(Next::Wait),
+            // Cut off by a crash, or by a store that failed.
+            Stage::Carving => {
+                self.store.write(|tx| leases::update(tx, &Core::stopped(&row, EndReason::Unknown)))?;
+                self.order_fences(&row.provider);
+                self.carve(&me.key, wish, Vec::new(), now)
+            }
             _ => self.granted(&row, now),
         }
     }
@@ -166,6 +172,7 @@ impl Core {
         if let Some(provider) = self.providers.get_mut(&row.provider) {
             provider.free_bytes = provider.free_bytes.saturating_sub(pinned_bytes);
         }
+        self.making.insert(row.id);
         tried.push(row.provider);
         let call = Call::Carve(Carve { lease: row.id, tenant, blocks, block: row.block, deadline });
         let then = Then::Carved(Making { lease: row.id, holder: *holder, wish, tried });
@@ -202,6 +209,7 @@ impl Core {
         outcome: Result<Reply, OrderError>,
         now: Now,
     ) -> Result<Next, Fault> {
+        self.making.remove(&making.lease);
         self.effect(Effect::Changed);
         let Some(mut row) = leases::find(self.store.read(), &making.lease)? else {
             let text = "the lease's provider restarted, ended it or was revoked while it was being made: try again";

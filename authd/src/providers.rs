@@ -99,8 +99,8 @@ impl Core {
                     behind.insert(row.id);
                 }
                 (_, Some(_)) => {}
-                // Being carved over this very session's forerunner: the order's own outcome settles it.
-                (Stage::Carving, None) if row.boot == offer.boot => {}
+                // The order to carve, given over this session's forerunner, settles it by its own outcome.
+                (Stage::Carving, None) if row.boot == offer.boot && self.making.contains(&row.id) => {}
                 _ => gone.push(row),
             }
         }
@@ -235,17 +235,21 @@ impl Core {
         };
         let overdue = Tick(provider.tick_at(now.instant).0.saturating_sub(OVERDUE_MS));
         let rows = leases::to_fence(self.store.read(), &provider.key, &provider.boot, overdue, MAX_ORDERS)?;
-        if rows.iter().any(|row| row.stage == Stage::Active) {
-            self.store.write(|tx| {
-                let expired = rows.iter().filter(|row| row.stage == Stage::Active);
-                expired.map(|row| Core::stopped(row, EndReason::Expired)).try_for_each(|row| leases::update(tx, &row))
-            })?;
+        let mut fences: Vec<(LeaseId, EndReason)> = Vec::new();
+        let mut stopped = Vec::new();
+        for row in &rows {
+            match row.stage {
+                Stage::Carving if self.making.contains(&row.id) => continue,
+                Stage::Carving => stopped.push(Core::stopped(row, EndReason::Unknown)),
+                Stage::Active => stopped.push(Core::stopped(row, EndReason::Expired)),
+                _ => {}
+            }
+            let reason = if row.stage == Stage::Active { EndReason::Expired } else { EndReason::Unknown };
+            fences.push((row.id, row.reason.unwrap_or(reason)));
         }
-        let reason = |row: &LeaseRow| match row.stage {
-            Stage::Active => EndReason::Expired,
-            _ => row.reason.unwrap_or(EndReason::Unknown),
-        };
-        let mut fences: Vec<(LeaseId, EndReason)> = rows.iter().map(|row| (row.id, reason(row))).collect();
+        if !stopped.is_empty() {
+            self.store.write(|tx| stopped.iter().try_for_each(|row| leases::update(tx, row)))?;
+        }
         fences.extend(provider.unknown.iter().map(|lease| (*lease, EndReason::Unknown)));
         fences.retain(|(lease, _)| self.fencing.insert(*lease));
         let mut orders: Vec<Order> = fences

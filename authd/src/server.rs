@@ -78,7 +78,7 @@ impl Server {
         let address = listener.local_addr()?;
         let State { identity, store, lock } = state;
         let identity = Arc::new(identity);
-        let core = Core::new(store, Arc::clone(&identity), limits, Now::read())?;
+        let core = Core::new(store, Arc::clone(&identity), limits, Now::read());
         let (desk, effects, thread) = Desk::open(core)?;
         let hub = Arc::new(Hub::new(desk));
         Ok(Self { listener, address, identity, hub, effects, desk: thread, _lock: lock })

@@ -21,7 +21,6 @@ use crate::trust::rule;
 /// Requests of one session at work at once, by who it is.
 const IN_FLIGHT_PROVIDER: usize = 512;
 const IN_FLIGHT_CLIENT: usize = 64;
-const IN_FLIGHT_STRANGER: usize = 4;
 /// Longest time that a request can ask for.
 const MAX_DEADLINE: Duration = Duration::from_secs(30);
 /// A session of somebody who is not trusted closes after this long.
@@ -45,15 +44,10 @@ pub(crate) async fn serve(
     let key = peer.key;
     let admitted = hub.desk.run(move |core| core.admit(&key, &from.to_string(), Now::read())).await;
     let Ok(entry) = admitted else { return };
-    let trusted = entry.state == TrustState::Trusted;
-    let Some(mut stranger) = Stranger::enter(&hub, trusted) else {
+    let Some(mut stranger) = Stranger::enter(&hub, entry.state == TrustState::Trusted) else {
         return hub.rejected("strangers", &from);
     };
-    let in_flight = match (trusted, peer.party) {
-        (false, _) => IN_FLIGHT_STRANGER,
-        (true, Party::Provider) => IN_FLIGHT_PROVIDER,
-        (true, _) => IN_FLIGHT_CLIENT,
-    };
+    let in_flight = if peer.party == Party::Provider { IN_FLIGHT_PROVIDER } else { IN_FLIGHT_CLIENT };
     let (caller, mut incoming, driver) = channel.multiplex(in_flight);
     let Some((id, mut signals)) = hub.enter(key, caller) else {
         return hub.rejected("sessions", &from);
@@ -72,13 +66,15 @@ pub(crate) async fn serve(
                 None => break,
                 Some((request, answer)) => match request.call {
                     // One at a time: guessing is slow.
-                    Call::Join(_) => {
-                        if joins.answer(&hub, asker, request, answer).await.is_break() {
+                    Call::Join(_) => match joins.answer(&hub, asker, request, answer).await {
+                        Joined::Yes => stranger = Stranger(None),
+                        Joined::No => {}
+                        Joined::TooManyTries => {
                             hub.rejected("guessing", &from);
                             break;
                         }
-                    }
-                    _ => take(&hub, asker, request, answer),
+                    },
+                    _ => take(&hub, asker, request, answer, &stranger),
                 },
             },
             _ = signals.close.changed() => { cut_off = true; break }
@@ -112,10 +108,10 @@ pub(crate) async fn serve(
 }
 
 /// Works on a request in a task of its own.
-fn take(hub: &Arc<Hub>, asker: Asker, request: Request, answer: Answer) {
-    // A provider's word always counts: its number is bounded by its session.
-    let slot = match asker.party {
-        Party::Provider => None,
+fn take(hub: &Arc<Hub>, asker: Asker, request: Request, answer: Answer, stranger: &Stranger) {
+    // A trusted provider's word always counts: its session bounds how much there is of it.
+    let slot = match (asker.party, stranger) {
+        (Party::Provider, Stranger(None)) => None,
         _ => match Arc::clone(&hub.requests).try_acquire_owned() {
             Ok(slot) => Some(slot),
             Err(_) => {
@@ -212,26 +208,28 @@ fn code_name(code: RefusalCode) -> &'static str {
 struct BadJoins(u32);
 
 impl BadJoins {
-    /// Answers an attempt to join. Breaks where there were too many wrong ones.
-    async fn answer(
-        &mut self,
-        hub: &Arc<Hub>,
-        asker: Asker,
-        request: Request,
-        answer: Answer,
-    ) -> std::ops::ControlFlow<()> {
+    /// Answers an attempt to join.
+    async fn answer(&mut self, hub: &Arc<Hub>, asker: Asker, request: Request, answer: Answer) -> Joined {
         let outcome = respond(hub, asker, request, None).await;
-        let bad = matches!(&outcome, Err(refusal) if refusal.code == RefusalCode::BadInvitation);
-        if bad {
-            self.0 += 1;
-            tokio::time::sleep(BAD_JOIN_DELAY).await;
-        }
+        let joined = match &outcome {
+            Ok(_) => Joined::Yes,
+            Err(refusal) if refusal.code == RefusalCode::BadInvitation => {
+                self.0 += 1;
+                tokio::time::sleep(BAD_JOIN_DELAY).await;
+                if self.0 < MAX_BAD_JOINS { Joined::No } else { Joined::TooManyTries }
+            }
+            Err(_) => Joined::No,
+        };
         answer.send(outcome).await;
-        match self.0 >= MAX_BAD_JOINS {
-            true => std::ops::ControlFlow::Break(()),
-            false => std::ops::ControlFlow::Continue(()),
-        }
+        joined
     }
+}
+
+/// What came of an attempt to join.
+enum Joined {
+    Yes,
+    No,
+    TooManyTries,
 }
 
 /// The place of somebody who is not trusted, as long as that is so.

@@ -102,7 +102,7 @@ impl Desk {
         let invitation =
             crate::trust::first_invitation(&mut store, identity.public().fingerprint(), now.unix_ms + 1000);
         let join = overbank_fabric::message::Join { secret: invitation.expect("an invitation").secret };
-        let core = Core::new(store, identity, limits, now).expect("a core");
+        let core = Core::new(store, identity, limits, now);
         let operator = Person::new(Party::Client, SessionId(0));
         let mut desk = Self { core, now, operator, sessions: 0 };
         desk.core.admit(&desk.operator.key(), "127.0.0.1:1", now).expect("admitted");

@@ -182,8 +182,8 @@ pub(crate) fn open_at(db: &Connection, provider: &PublicKey) -> Result<Vec<Lease
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// A provider's leases of this life of it that an order to fence is due for: ended by order and not yet fenced,
-/// abandoned, or more than a grace over their deadline (before the tick `overdue`).
+/// A provider's leases of this life of it that an order to fence may be due for: ended by order and not yet fenced,
+/// being made or abandoned, or over their deadline by a grace (before the tick `overdue`).
 pub(crate) fn to_fence(
     db: &Connection,
     provider: &PublicKey,
@@ -192,7 +192,7 @@ pub(crate) fn to_fence(
     most: u32,
 ) -> Result<Vec<LeaseRow>, StoreError> {
     let mut query = db.prepare_cached(&format!(
-        "{LEASE} WHERE provider = ?1 AND boot = ?2 AND (stage = 'abandoned' OR (stage = 'ending' AND fenced = 0)
+        "{LEASE} WHERE provider = ?1 AND boot = ?2 AND (stage IN ('carving', 'abandoned') OR (stage = 'ending' AND fenced = 0)
          OR (stage = 'active' AND deadline_tick < ?3)) LIMIT ?4"
     ))?;
     let rows = query.query_map(params![provider.0, boot.0, overdue.0, most], lease)?;
@@ -219,12 +219,6 @@ pub(crate) fn active(db: &Connection, holder: Option<&PublicKey>) -> Result<(u64
                 WHERE stage = 'active' AND (?1 IS NULL OR holder = ?1)";
     let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
     Ok(db.prepare_cached(sums)?.query_row([holder.map(|key| key.0)], row)?)
-}
-
-/// What was being made when the process ended is abandoned. Says how many.
-pub(crate) fn abandon_carving(db: &Connection) -> Result<usize, StoreError> {
-    let update = "UPDATE leases SET stage = 'abandoned', nonce = NULL WHERE stage = 'carving'";
-    Ok(db.prepare_cached(update)?.execute([])?)
 }
 
 /// Of a holder's leases that are over, keeps the newest `most`.

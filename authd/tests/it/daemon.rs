@@ -66,7 +66,7 @@ impl Daemon {
     pub(crate) async fn stop(&mut self) {
         let (stop, running) = self.running.take().expect("it runs");
         let _ = stop.send(());
-        let stopped = timeout(Duration::from_secs(2), running).await.expect("within 2 s");
+        let stopped = timeout(Duration::from_secs(4), running).await.expect("soon");
         stopped.expect("no panic").expect("a clean end");
     }
 

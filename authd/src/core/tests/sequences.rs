@@ -269,10 +269,10 @@ impl World {
                     Limits::default(),
                     self.desk.now,
                 );
-                let before = std::mem::replace(&mut self.desk.core, blank.expect("a core"));
+                let before = std::mem::replace(&mut self.desk.core, blank);
                 let started = before.started;
                 let after = Core::new(before.store, identity, Limits::default(), self.desk.now);
-                self.desk.core = Core { started, ..after.expect("a core") };
+                self.desk.core = Core { started, ..after };
             }
         }
         self.live();
