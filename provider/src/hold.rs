@@ -123,7 +123,6 @@ impl<B: Backend> Hold<B> {
                 Ok(binding)
             }
             Err(fault) => {
-                tracing::error!(%fault, "attach failed");
                 self.take_apart(backend, attachment);
                 Err(Refusal::new(RefusalCode::Internal, format!("the provider's device failed at {fault}")))
             }

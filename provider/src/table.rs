@@ -98,7 +98,6 @@ impl<B: Backend, T> Table<B, T> {
                     return self.answer(ticket, Err(Refusal::new(RefusalCode::PoolFull, why)));
                 };
                 let lease = Lease::new(carve.tenant, shape, extent.len(), carve.deadline.tick, ticket);
-                tracing::info!(lease = %carve.lease, tenant = %lease.tenant, bytes = extent.len(), "carved");
                 self.leases.insert(carve.lease, lease);
                 self.effects.jobs.push(Job { lease: carve.lease, task: Task::Open(extent, shape) });
             }
@@ -238,7 +237,6 @@ impl<B: Backend, T> Table<B, T> {
                 self.settle(id, now);
             }
             Outcome::Opened(Err((extent, fault))) => {
-                tracing::error!(lease = %id, %fault, "carve failed");
                 self.pool.give_back(extent);
                 if let Some(mut lease) = self.leases.remove(&id) {
                     // Closing it answers the attaches that already wait.

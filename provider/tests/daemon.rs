@@ -112,6 +112,21 @@ async fn it_lends_until_a_signal_and_cleans_up_before_it_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn it_stops_in_time_without_the_auth_daemon() {
+    let mut authd = Authd::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let daemon = Daemon::start(&authd.address.to_string(), state.path(), &[]);
+    authd.session().await;
+    daemon.line();
+    let boot = authd.heard.lock().expect("unpoisoned").offers[0].boot;
+    authd.order(carve(boot, lease(1), "a", 10, 60_000)).await.expect("carves");
+    authd.die().await;
+    daemon.signal(Signal::SIGTERM);
+    let (status, errors) = daemon.end();
+    assert!(status == 0 && errors.contains("not taken every receipt"), "{status}: {errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_says_once_what_an_operator_has_to_do() {
     let authd = Authd::start().await;
     *authd.mood.lock().expect("unpoisoned") = Mood::Pending;
