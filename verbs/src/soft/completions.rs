@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::handles::{CqHandle, EngineError, HandleMap};
+use super::handles::{CqHandle, EngineError, HandleMap, next_free};
 use crate::Completion;
 
 const MAX_ENTRIES: usize = 1 << 22;
@@ -21,7 +21,7 @@ struct Queue {
 #[derive(Default)]
 pub(super) struct Completions {
     queues: HandleMap<Queue>,
-    next: u32,
+    last: u32,
 }
 
 impl Completions {
@@ -30,8 +30,7 @@ impl Completions {
             let what = "entries of a completion queue";
             return Err(EngineError::Limit { what, value: entries, min: 1, max: MAX_ENTRIES });
         }
-        let handle = CqHandle(self.next);
-        self.next = self.next.wrapping_add(1);
+        let handle = CqHandle(next_free(&self.queues, &mut self.last));
         self.queues.insert(handle.0, Queue { ready: VecDeque::new(), entries, pending: 0, users: 0 });
         Ok(handle)
     }

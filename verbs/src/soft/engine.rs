@@ -13,7 +13,7 @@ use super::completions::Completions;
 use super::connection::Connection;
 use super::counters::{Counts, Dropped};
 pub(crate) use super::handles::{CqHandle, EngineError, MrHandle, PdHandle, Qpn};
-use super::handles::{HandleMap, random};
+use super::handles::{HandleMap, next_free, random};
 use super::psn::Psn;
 use super::regions::Regions;
 use super::requester::{Failure, Requester, Stop, Work};
@@ -39,7 +39,7 @@ pub(crate) struct Engine {
     mtu: Mtu,
     /// Protection domains, with the number of regions and queue pairs in each.
     pds: HandleMap<usize>,
-    next_pd: u32,
+    last_pd: u32,
     regions: Regions,
     completions: Completions,
     qps: HandleMap<Box<QueuePair>>,
@@ -97,7 +97,7 @@ impl Engine {
             local,
             mtu,
             pds: HandleMap::default(),
-            next_pd: 0,
+            last_pd: 0,
             regions: Regions::default(),
             completions: Completions::default(),
             qps: HandleMap::default(),
@@ -109,8 +109,7 @@ impl Engine {
     }
 
     pub(crate) fn alloc_pd(&mut self) -> PdHandle {
-        let handle = PdHandle(self.next_pd);
-        self.next_pd = self.next_pd.wrapping_add(1);
+        let handle = PdHandle(next_free(&self.pds, &mut self.last_pd));
         self.pds.insert(handle.0, 0);
         handle
     }

@@ -283,6 +283,51 @@ fn a_path_takes_the_smaller_mtu() {
 }
 
 #[test]
+fn two_ipv6_devices_talk() {
+    let locals: [SocketAddr; 2] = ["[2001:db8::1]:4791".parse().unwrap(), "[2001:db8::2]:5000".parse().unwrap()];
+    let mut engines = locals.map(|local| Engine::new(local, Mtu::Mtu1024));
+    let memories = [memory(), memory()];
+    memories[1].copy_in(0, &[7; 3000]).unwrap();
+    let sides = [0, 1].map(|side: usize| {
+        let engine = &mut engines[side];
+        let (pd, cq) = (engine.alloc_pd(), engine.create_cq(16).unwrap());
+        let mr = engine.register(pd, Arc::clone(&memories[side]), 0..8192, ALL).unwrap();
+        (cq, mr, engine.create_qp(pd, cq, CAPS).unwrap())
+    });
+    for side in [0, 1] {
+        let remote = engines[1 - side].endpoint(sides[1 - side].2).unwrap();
+        engines[side].connect(Now(0), sides[side].2, &remote, ALL, RETRY).unwrap();
+    }
+    let (remote_address, rkey) = (memories[1].address(), sides[1].1.rkey);
+    let request = EngineRequest { id: 1, op: Op::Read, mr: sides[0].1, offset: 1, len: 3000, remote_address, rkey };
+    engines[0].post(Now(0), sides[0].2, &[request]).unwrap();
+    let mut bytes = Vec::new();
+    for side in [0, 1] {
+        while let Some(transmit) = engines[side].poll_transmit(Now(0), &mut bytes) {
+            assert_eq!(transmit.to, locals[1 - side]);
+            engines[1 - side].receive(Now(0), locals[side], &bytes);
+            bytes.clear();
+        }
+    }
+    let mut completions = Vec::new();
+    engines[0].poll_cq(sides[0].0, 9, &mut completions).unwrap();
+    assert_eq!(statuses(&completions), [(1, WcStatus::SUCCESS)]);
+    let mut read = [0; 3002];
+    memories[0].copy_out(0, &mut read).unwrap();
+    assert!(read[0] == 0 && read[1..3001] == [7; 3000] && read[3001] == 0);
+}
+
+#[test]
+fn names_are_not_used_twice_when_they_run_out() {
+    let mut map = HandleMap::default();
+    let mut last = u32::MAX - 1;
+    for name in [u32::MAX, 0, 2] {
+        map.insert(1, ());
+        assert_eq!(next_free(&map, &mut last), name);
+    }
+}
+
+#[test]
 fn a_peer_that_is_no_soft_device_may_send_any_identification() {
     // The same packet with an ICRC over identification 0x1234: right for a real device, damage for a soft one.
     for (flags, taken) in [(0, true), (Endpoint::SOFT, false)] {

@@ -82,6 +82,16 @@ impl Hasher for HandleHasher {
     }
 }
 
+/// The next number after `last` that names nothing in the map.
+pub(super) fn next_free<V>(map: &HandleMap<V>, last: &mut u32) -> u32 {
+    loop {
+        *last = last.wrapping_add(1);
+        if !map.contains_key(last) {
+            return *last;
+        }
+    }
+}
+
 /// A random number that `fits`. The caller sees to it that most do.
 pub(super) fn random(mut fits: impl FnMut(u32) -> bool) -> Result<u32, getrandom::Error> {
     loop {
