@@ -250,7 +250,11 @@ impl SoftQp {
     }
 
     pub(crate) fn set_error(&self) -> Result<(), VerbsError> {
-        Ok(self.pd.device.driver.control().engine.set_error(self.qpn)?)
+        let driver = &self.pd.device.driver;
+        let mut core = driver.control();
+        core.engine.set_error(self.qpn)?;
+        driver.transmit(&mut core, driver.now());
+        Ok(())
     }
 
     pub(crate) fn destroy(mut self) -> Result<(), VerbsError> {
@@ -259,7 +263,11 @@ impl SoftQp {
 
     fn end(&mut self) -> Result<(), VerbsError> {
         self.exists = false;
-        Ok(self.pd.device.driver.control().engine.destroy_qp(self.qpn)?)
+        let driver = &self.pd.device.driver;
+        let mut core = driver.control();
+        core.engine.destroy_qp(self.qpn)?;
+        driver.transmit(&mut core, driver.now());
+        Ok(())
     }
 }
 

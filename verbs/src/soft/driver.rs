@@ -186,7 +186,8 @@ impl Driver {
         arrived
     }
 
-    /// Sends what the engine has to send, and wakes those whom its new state concerns.
+    /// Sends what the engine has to send, and wakes those whom its new state concerns. Comes after whatever may have made
+    /// packets, completions or timers.
     pub(crate) fn transmit(&self, core: &mut Core, now: Now) {
         let Core { engine, sender, .. } = core;
         sender.send(&self.socket, |out| engine.poll_transmit(now, out).map(|transmit| (transmit.to, transmit.len)));

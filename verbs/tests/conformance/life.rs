@@ -108,6 +108,64 @@ fn a_request_that_is_refused_takes_those_behind_it_along() {
     assert_eq!(bytes(&far, 20..1000), [2; 980], "what was posted behind the refused request was done");
 }
 
+#[test]
+fn an_error_wakes_whoever_waits() {
+    let device = open();
+    let slow = overbank_verbs::Retry { timeout: Duration::from_secs(30), count: 1 };
+    let (near, far) = (memory(100, 1), memory(100, 2));
+    // Of several waiters one may wait for the others: each must be woken, in whatever order they came.
+    let ends: Vec<_> = (0..3)
+        .map(|_| {
+            let (a, b) = (End::on(&device), End::on(&open()));
+            connect(&a, Access::empty(), &b, REMOTE, slow);
+            let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
+            b.qp.set_error().unwrap();
+            a.qp.post(&[request((1, Op::Write), &mr, 0..100, &remote, 0)]).unwrap();
+            (a, b, mr)
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        let waiters: Vec<_> = ends
+            .iter()
+            .map(|(a, ..)| {
+                scope.spawn(move || {
+                    assert!(a.cq.wait(Instant::now() + Duration::from_secs(20)).unwrap());
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(100));
+        for at in [1, 2, 0] {
+            ends[at].0.qp.set_error().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while !waiters[at].is_finished() {
+                assert!(Instant::now() < deadline, "waiter {at} was not woken");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    for (a, ..) in &ends {
+        assert_eq!(a.completions(1)[0].status, WcStatus::WR_FLUSH_ERR);
+    }
+}
+
+#[test]
+fn time_passes_while_nobody_polls() {
+    let (a, b) = (End::on(&open()), End::on(&open()));
+    connect(&a, Access::empty(), &b, REMOTE, HASTY);
+    let (near, far) = (memory(100, 1), memory(100, 2));
+    let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
+    b.qp.set_error().unwrap();
+    // Long enough for everything to have gone to sleep.
+    std::thread::sleep(Duration::from_millis(50));
+    a.qp.post(&[request((1, Op::Write), &mr, 0..100, &remote, 0)]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while a.qp.state() != QpState::Error {
+        assert!(Instant::now() < deadline, "the retries never ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(a.completions(1)[0].status, WcStatus::RETRY_EXC_ERR);
+}
+
 /// Writes all of `far` over and over from another thread, through a queue pair that is made for it, until it fails.
 struct Flood {
     stop: Arc<AtomicBool>,
