@@ -592,40 +592,6 @@ fn a_key_ends_before_its_limit() {
     assert_eq!(far.receive.open(&last, &mut out), Err(TransportError::Exhausted));
 }
 
-/// Not a check: prints what a handshake costs. `cargo test -- --ignored --nocapture`, better with `--release`.
-#[test]
-#[ignore = "a measurement"]
-fn what_a_handshake_costs() {
-    let (client, authd) = (Identity::generate(), Identity::generate());
-    let rounds = 500;
-    let mut spent = [std::time::Duration::ZERO; 5];
-    for _ in 0..rounds {
-        let mut last = std::time::Instant::now();
-        let mut lap = |at: usize| {
-            spent[at] += last.elapsed();
-            last = std::time::Instant::now();
-        };
-        let (message_1, started) = start(Party::Client).unwrap();
-        lap(0);
-        let (message_2, responding) = respond(&authd, &message_1).unwrap();
-        lap(1);
-        let (_, answered) = started.read(&message_2).unwrap();
-        lap(2);
-        let (message_3, _keys) = answered.finish(&client).unwrap();
-        lap(3);
-        responding.read(&message_3).unwrap();
-        lap(4);
-    }
-    let [start, respond, read, finish, done] = spent.map(|spent| spent / rounds);
-    println!("initiator: start {start:?}, read {read:?}, finish {finish:?}; responder: {respond:?}, {done:?}");
-    println!(
-        "initiator {:?}, responder {:?}, both {:?}",
-        start + read + finish,
-        respond + done,
-        spent.iter().sum::<std::time::Duration>() / rounds
-    );
-}
-
 fn stock() -> BoxedCryptoResolver {
     Box::new(resolver::Resolver)
 }
