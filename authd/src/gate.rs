@@ -26,8 +26,8 @@ struct Kind {
 pub(crate) struct Pass {
     /// How often it has happened since the daemon started.
     pub(crate) total: u64,
-    /// How often since the last line about it, this time not counted.
-    pub(crate) unlogged: u64,
+    /// How often since the last line about it, this time not counted; none: never.
+    pub(crate) unlogged: Option<u64>,
 }
 
 impl Gate {
@@ -43,7 +43,8 @@ impl Gate {
             return None;
         }
         it.lines += 1;
-        let pass = Pass { total: it.total, unlogged: it.total - it.logged_total - 1 };
+        let unlogged = it.total - it.logged_total - 1;
+        let pass = Pass { total: it.total, unlogged: (unlogged > 0).then_some(unlogged) };
         it.logged_total = it.total;
         Some(pass)
     }
@@ -58,7 +59,7 @@ mod tests {
         let (gate, start) = (Gate::default(), Instant::now());
         let logged = (0..1000).filter(|_| gate.count("flood", start).is_some()).count();
         assert_eq!(logged, LINES as usize);
-        assert_eq!(gate.count("other", start), Some(Pass { total: 1, unlogged: 0 }));
-        assert_eq!(gate.count("flood", start + WINDOW), Some(Pass { total: 1001, unlogged: 980 }));
+        assert_eq!(gate.count("other", start), Some(Pass { total: 1, unlogged: None }));
+        assert_eq!(gate.count("flood", start + WINDOW), Some(Pass { total: 1001, unlogged: Some(980) }));
     }
 }

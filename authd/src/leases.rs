@@ -222,6 +222,8 @@ impl Core {
                 leases::forget_old(tx, &row.holder, KEEP_OVER)?;
                 leases::update(tx, &row)
             })?;
+            let (tenant, provider) = (&row.tenant, row.provider.fingerprint());
+            tracing::info!(lease = %row.id, %tenant, bytes = row.bytes, %provider, "a lease is granted");
             return self.granted(&row, now);
         }
         if row.stage == Stage::Carving {

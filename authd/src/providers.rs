@@ -1,6 +1,6 @@
 //! The lenders: what they offer, what they hold, and what they must still be told.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use overbank_fabric::identity::PublicKey;
@@ -73,6 +73,30 @@ pub(crate) fn lose(db: &Connection, row: &LeaseRow, reason: Option<EndReason>) -
     }
 }
 
+/// What a provider's offer and the store disagree on.
+struct Compared {
+    /// Held, and not in the store.
+    unknown: HashSet<LeaseId>,
+    /// Held with an earlier deadline than in the store.
+    behind: HashSet<LeaseId>,
+    /// Number of leases that are active in the store, and are not there any more.
+    missing: usize,
+}
+
+/// Writes down that a provider does not hold a lease that the store has it hold.
+fn give_up(db: &Connection, row: &LeaseRow, offer: &Offer) -> Result<(), StoreError> {
+    let same_life = row.boot == offer.boot;
+    match row.stage {
+        // Ended there while the session was down: the receipt follows.
+        Stage::Active if same_life && row.deadline <= offer.heartbeat.tick => {
+            let expired = Core::stopped(row, EndReason::Expired);
+            leases::update(db, &LeaseRow { fenced: true, ..expired })
+        }
+        Stage::Ending if same_life => leases::update(db, &LeaseRow { fenced: true, ..row.clone() }),
+        _ => lose(db, row, None),
+    }
+}
+
 impl Core {
     /// A provider introduces itself: from now on this session speaks for it, and both sides agree on what it holds.
     pub(crate) fn offer(&mut self, asker: &Asker, offer: Offer, now: Now) -> Result<Reply, Fault> {
@@ -85,53 +109,15 @@ impl Core {
             return Err(refuse(RefusalCode::Invalid, "a lease of another life cannot be held"));
         }
         check(&offer.heartbeat)?;
-        let clock = ProviderClock::new(offer.heartbeat.tick, now.instant);
-        let open = leases::open_at(self.store.read(), &asker.key)?;
-        let held: std::collections::HashMap<LeaseId, Tick> =
-            offer.leases.iter().map(|held| (held.lease, held.deadline.tick)).collect();
-        let here = |row: &LeaseRow| held.get(&row.id).filter(|_| row.boot == offer.boot).copied();
-
-        let mut behind = HashSet::new();
-        let mut gone = Vec::new();
-        for row in &open {
-            match (row.stage, here(row)) {
-                (Stage::Active, Some(tick)) if tick < row.deadline => {
-                    behind.insert(row.id);
-                }
-                (_, Some(_)) => {}
-                // The order to carve, given over this session's forerunner, settles it by its own outcome.
-                (Stage::Carving, None) if row.boot == offer.boot && self.making.contains(&row.id) => {}
-                _ => gone.push(row),
-            }
-        }
-        let lost = self.store.write(|tx| {
-            let mut lost = 0_u64;
-            for row in &gone {
-                let same_life = row.boot == offer.boot;
-                match row.stage {
-                    // Ended there while the session was down: the receipt follows.
-                    Stage::Active if same_life && row.deadline <= offer.heartbeat.tick => {
-                        let expired = Core::stopped(row, EndReason::Expired);
-                        leases::update(tx, &LeaseRow { fenced: true, ..expired })?;
-                    }
-                    Stage::Ending if same_life => leases::update(tx, &LeaseRow { fenced: true, ..(*row).clone() })?,
-                    _ => {
-                        lost += u64::from(row.stage == Stage::Active);
-                        lose(tx, row, None)?;
-                    }
-                }
-            }
-            Ok::<_, StoreError>(lost)
-        })?;
-
-        let known: HashSet<LeaseId> = open.iter().map(|row| row.id).collect();
-        let unknown: HashSet<LeaseId> = held.keys().filter(|lease| !known.contains(lease)).copied().collect();
-        let (fence, extend) = (unknown.len(), behind.len());
+        let Compared { unknown, behind, missing } = self.compare(&asker.key, &offer)?;
+        let (boot, holds) = (offer.boot, offer.leases.len());
+        let (to_fence, to_extend) = (unknown.len(), behind.len());
+        tracing::info!(%boot, holds, missing, to_fence, to_extend, "a provider offers its pool");
         let provider = Provider {
             key: asker.key,
             session: Some(asker.session),
             boot: offer.boot,
-            clock,
+            clock: ProviderClock::new(offer.heartbeat.tick, now.instant),
             pool_bytes: offer.pool_bytes,
             page_bytes: offer.page_bytes,
             free_bytes: offer.heartbeat.free_bytes.min(offer.pool_bytes),
@@ -146,9 +132,33 @@ impl Core {
         }
         self.effect(Effect::Orders(asker.session));
         self.effect(Effect::Changed);
-        let (boot, holds) = (offer.boot, held.len());
-        tracing::info!(%boot, holds, lost, to_fence = fence, to_extend = extend, "a provider offers its pool");
         Ok(Reply::Done)
+    }
+
+    /// Compares what a provider holds with what the store has it hold. The store gives up what is not there.
+    fn compare(&mut self, provider: &PublicKey, offer: &Offer) -> Result<Compared, StoreError> {
+        let open = leases::open_at(self.store.read(), provider)?;
+        let held: HashMap<LeaseId, Tick> = offer.leases.iter().map(|held| (held.lease, held.deadline.tick)).collect();
+        let known: HashSet<LeaseId> = open.iter().map(|row| row.id).collect();
+        let unknown = held.keys().filter(|lease| !known.contains(lease)).copied().collect();
+
+        let mut behind = HashSet::new();
+        let mut missing = Vec::new();
+        for row in &open {
+            let same_life = row.boot == offer.boot;
+            match (row.stage, held.get(&row.id).filter(|_| same_life)) {
+                (Stage::Active, Some(&tick)) if tick < row.deadline => {
+                    behind.insert(row.id);
+                }
+                (_, Some(_)) => {}
+                // The order to carve, given over this session's forerunner, settles it by its own outcome.
+                (Stage::Carving, None) if same_life && self.making.contains(&row.id) => {}
+                (_, None) => missing.push(row),
+            }
+        }
+        let lost = missing.iter().filter(|row| row.stage == Stage::Active).count();
+        self.store.write(|tx| missing.into_iter().try_for_each(|row| give_up(tx, row, offer)))?;
+        Ok(Compared { unknown, behind, missing: lost })
     }
 
     /// A provider is alive.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use overbank_fabric::channel::{Answer, Channel};
 use overbank_fabric::handshake::{Party, Peer};
+use overbank_fabric::ids::LeaseId;
 use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, Request, TrustState};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -137,7 +138,10 @@ async fn respond(
     let Request { correlation, deadline_ms, call, .. } = request;
     let (name, _) = rule(&call);
     let peer = asker.key.fingerprint();
-    let span = tracing::error_span!("request", %correlation, %peer, call = name);
+    let span = tracing::error_span!("request", %correlation, %peer, call = name, lease = tracing::field::Empty);
+    if let Some(lease) = lease_of(&call) {
+        span.record("lease", tracing::field::display(lease));
+    }
     let quiet =
         matches!(call, Call::WhoAmI | Call::Heartbeat(_) | Call::ListLeases | Call::ShowLease(_) | Call::Status);
 
@@ -179,6 +183,16 @@ async fn respond(
         }
     }
     outcome
+}
+
+/// The lease that a call is about, for the log.
+fn lease_of(call: &Call) -> Option<LeaseId> {
+    match call {
+        Call::ShowLease(lease) | Call::ReleaseLease(lease) => Some(*lease),
+        Call::RenewLease(renew) => Some(renew.lease),
+        Call::Attach(attach) => Some(attach.lease),
+        _ => None,
+    }
 }
 
 /// The name of a refusal in `rejected_total` and in the log.
