@@ -19,6 +19,8 @@ use crate::{Counters, Mtu, VerbsError};
 const CALLER: u64 = 2_000_000;
 /// Nanoseconds that the thread stays away at most, while callers poll.
 const PARKED: u64 = 8_000_000;
+/// Nanoseconds between looks at the timers while the socket has no room.
+const BLOCKED: u64 = 1_000_000;
 /// Attempts to take the lock before a caller yields, and before it sleeps.
 const SPINS: u32 = 200;
 const YIELDS: u32 = 20;
@@ -77,6 +79,12 @@ impl Core {
     /// When the engine must be moved on without traffic.
     fn next_timeout(&self) -> u64 {
         self.engine.next_timeout().map_or(u64::MAX, |Now(at)| at)
+    }
+
+    /// As that, for a sleep. What the engine would send at once must wait for the socket, which ends the sleep.
+    fn wakes_at(&self, Now(now): Now) -> u64 {
+        let at_once = if self.sender.waiting() { now.saturating_add(BLOCKED) } else { 0 };
+        self.next_timeout().max(at_once)
     }
 }
 
@@ -166,7 +174,7 @@ impl Driver {
         }
     }
 
-    /// Takes what has arrived, sees to timers, and sends. Returns whether anything arrived.
+    /// Takes what has arrived, sees to timers, and sends. Returns whether there may be more to do at once.
     pub(crate) fn drive(&self, core: &mut Core, now: Now) -> bool {
         let Core { engine, receiver, .. } = core;
         let received = receiver.receive(&self.socket, |from, datagram| engine.receive(now, from, datagram));
@@ -183,7 +191,7 @@ impl Driver {
             core.engine.on_timeout(now);
         }
         self.transmit(core, now);
-        arrived
+        arrived || core.wakes_at(now) <= now.0
     }
 
     /// Sends what the engine has to send, and wakes those whom its new state concerns. Comes after whatever may have made
@@ -218,14 +226,14 @@ impl Driver {
         let result = loop {
             let now = self.now();
             self.caller.store(now.0, Ordering::Relaxed);
-            let arrived = self.drive(&mut core, now);
+            let busy = self.drive(&mut core, now);
             if core.engine.cq_ready(cq) {
                 break Ok(true);
             }
             if now.0 >= deadline {
                 break Ok(false);
             }
-            if arrived {
+            if busy {
                 spin_until = now.0.saturating_add(self.spin.as_nanos() as u64);
             }
             if now.0 < spin_until {
@@ -237,7 +245,7 @@ impl Driver {
                 leading = true;
                 core.leader = Some(cq);
                 core.leader_sleeps = true;
-                let until = deadline.min(core.next_timeout());
+                let until = deadline.min(core.wakes_at(now));
                 let sending = core.sender.waiting();
                 drop(core);
                 let slept = self.sleep(&self.leader_wake, Some(sending), until);
@@ -292,7 +300,7 @@ impl Driver {
                 std::hint::spin_loop();
                 continue;
             }
-            let until = core.next_timeout();
+            let until = core.wakes_at(now);
             core.thread_sleeps = Some(until);
             let sending = core.sender.waiting();
             drop(core);

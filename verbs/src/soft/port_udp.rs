@@ -241,24 +241,27 @@ impl Sender {
         self.done < self.queue.len()
     }
 
-    /// Sends all that `next` appends, one datagram a call, until it has no more or the socket has no room.
+    /// Sends what `next` appends, one datagram a call, until it has no more or the socket has no room.
     pub(crate) fn send(&mut self, socket: &Socket, mut next: impl FnMut(&mut Vec<u8>) -> Option<(SocketAddr, usize)>) {
+        let mut more = true;
         loop {
-            if !self.waiting() {
-                (self.done, self.done_bytes) = (0, 0);
-                self.queue.clear();
-                self.bytes.clear();
-                while self.queue.len() < BATCH * SEGMENTS && self.bytes.len() < (BATCH - 1) * MESSAGE {
-                    let Some(datagram) = next(&mut self.bytes) else { break };
-                    self.queue.push(datagram);
+            while self.waiting() {
+                if !self.push(socket) {
+                    self.blocked += 1;
+                    return;
                 }
             }
-            if !self.waiting() {
+            if !more {
                 return;
             }
-            if !self.push(socket) {
-                self.blocked += 1;
-                return;
+            (self.done, self.done_bytes) = (0, 0);
+            self.queue.clear();
+            self.bytes.clear();
+            while more && self.queue.len() < BATCH * SEGMENTS && self.bytes.len() < (BATCH - 1) * MESSAGE {
+                match next(&mut self.bytes) {
+                    Some(datagram) => self.queue.push(datagram),
+                    None => more = false,
+                }
             }
         }
     }
