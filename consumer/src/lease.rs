@@ -232,7 +232,9 @@ impl Lease {
                 let attached = match attach::attach(&self.client, self.file.facts(), &mut raw) {
                     // The token may have run out, and the lease been renewed elsewhere.
                     Err(Error::Refused { refusal, .. }) if refusal.code == RefusalCode::BadToken => {
-                        self.refresh()?;
+                        if self.refresh()?.is_zero() {
+                            return Err(self.too_short());
+                        }
                         attach::attach(&self.client, self.file.facts(), &mut raw)?
                     }
                     attached => attached?,
@@ -249,19 +251,30 @@ impl Lease {
         if self.lane.is_none() || !self.until.left_here().is_zero() {
             return Ok(());
         }
-        let over = |why: &str| Error::LeaseOver { lease: Some(self.file.facts().lease), why: why.to_owned() };
-        let over = (over("its time is over"), over("it ends within a second, too soon to use it: renew it earlier"));
         match self.refresh() {
-            Ok(left) if left.is_zero() => Err(over.1),
+            Ok(left) if left.is_zero() => Err(self.too_short()),
             Ok(_) => Ok(()),
-            Err(Error::AuthdUnreachable { .. } | Error::Deadline { .. }) => Err(over.0),
+            Err(Error::AuthdUnreachable { .. } | Error::Deadline { .. }) => Err(self.failed(DataError::LeaseOver)),
             Err(error) => Err(error),
         }
     }
 
-    /// Asks for the lease's deadline and a token up to it. A renewal never shortens, so the least one only asks.
+    fn too_short(&self) -> Error {
+        let why = "it ends within a second or so, too soon to use it: renew it earlier".to_owned();
+        Error::LeaseOver { lease: Some(self.id()), why }
+    }
+
+    /// Asks how long the lease lasts, and for a token up to then. A renewal by what is left anyway moves nothing.
     fn refresh(&mut self) -> Result<Duration, Error> {
-        self.renew(Duration::from_millis(1))
+        let asked_ms = clock::now_ms();
+        let info = self.client.show_lease(self.id())?;
+        if let Some(over) = crate::leasing::over(&info) {
+            return Err(over);
+        }
+        match Until::new(asked_ms, info.left_ms).left_here() {
+            Duration::ZERO => Ok(Duration::ZERO),
+            _ => self.renew(Duration::from_millis(info.left_ms)),
+        }
     }
 
     fn failed(&self, error: DataError) -> Error {

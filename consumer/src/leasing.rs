@@ -92,14 +92,7 @@ impl Client {
             Err(missing @ LeaseFileError::Missing { .. }) => {
                 // The file of a lease that was released is gone; what became of the lease says more than that.
                 let info = self.show_lease(lease)?;
-                return Err(match info.state {
-                    LeaseState::Active => missing.into(),
-                    LeaseState::Lost => Error::LeaseLost { lease: Some(lease), why: lost() },
-                    LeaseState::Ending | LeaseState::Ended => {
-                        let reason = info.reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-                        Error::LeaseOver { lease: Some(lease), why: format!("it is over{reason}: make a new one") }
-                    }
-                });
+                return Err(over(&info).unwrap_or(missing.into()));
             }
             opened => opened?,
         };
@@ -160,7 +153,9 @@ impl Client {
             Err(error) => return Err(error.into()),
         };
         let released = self.release_lease(lease);
-        if matches!(released, Ok(_) | Err(Error::LeaseOver { .. } | Error::LeaseLost { .. })) {
+        // To somebody else the auth daemon says that there is no such lease: that is no reason to lose its key.
+        let ours = facts.as_ref().is_none_or(|facts| facts.holder == self.identity().public());
+        if ours && matches!(released, Ok(_) | Err(Error::LeaseOver { .. } | Error::LeaseLost { .. })) {
             lease_file::remove(directory, lease)?;
         }
         let mut info = released?;
@@ -209,6 +204,18 @@ fn other_authd(facts: &Facts, directory: &Path) -> Error {
     LeaseFileError::OtherAuthd { path: lease_file::path_of(directory, facts.lease), authd, granted_by }.into()
 }
 
-fn lost() -> String {
-    "its provider died or restarted, and what was in it is gone: release it and make a new one".to_owned()
+/// The error that the end of a lease is for who wants to use it.
+pub(crate) fn over(info: &LeaseInfo) -> Option<Error> {
+    let lease = Some(info.lease);
+    match info.state {
+        LeaseState::Active => None,
+        LeaseState::Lost => {
+            let why = "its provider died or restarted, and what was in it is gone: release it and make a new one";
+            Some(Error::LeaseLost { lease, why: why.to_owned() })
+        }
+        LeaseState::Ending | LeaseState::Ended => {
+            let reason = info.reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+            Some(Error::LeaseOver { lease, why: format!("it is over{reason}: make a new one") })
+        }
+    }
 }

@@ -1,4 +1,39 @@
-//! Borrowed memory on other machines.
+//! Borrowed memory on other machines: leased through an auth daemon, reached by one-sided RDMA, sealed before it leaves.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use overbank::{Client, Config, LeaseRequest};
+//!
+//! # fn main() -> Result<(), overbank::Error> {
+//! let client = Client::connect(&Config::from_env()?)?;
+//! let mut lease = client.lease(&LeaseRequest::new(64 << 20, Duration::from_secs(600)))?;
+//! lease.write(1_000_000, b"what does not fit here")?;
+//! let mut back = [0; 22];
+//! lease.read(1_000_000, &mut back)?;
+//! assert_eq!(&back, b"what does not fit here");
+//! lease.release(Duration::from_secs(2))?;
+//! # Ok(())
+//! # }
+//! ```
+//! All of it blocks, each call with a deadline: [`Config::deadline`] for what the auth daemon is asked,
+//! [`AttachOptions::deadline`] for reads and writes. A [`Client`] is shared freely between threads; a [`Lease`] is for one
+//! thread at a time, and for one process at a time: its file is locked while it is open.
+//!
+//! A lease outlives the process that made it. [`Client::open_lease`] takes it up again from its file, which holds its key
+//! and what was written last; whoever ends with [`Lease::close`], or just drops it, leaves both behind in good order. After
+//! a process that wrote was killed, reads refuse what may have been played back, unless [`AttachOptions::on_unknown`]
+//! says otherwise.
+//!
+//! What comes back is what was written last, or an [`Error`] of a kind ([`Error::kind`]) for each thing that can go wrong.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `config`, `pins` | where the auth daemon is, and whose key it has |
+//! | `client` | the session with it, one method for each question |
+//! | `leasing`, `lease` | leases: making, opening, ending them; reading and writing |
+//! | `lease_file`, `local`, `clock` | what lies on this machine, and until when it is good |
+//! | `attach`, `grant` | believing what the provider and the auth daemon answer |
+//! | [`data`], [`freshness`] | sealed blocks through a lane, and what was written last |
 #![forbid(unsafe_code)]
 
 mod attach;

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, setrlimit};
 use overbank::{Client, Config, DEFAULT_AUTHD, parse_duration};
 
 use exit::{Failure, STATUSES};
@@ -113,6 +114,11 @@ pub(crate) fn run() -> ExitCode {
         .log_internal_errors(false)
         .init();
     let output = Output { json: args.json };
+    // Lease keys are in this process: no core dump, and nobody of this user's other processes looks in.
+    let closed = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| nix::sys::prctl::set_dumpable(false));
+    if let Err(error) = closed {
+        output.notice(&format!("this process may leave a core dump with lease keys in it: {error}"));
+    }
     match answer(args, output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

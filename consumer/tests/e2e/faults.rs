@@ -1,0 +1,138 @@
+//! Each party killed in turn: nobody hangs, nothing is returned wrong, and the memory ends up zero.
+
+use std::io::Write;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::memory::Memory;
+use crate::process::eventually;
+use crate::stack::{Stack, noise, text};
+
+#[test]
+fn a_borrower_killed_while_writing_leaves_unknown_freshness_and_then_nothing() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("6MiB", "8s");
+    let memory = Memory::of(&stack, "a_borrower_killed_while_writing_leaves_unknown_freshness_and_then_nothing");
+    let first = noise(4 << 20, 1);
+    let (mut running, _stdin) = user.half_way(&lease, &first);
+    match &memory {
+        // Until the last of its first blocks has arrived.
+        Some(memory) => eventually("4 MiB arrive", Duration::from_secs(10), || {
+            let all = memory.all();
+            all.chunks(4096).filter(|page| page.iter().any(|&byte| byte != 0)).count() >= 1032
+        }),
+        None => std::thread::sleep(Duration::from_secs(1)),
+    }
+    running.child.kill().expect("kill -9");
+    assert_eq!(running.end().status, -9);
+
+    let refused = user.try_get(&lease).expect(9);
+    assert!(refused.stderr.contains("last process that wrote"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("--accept-unknown-freshness"), "{}", refused.stderr);
+    let accepted = user
+        .run(&["get", &lease, "-", "--len", "4MiB", "--accept-unknown-freshness"])
+        .expect(0)
+        .saying("ended without");
+    assert!(accepted.stdout == first);
+    // What is written anew is known again.
+    user.put(&lease, &first[..8192]).expect(0);
+    assert_eq!(user.get(&lease, 8192), first[..8192]);
+
+    stack.wait_ended(&user, &lease);
+    assert!(memory.is_none_or(|memory| memory.is_zero()));
+    user.run(&["get", &lease, "-", "--len", "1"]).expect(7);
+}
+
+#[test]
+fn an_interrupted_put_says_so_and_what_it_wrote_is_known() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("6MiB", "10m");
+    let first = noise(4 << 20, 2);
+    let (running, mut stdin) = user.half_way(&lease, &first);
+    let pid = Pid::from_raw(running.child.id() as i32);
+    kill(pid, Signal::SIGINT).expect("ours");
+    // It notices between two chunks: give it the next one, and the time to notice.
+    std::thread::sleep(Duration::from_secs(1));
+    let _ = stdin.write_all(&noise(2 << 20, 3));
+    drop(stdin);
+    running.end().expect(130).saying("interrupted");
+    let got = user.run(&["get", &lease, "-", "--len", "4MiB"]).expect(0);
+    assert_eq!(got.stderr, "");
+    assert!(got.stdout == first);
+}
+
+#[test]
+fn without_the_auth_daemon_the_provider_ends_a_lease_alone_and_reports_it_later() {
+    let mut stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("1MiB", "5s");
+    user.put(&lease, &noise(1 << 20, 3)).expect(0);
+    let memory = Memory::of(&stack, "without_the_auth_daemon_the_provider_ends_a_lease_alone_and_reports_it_later");
+    stack.authd.take().expect("it runs").kill();
+    user.run(&["status"]).expect(3).saying("cannot reach the auth daemon");
+    user.run(&["get", &lease, "-", "--len", "1"]).expect(3);
+    user.run(&["id"]).expect(0);
+    match memory {
+        Some(memory) => eventually("the memory is zero", Duration::from_secs(15), || memory.is_zero()),
+        None => std::thread::sleep(Duration::from_secs(6)),
+    }
+    stack.restart_authd();
+    eventually("the receipt is delivered", Duration::from_secs(30), || {
+        stack.lease(&user, &lease)["receipt_in"] == true
+    });
+    let entry = stack.lease(&user, &lease);
+    assert_eq!((text(&entry, "state"), text(&entry, "reason")), ("ended", "expired"));
+    assert_eq!(entry["receipt"]["complete"].as_bool(), Some(true), "{entry}");
+    user.run(&["get", &lease, "-", "--len", "1"]).expect(7);
+}
+
+#[test]
+fn a_lease_survives_a_restart_of_the_auth_daemon() {
+    let mut stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("64KiB", "10m");
+    user.put(&lease, b"before").expect(0);
+    stack.restart_authd();
+    eventually("the provider is back", Duration::from_secs(30), || {
+        user.run(&["get", &lease, "-", "--len", "6"]).status == 0
+    });
+    assert_eq!(user.get(&lease, 6), b"before");
+}
+
+#[test]
+fn a_dead_provider_is_a_clear_error_and_a_restarted_one_has_lost_the_lease() {
+    let mut stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("1MiB", "10m");
+    user.put(&lease, &noise(1 << 20, 4)).expect(0);
+    stack.provider.take().expect("it runs").kill();
+    let outcome = user.try_get(&lease);
+    assert!(matches!(outcome.status, 8 | 11), "{outcome:?}");
+    assert!(outcome.took < Duration::from_secs(15), "{outcome:?}");
+    stack.provider = Some(stack.start_provider(&[]));
+    user.try_get(&lease).expect(8);
+    user.put(&lease, b"x").expect(8);
+    user.run(&["lease", "renew", &lease, "--ttl", "1h"]).expect(8);
+    assert_eq!(text(&stack.lease(&user, &lease), "state"), "lost");
+    // Not that there was no room.
+    let next = user.lease("1MiB", "10m");
+    assert_eq!(user.get(&next, 10), [0; 10]);
+}
+
+#[test]
+fn a_provider_that_dies_in_the_middle_of_a_put_is_a_clear_error() {
+    let mut stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("6MiB", "10m");
+    let (running, mut stdin) = user.half_way(&lease, &noise(4 << 20, 5));
+    stack.provider.take().expect("it runs").kill();
+    let _ = stdin.write_all(&noise(2 << 20, 6));
+    drop(stdin);
+    let outcome = running.end();
+    assert!(matches!(outcome.status, 8 | 11), "{outcome:?}");
+    assert!(outcome.took < Duration::from_secs(30), "{outcome:?}");
+}

@@ -1,0 +1,127 @@
+//! The library where the command cannot go: a lease that stays attached while things happen around it.
+
+use std::time::{Duration, Instant};
+
+use overbank::{AttachOptions, Client, Config, Error, ErrorKind, Lease, LeaseRequest};
+
+use crate::stack::{Stack, User, noise};
+
+fn client(stack: &Stack, user: &User) -> Client {
+    let config =
+        Config::new(&stack.address, &user.home).expect("an address").with_leases(user.runtime.join("overbank"));
+    Client::connect(&config).expect("connected")
+}
+
+fn lease(client: &Client, bytes: u64, ttl: Duration) -> Lease {
+    client.lease(&LeaseRequest::new(bytes, ttl)).expect("room")
+}
+
+const LONG: Duration = Duration::from_secs(600);
+
+#[test]
+fn an_attached_lease_needs_no_auth_daemon_to_be_read() {
+    let mut stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let mut lease = lease(&client, 1 << 20, LONG);
+    lease.write(5, b"hello").expect("written");
+    stack.authd.take().expect("it runs").kill();
+    let mut buffer = [1; 10];
+    lease.read(0, &mut buffer).expect("read");
+    assert_eq!(&buffer, b"\0\0\0\0\0hello");
+    let error = client.status().expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::AuthdUnreachable);
+    // Back again, a client finds its way by itself.
+    stack.restart_authd();
+    client.status().expect("connected anew");
+}
+
+#[test]
+fn a_dead_provider_is_noticed_within_the_deadline() {
+    let mut stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let mut lease = lease(&client, 1 << 20, LONG);
+    let options = AttachOptions { deadline: Duration::from_secs(6), ..AttachOptions::default() };
+    lease.attach(&options).expect("attached");
+    lease.write(0, &noise(10_000, 1)).expect("written");
+    stack.provider.take().expect("it runs").kill();
+    for _ in 0..2 {
+        let (started, mut buffer) = (Instant::now(), [1; 100]);
+        let error = lease.read(0, &mut buffer).expect_err("nobody is there");
+        assert!(matches!(error.kind(), ErrorKind::LeaseLost | ErrorKind::Deadline), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+        assert_eq!(buffer, [0; 100]);
+        let error = lease.write(0, b"x").expect_err("nobody is there");
+        assert!(matches!(error.kind(), ErrorKind::LeaseLost | ErrorKind::Deadline | ErrorKind::Contents), "{error}");
+    }
+}
+
+#[test]
+fn a_lease_is_attached_anew_where_its_queue_pair_is_taken_away() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let mut lease = lease(&client, 1 << 20, LONG);
+    let bytes = noise(200_000, 2);
+    lease.write(100, &bytes).expect("written");
+    for round in 0u8..3 {
+        // A copy of its file, attached, takes the queue pair's place at the provider.
+        let copies = stack.path().join(format!("copy-{round}"));
+        crate::process::private(&copies);
+        let name = format!("{}.lease", lease.id());
+        std::fs::copy(lease.path(), copies.join(name)).expect("copied");
+        let config = Config::new(&stack.address, &user.home).expect("an address").with_leases(&copies);
+        let other = Client::connect(&config).expect("connected");
+        other.open_lease(lease.id()).expect("a copy").attach(&AttachOptions::default()).expect("attached");
+
+        lease.write(50, &[round; 10]).expect("written after attaching anew");
+        let mut buffer = vec![0; bytes.len() + 50];
+        lease.read(50, &mut buffer).expect("read");
+        assert!(buffer[..10] == [round; 10] && buffer[50..] == bytes);
+    }
+    assert!(lease.freshness_is_known());
+}
+
+#[test]
+fn a_lease_in_use_ends_when_it_is_released_or_expires() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let mut released = lease(&client, 1 << 20, LONG);
+    released.write(0, b"x").expect("written");
+    user.run(&["lease", "release", &released.id().to_string()]).expect(0);
+    let error = released.read(0, &mut [0; 1]).expect_err("over");
+    assert_eq!(error.kind(), ErrorKind::LeaseOver, "{error}");
+    let path = released.path().to_owned();
+    assert!(matches!(released.close(), Err(Error::LeaseOver { .. }) | Ok(())));
+    assert!(!path.exists(), "a released lease is not written down again");
+
+    let mut short = lease(&client, 1 << 20, Duration::from_secs(4));
+    short.write(0, b"x").expect("written");
+    assert!(short.time_left() < Duration::from_secs(4));
+    // It was renewed by somebody else meanwhile, so it is not over when it was to be.
+    user.run(&["lease", "renew", &short.id().to_string(), "--ttl", "8s"]).expect(0);
+    std::thread::sleep(Duration::from_millis(4200));
+    short.read(0, &mut [0; 1]).expect("renewed elsewhere");
+    std::thread::sleep(Duration::from_millis(4500));
+    let error = short.read(0, &mut [0; 1]).expect_err("expired");
+    assert_eq!(error.kind(), ErrorKind::LeaseOver, "{error}");
+}
+
+#[test]
+fn calls_from_inside_a_runtime_and_from_many_threads_work() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        client.status().expect("asked from a runtime");
+        drop(Client::connect(client.config()).expect("connected from a runtime"));
+    });
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| client.who_am_i().expect("asked"));
+        }
+    });
+}

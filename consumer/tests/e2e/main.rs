@@ -1,0 +1,14 @@
+//! End to end: the auth daemon, the provider and the command as separate processes, on the soft device over loopback.
+//!
+//! Needs the three programs: run `cargo build --workspace` first. What looks into the provider's memory needs the right
+//! to trace other processes; without it those steps are skipped, by name.
+
+mod ends;
+mod faults;
+mod library;
+mod memory;
+mod process;
+mod stack;
+mod tampering;
+mod transfer;
+mod trust;
