@@ -117,3 +117,7 @@ fn check(
     };
     Ok((window, remote))
 }
+
+#[cfg(test)]
+#[path = "attach_tests.rs"]
+mod tests;

@@ -361,4 +361,4 @@ fn checksum(head: &[u8], key: &LeaseKey, facts: &[u8], freshness: &[u8]) -> [u8;
 
 #[cfg(test)]
 #[path = "lease_file_tests.rs"]
-mod tests;
+pub(crate) mod tests;

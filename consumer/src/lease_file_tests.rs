@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn facts() -> Facts {
+pub(crate) fn facts() -> Facts {
     let (authd, holder) = (Identity::generate(), Identity::generate());
     let lease = LeaseId::random();
     let boot = BootId::random();

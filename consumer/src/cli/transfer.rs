@@ -3,11 +3,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use overbank::{AttachOptions, Error, Lease, OnUnknown, Size, show_duration};
 use serde_json::json;
 
@@ -135,8 +138,7 @@ impl Put {
         notice_unknown(context, &lease);
         let bar = context.output.progress("put", len);
         let moved = copy(len, |done, buffer| {
-            interrupt.check()?;
-            reader.fill(buffer).map_err(Failure::file("read", name.as_str()))?;
+            reader.fill(buffer, &interrupt, &name)?;
             lease.write(self.target.offset + done, buffer)?;
             bar.inc(buffer.len() as u64);
             Ok(())
@@ -237,15 +239,19 @@ struct Source {
 }
 
 enum Reader {
-    Stream(Box<dyn Read>),
+    Stream(File),
     Memory(io::Cursor<Vec<u8>>),
 }
+
+/// How long it takes at most to notice a signal while no input comes.
+const PATIENCE_MS: u16 = 100;
 
 impl Source {
     fn open(path: &Path, len: Option<u64>) -> Result<Self, Failure> {
         if is_dash(path) {
-            let reader = Reader::Stream(Box::new(io::stdin()));
-            return Ok(Self { reader, name: "standard input".into(), len });
+            let name = PathBuf::from("standard input");
+            let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(Failure::file("open", &name))?;
+            return Ok(Self { reader: Reader::Stream(File::from(stdin)), name, len });
         }
         let file = File::open(path).map_err(Failure::file("open", path))?;
         let metadata = file.metadata().map_err(Failure::file("look at", path))?;
@@ -260,7 +266,7 @@ impl Source {
             (_, Some(wanted)) => Some(wanted),
             (has, None) => has,
         };
-        Ok(Self { reader: Reader::Stream(Box::new(file)), name: path.to_owned(), len })
+        Ok(Self { reader: Reader::Stream(file), name: path.to_owned(), len })
     }
 
     /// How many bytes there are: where only reading tells, no more than one beyond `room` are read.
@@ -283,15 +289,30 @@ impl Source {
 }
 
 impl Reader {
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        match self {
-            Self::Stream(stream) => stream.read_exact(buffer),
-            Self::Memory(bytes) => bytes.read_exact(buffer),
+    /// Fills the buffer, or fails; also where somebody asks to stop while it waits for input.
+    fn fill(&mut self, mut buffer: &mut [u8], interrupt: &Interrupt, name: &str) -> Result<(), Failure> {
+        while !buffer.is_empty() {
+            interrupt.check()?;
+            let read = match self {
+                Self::Memory(bytes) => bytes.read(buffer),
+                Self::Stream(stream) => {
+                    let mut ready = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+                    match poll(&mut ready, PATIENCE_MS) {
+                        Ok(0) | Err(Errno::EINTR) => continue,
+                        Ok(_) => stream.read(buffer),
+                        Err(error) => Err(error.into()),
+                    }
+                }
+            };
+            match read {
+                Ok(0) => Err(io::Error::other("it ended before the bytes that it was to have")),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+                read => read,
+            }
+            .map(|read| buffer = &mut std::mem::take(&mut buffer)[read..])
+            .map_err(Failure::file("read", name))?;
         }
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => io::Error::other("it ended before the bytes that it was to have"),
-            _ => error,
-        })
+        interrupt.check()
     }
 }
 

@@ -47,18 +47,31 @@ fn a_borrower_killed_while_writing_leaves_unknown_freshness_and_then_nothing() {
 }
 
 #[test]
+fn a_borrower_that_is_stopped_past_its_deadline_reaches_nothing_when_it_goes_on() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("6MiB", "6s");
+    let memory = Memory::of(&stack, "a_borrower_that_is_stopped_past_its_deadline_reaches_nothing_when_it_goes_on");
+    let (running, mut stdin) = user.half_way(&lease, &noise(4 << 20, 7));
+    let pid = Pid::from_raw(running.child.id() as i32);
+    kill(pid, Signal::SIGSTOP).expect("ours");
+    stack.wait_ended(&user, &lease);
+    kill(pid, Signal::SIGCONT).expect("ours");
+    let _ = stdin.write_all(&noise(2 << 20, 8));
+    drop(stdin);
+    running.end().expect(7);
+    assert!(memory.is_none_or(|memory| memory.is_zero()));
+}
+
+#[test]
 fn an_interrupted_put_says_so_and_what_it_wrote_is_known() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
     let lease = user.lease("6MiB", "10m");
     let first = noise(4 << 20, 2);
-    let (running, mut stdin) = user.half_way(&lease, &first);
+    let (running, _stdin) = user.half_way(&lease, &first);
     let pid = Pid::from_raw(running.child.id() as i32);
     kill(pid, Signal::SIGINT).expect("ours");
-    // It notices between two chunks: give it the next one, and the time to notice.
-    std::thread::sleep(Duration::from_secs(1));
-    let _ = stdin.write_all(&noise(2 << 20, 3));
-    drop(stdin);
     running.end().expect(130).saying("interrupted");
     let got = user.run(&["get", &lease, "-", "--len", "4MiB"]).expect(0);
     assert_eq!(got.stderr, "");
