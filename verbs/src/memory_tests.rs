@@ -139,18 +139,33 @@ fn memory_is_populated_and_left_out_of_dumps_and_children() {
     }
 }
 
-#[test]
-fn hugepages_where_some_are_reserved() {
-    match Memory::map(HUGE_2M, Backing::Huge2M) {
+/// Where hugepages are reserved; else it says what it skipped.
+fn hugepages(backing: Backing, page: usize, kernel_page: &str) {
+    match Memory::map(page, backing) {
         Ok(memory) => {
             assert!(memory.locked());
-            assert_eq!(smaps(memory.address(), "KernelPageSize:"), "2048 kB");
-            memory.copy_in(HUGE_2M - 3, b"end").unwrap();
-            assert_eq!(memory.first_nonzero(0..HUGE_2M).unwrap(), Some(HUGE_2M - 3));
+            assert_eq!((memory.backing(), memory.page_bytes()), (backing, page));
+            assert_eq!(smaps(memory.address(), "KernelPageSize:"), kernel_page);
+            let flags = smaps(memory.address(), "VmFlags:");
+            assert!(flags.contains(" dd") && flags.contains(" dc"), "{flags}");
+            memory.copy_in(page - 3, b"end").unwrap();
+            assert_eq!(memory.first_nonzero(0..page).unwrap(), Some(page - 3));
+            memory.wipe(0..page).unwrap();
+            assert_eq!(memory.first_nonzero(0..page).unwrap(), None);
         }
-        Err(VerbsError::Hugepages { .. }) => eprintln!("SKIPPED: no hugepage of 2 MiB is free"),
+        Err(VerbsError::Hugepages { .. }) => eprintln!("SKIPPED: no hugepage of {kernel_page} is free"),
         Err(other) => panic!("{other}"),
     }
+}
+
+#[test]
+fn hugepages_of_2_mib_where_some_are_reserved() {
+    hugepages(Backing::Huge2M, HUGE_2M, "2048 kB");
+}
+
+#[test]
+fn hugepages_of_1_gib_where_some_are_reserved() {
+    hugepages(Backing::Huge1G, HUGE_1G, "1048576 kB");
 }
 
 #[test]

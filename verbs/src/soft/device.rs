@@ -216,7 +216,11 @@ impl SoftQp {
             return Err(VerbsError::Unreachable { peer, local, reason });
         }
         let mut core = driver.control();
-        Ok(core.engine.connect(driver.now(), self.qpn, remote, rights, retry)?)
+        core.engine.connect(driver.now(), self.qpn, remote, rights, retry)?;
+        if remote.flags & Endpoint::SOFT == 0 {
+            core.send_singly();
+        }
+        Ok(())
     }
 
     pub(crate) fn state(&self) -> QpState {

@@ -52,13 +52,21 @@ pub(crate) struct Core {
     receiver: Receiver,
     sender: Sender,
     receive_failed: u64,
-    /// Of the waiters, one watches the socket: the queue it waits for, and whether it sleeps.
+    /// Of the waiters, one watches the socket: the queue it waits for.
     leader: Option<CqHandle>,
-    leader_sleeps: bool,
+    leader_sleeps: Option<Asleep>,
     /// The other waiters.
     followers: usize,
-    /// Where the thread sleeps on the socket: when it wakes by itself.
-    thread_sleeps: Option<u64>,
+    thread_sleeps: Option<Asleep>,
+}
+
+/// A sleep on the socket.
+#[derive(Clone, Copy)]
+struct Asleep {
+    /// When it ends by itself.
+    until: u64,
+    /// It ends too when the socket has room.
+    for_room: bool,
 }
 
 impl Core {
@@ -76,6 +84,12 @@ impl Core {
         counters
     }
 
+    /// Each datagram as a message of its own. Those that the kernel cuts from one message have IPv4 identifications that
+    /// count up, and a peer that is no soft device has them in its ICRC.
+    pub(crate) fn send_singly(&mut self) {
+        self.sender.segment = false;
+    }
+
     /// When the engine must be moved on without traffic.
     fn next_timeout(&self) -> u64 {
         self.engine.next_timeout().map_or(u64::MAX, |Now(at)| at)
@@ -85,6 +99,17 @@ impl Core {
     fn wakes_at(&self, Now(now): Now) -> u64 {
         let at_once = if self.sender.waiting() { now.saturating_add(BLOCKED) } else { 0 };
         self.next_timeout().max(at_once)
+    }
+
+    /// The longest sleep on the socket that misses nothing.
+    fn sleep(&self, now: Now) -> Asleep {
+        Asleep { until: self.wakes_at(now), for_room: self.sender.waiting() }
+    }
+
+    /// Whether a sleep that began earlier would miss something by now.
+    fn oversleeps(&self, now: Now, asleep: Asleep) -> bool {
+        let needs = self.sleep(now);
+        needs.until < asleep.until || needs.for_room && !asleep.for_room
     }
 }
 
@@ -98,7 +123,7 @@ impl Driver {
             sender: Sender::new(),
             receive_failed: 0,
             leader: None,
-            leader_sleeps: false,
+            leader_sleeps: None,
             followers: 0,
             thread_sleeps: None,
         };
@@ -202,15 +227,14 @@ impl Driver {
         if core.followers > 0 {
             self.turn.notify_all();
         }
-        if let Some(cq) = core.leader
-            && core.leader_sleeps
-            && core.engine.cq_ready(cq)
+        if let (Some(cq), Some(asleep)) = (core.leader, core.leader_sleeps)
+            && (core.engine.cq_ready(cq) || core.oversleeps(now, asleep))
         {
-            core.leader_sleeps = false;
+            core.leader_sleeps = None;
             self.leader_wake.wake();
         }
-        if let Some(wakes_at) = core.thread_sleeps
-            && core.next_timeout() < wakes_at
+        if let Some(asleep) = core.thread_sleeps
+            && core.oversleeps(now, asleep)
         {
             core.thread_sleeps = None;
             self.thread_wake.wake();
@@ -244,13 +268,12 @@ impl Driver {
             } else if leading || core.leader.is_none() {
                 leading = true;
                 core.leader = Some(cq);
-                core.leader_sleeps = true;
-                let until = deadline.min(core.wakes_at(now));
-                let sending = core.sender.waiting();
+                let asleep = core.sleep(now);
+                core.leader_sleeps = Some(asleep);
                 drop(core);
-                let slept = self.sleep(&self.leader_wake, Some(sending), until);
+                let slept = self.sleep(&self.leader_wake, Some(asleep.for_room), deadline.min(asleep.until));
                 core = self.lock();
-                core.leader_sleeps = false;
+                core.leader_sleeps = None;
                 if let Err(error) = slept {
                     break Err(error);
                 }
@@ -300,11 +323,10 @@ impl Driver {
                 std::hint::spin_loop();
                 continue;
             }
-            let until = core.wakes_at(now);
-            core.thread_sleeps = Some(until);
-            let sending = core.sender.waiting();
+            let asleep = core.sleep(now);
+            core.thread_sleeps = Some(asleep);
             drop(core);
-            if let Err(error) = self.sleep(&self.thread_wake, Some(sending), until) {
+            if let Err(error) = self.sleep(&self.thread_wake, Some(asleep.for_room), asleep.until) {
                 // Only a lack of kernel memory: go on as if it had been a short sleep.
                 tracing::warn!(%error, "the soft device's thread could not sleep");
                 std::thread::sleep(Duration::from_nanos(PARKED));
@@ -325,14 +347,14 @@ impl Driver {
         }
     }
 
-    /// Sleeps until the wake, the time, or (where it is watched) the socket has something, or room if `sending`.
-    fn sleep(&self, wake: &Wake, sending: Option<bool>, until: u64) -> Result<(), VerbsError> {
+    /// Sleeps until the wake, the time, or (where it is watched) the socket has something, or room if that is watched too.
+    fn sleep(&self, wake: &Wake, socket: Option<bool>, until: u64) -> Result<(), VerbsError> {
         let time = (until != u64::MAX)
             .then(|| TimeSpec::from_duration(Duration::from_nanos(until.saturating_sub(self.now().0))));
-        let events = if sending == Some(true) { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        let events = if socket == Some(true) { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
         let mut watched =
             [PollFd::new(wake.reader.as_fd(), PollFlags::POLLIN), PollFd::new(self.socket.as_fd(), events)];
-        let count = if sending.is_some() { 2 } else { 1 };
+        let count = if socket.is_some() { 2 } else { 1 };
         match ppoll(&mut watched[..count], time, None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(VerbsError::System { call: "ppoll", source: errno.into() }),

@@ -214,8 +214,8 @@ pub(crate) struct Sender {
     /// Datagrams, and their bytes, of `queue` that are done.
     done: usize,
     done_bytes: usize,
-    /// The kernel cuts messages into datagrams.
-    segment: bool,
+    /// The kernel may cut messages into datagrams.
+    pub(crate) segment: bool,
     /// Datagrams that the system refused.
     pub(crate) refused: u64,
     /// Times that the socket had no room.

@@ -46,9 +46,9 @@ fn slots_go_out_and_come_back() {
     lane.post(&batch(Op::Write)).unwrap();
     let done = finish(&mut lane);
     assert_eq!(done, slots.iter().map(|slot| Done { slot: *slot, status: WcStatus::SUCCESS }).collect::<Vec<_>>());
-    for at in 0..8 {
+    for (at, slot) in slots.iter().enumerate() {
         assert_eq!(bytes(&far, at * SLOT..(at + 1) * SLOT), pattern(SLOT, at as u8));
-        lane.bytes_mut(slots[at]).unwrap().fill(0);
+        lane.bytes_mut(*slot).unwrap().fill(0);
     }
     lane.post(&batch(Op::Read)).unwrap();
     finish(&mut lane);

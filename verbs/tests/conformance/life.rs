@@ -149,6 +149,26 @@ fn an_error_wakes_whoever_waits() {
 }
 
 #[test]
+fn a_long_wait_holds_up_nobody_else() {
+    let device = open();
+    let (idle, peer) = (End::on(&device), End::on(&open()));
+    connect(&idle, Access::empty(), &peer, REMOTE, PATIENT);
+    std::thread::scope(|scope| {
+        scope.spawn(|| idle.cq.wait(Instant::now() + Duration::from_secs(4)).unwrap());
+        std::thread::sleep(Duration::from_millis(100));
+        let (a, b) = (End::on(&device), End::on(&open()));
+        connect(&a, Access::empty(), &b, REMOTE, HASTY);
+        let (near, far) = (memory(100, 1), memory(100, 2));
+        let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
+        // Nothing arrives that would wake anybody; only time passes.
+        b.qp.set_error().unwrap();
+        let begun = Instant::now();
+        assert_eq!(a.run(request((1, Op::Write), &mr, 0..100, &remote, 0)), WcStatus::RETRY_EXC_ERR);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
 fn time_passes_while_nobody_polls() {
     let (a, b) = (End::on(&open()), End::on(&open()));
     connect(&a, Access::empty(), &b, REMOTE, HASTY);
