@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+pub use overbank_fabric::attach::MAX_LANES;
 use overbank_fabric::attach::{AttachAnswer, AttachRequest, EndpointBytes};
 use overbank_fabric::block::HEADER_LEN;
 use overbank_fabric::ids::Nonce;
@@ -26,6 +27,9 @@ pub struct AttachOptions {
     pub device: String,
     /// Our address as the provider is to see it. By default the one from which we reach the auth daemon.
     pub address: Option<IpAddr>,
+    /// Queue pairs, 1 to [`MAX_LANES`]: one for each thread that is to read and write at once, see
+    /// [`crate::Lease::split`]. 1 by default.
+    pub lanes: usize,
     /// How long to spin for a completion before sleeping for it. 50 µs by default: longer costs a core, shorter latency.
     pub spin: Duration,
     /// How long a read or a write may take, with everything that it has to try again. 10 s by default.
@@ -40,6 +44,7 @@ impl Default for AttachOptions {
         Self {
             device: "auto".to_owned(),
             address: None,
+            lanes: 1,
             spin: Duration::from_micros(50),
             deadline: Duration::from_secs(10),
             on_unknown: OnUnknown::Refuse,
@@ -53,15 +58,15 @@ pub(crate) struct Attached {
     pub(crate) until: Until,
 }
 
-/// Asks the lease's provider to bind `lane`, and connects it.
-pub(crate) fn attach(client: &Client, facts: &Facts, lane: &mut Lane) -> Result<Attached, Error> {
+/// Asks the lease's provider to bind these lanes, and connects them.
+pub(crate) fn attach(client: &Client, facts: &Facts, lanes: &mut [&mut Lane]) -> Result<Attached, Error> {
     let scope = facts
         .token
         .verify(&facts.authd_key)
         .map_err(|error| Error::MisbehavingAuthd(format!("a token that does not hold ({error})")))?;
     let request = AttachRequest {
         token: facts.token.hash(),
-        lanes: vec![EndpointBytes(lane.endpoint().to_bytes())],
+        lanes: lanes.iter().map(|lane| EndpointBytes(lane.endpoint().to_bytes())).collect(),
         provider: facts.provider,
         boot: facts.boot,
         nonce: Nonce::random(),
@@ -72,8 +77,11 @@ pub(crate) fn attach(client: &Client, facts: &Facts, lane: &mut Lane) -> Result<
     let answer = client.attach(facts.lease, facts.token.clone(), signed)?;
     let misbehaving = |what: String| Error::MisbehavingProvider { provider: facts.provider.fingerprint(), what };
     let answer = answer.open(&facts.provider).map_err(|error| misbehaving(error.to_string()))?;
-    let (window, remote) = check(&answer, &hash, &scope, facts).map_err(|what| misbehaving(what.to_owned()))?;
-    lane.connect(&remote, RETRY)?;
+    let checked = check(&answer, &hash, &scope, facts, lanes.len());
+    let (window, remotes) = checked.map_err(|what| misbehaving(what.to_owned()))?;
+    for (lane, remote) in lanes.iter_mut().zip(&remotes) {
+        lane.connect(remote, RETRY)?;
+    }
     Ok(Attached { window, until: Until::new(asked_ms, answer.left_ms) })
 }
 
@@ -83,14 +91,16 @@ fn check(
     hash: &[u8; 32],
     scope: &Scope,
     facts: &Facts,
-) -> Result<(Window, Endpoint), &'static str> {
+    lanes: usize,
+) -> Result<(Window, Vec<Endpoint>), &'static str> {
     if answer.request != *hash || answer.lease != facts.lease {
         return Err("an answer to another request");
     }
-    let &[EndpointBytes(remote)] = &answer.lanes[..] else {
+    if answer.lanes.len() != lanes {
         return Err("another number of queue pairs than was asked for");
-    };
-    let remote = Endpoint::from_bytes(&remote).map_err(|_| "an endpoint that is none")?;
+    }
+    let remotes = answer.lanes.iter().map(|EndpointBytes(remote)| Endpoint::from_bytes(remote));
+    let remotes = remotes.collect::<Result<_, _>>().map_err(|_| "an endpoint that is none")?;
     if u64::from(answer.stride) != u64::from(facts.block) + HEADER_LEN as u64 {
         return Err("another stride than the block size makes");
     }
@@ -115,7 +125,7 @@ fn check(
         stride: answer.stride,
         rights: scope.rights,
     };
-    Ok((window, remote))
+    Ok((window, remotes))
 }
 
 #[cfg(test)]

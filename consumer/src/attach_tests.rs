@@ -27,9 +27,9 @@ fn only_an_answer_that_gives_all_of_what_was_granted_is_taken() {
         rights: Rights::READ_WRITE,
         left_ms: 1000,
     };
-    let judge = |answer: &AttachAnswer| check(answer, &hash, &scope, &facts);
-    let (window, remote) = judge(&good).expect("all of it");
-    assert_eq!((window.address, window.rkey, window.blocks, remote.qpn), (0x7000_0000, 9, scope.blocks, 17));
+    let judge = |answer: &AttachAnswer| check(answer, &hash, &scope, &facts, 1);
+    let (window, remotes) = judge(&good).expect("all of it");
+    assert_eq!((window.address, window.rkey, window.blocks, remotes[0].qpn), (0x7000_0000, 9, scope.blocks, 17));
     let end = u64::from(good.stride) * good.blocks;
     assert!(judge(&AttachAnswer { address: u64::MAX - end, ..good.clone() }).is_ok());
     let no_qp = EndpointBytes([0; 32]);

@@ -9,6 +9,7 @@ use overbank_fabric::message::{Refusal, RefusalCode};
 use overbank_fabric::units::{Size, show_duration};
 use overbank_verbs::VerbsError;
 
+use crate::attach::MAX_LANES;
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::lease_file::LeaseFileError;
@@ -104,6 +105,12 @@ pub enum Error {
     /// A lease's file.
     #[error(transparent)]
     LeaseFile(#[from] LeaseFileError),
+    /// A number of lanes that nobody can have.
+    #[error("a lease is attached with 1 to {MAX_LANES} lanes, not with {asked}")]
+    Lanes {
+        /// How many were asked for.
+        asked: usize,
+    },
     /// The data path: contents that are not what was written, or a provider that does not answer.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -187,7 +194,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config(_) => ErrorKind::Usage,
+            Self::Config(_) | Self::Lanes { .. } => ErrorKind::Usage,
             Self::AuthdUnreachable { .. } => ErrorKind::AuthdUnreachable,
             Self::AuthdKeyChanged { .. } => ErrorKind::AuthdKeyChanged,
             Self::NotTrusted(_) => ErrorKind::NotTrusted,

@@ -8,7 +8,7 @@ use overbank_fabric::ids::{LeaseId, Tenant};
 use overbank_fabric::message::RefusalCode;
 use overbank_verbs::{Device, DeviceOptions};
 
-use crate::attach::{self, AttachOptions};
+use crate::attach::{self, AttachOptions, MAX_LANES};
 use crate::client::Client;
 use crate::clock::{self, Until};
 use crate::data::{Contents, DataError, SealedLane, bounce_lane};
@@ -31,7 +31,8 @@ pub struct Lease {
     contents: Contents,
     until: Until,
     options: AttachOptions,
-    lane: Option<SealedLane>,
+    /// None where nothing is attached; the first is this handle's own.
+    lanes: Vec<SealedLane>,
     /// Given back, or not ours any more: nothing is to be written down.
     over: bool,
 }
@@ -47,7 +48,7 @@ impl Lease {
             freshness: Arc::new(freshness),
             on_unknown: options.on_unknown,
         };
-        Self { client, until: facts.until, contents, file, options, lane: None, over: false }
+        Self { client, until: facts.until, contents, file, options, lanes: Vec::new(), over: false }
     }
 
     /// Which.
@@ -100,7 +101,10 @@ impl Lease {
     /// [`Error::Device`], [`Error::LeaseOver`], [`Error::LeaseLost`], [`Error::MisbehavingProvider`], [`Error::NotTrusted`],
     /// and what [`Client::who_am_i`] says.
     pub fn attach(&mut self, options: &AttachOptions) -> Result<(), Error> {
-        self.lane = None;
+        if !(1..=MAX_LANES).contains(&options.lanes) {
+            return Err(Error::Lanes { asked: options.lanes });
+        }
+        self.lanes.clear();
         self.options = options.clone();
         self.contents.on_unknown = options.on_unknown;
         self.ready(Instant::now() + options.deadline)
@@ -112,7 +116,7 @@ impl Lease {
     /// [`Error::DoesNotFit`]; [`Error::Data`] where the contents are not what was written, or the provider does not answer;
     /// [`Error::LeaseOver`], [`Error::LeaseLost`], and what [`Lease::attach`] says.
     pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        let result = self.fits(offset, buffer.len());
+        let result = fits(offset, buffer.len(), self.bytes());
         let result = result.and_then(|()| self.transfer(|lane, deadline| lane.read(offset, buffer, deadline)));
         if result.is_err() {
             buffer.fill(0);
@@ -125,12 +129,23 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseFile`], and what [`Lease::read`] says.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.fits(offset, bytes.len())?;
-        if !self.file.facts().dirty {
-            // From here on, a process that dies leaves behind that it wrote.
-            self.save(Facts { dirty: true, ..self.file.facts().clone() })?;
-        }
+        fits(offset, bytes.len(), self.bytes())?;
+        self.soil()?;
         self.transfer(|lane, deadline| lane.write(offset, bytes, deadline))
+    }
+
+    /// A handle for each of the lanes that [`AttachOptions::lanes`] asked for, each for a thread of its own. What is
+    /// written through one is read through any. Unlike this handle they do not attach anew: where the connection broke,
+    /// drop them all and split again.
+    ///
+    /// # Errors
+    /// [`Error::LeaseFile`], and what [`Lease::attach`] says.
+    pub fn split(&mut self) -> Result<Vec<LeaseLane<'_>>, Error> {
+        self.soil()?;
+        self.in_time()?;
+        self.ready(Instant::now() + self.options.deadline)?;
+        let (lease, bytes, deadline) = (self.file.facts().lease, self.contents.bytes, self.options.deadline);
+        Ok(self.lanes.iter_mut().map(|lane| LeaseLane { lane, lease, bytes, deadline }).collect())
     }
 
     /// Moves the deadline to `ttl` from now; never sooner. Returns how long the lease can be used from now on.
@@ -144,9 +159,7 @@ impl Lease {
         grant::check_same(&granted, self.file.facts())?;
         self.until = Until::new(asked_ms, granted.left_ms);
         let until = self.until.instant();
-        if let Some(lane) = &mut self.lane {
-            lane.set_until(until);
-        }
+        self.lanes.iter_mut().for_each(|lane| lane.set_until(until));
         self.save(Facts { token: granted.token, until: self.until, ..self.file.facts().clone() })?;
         Ok(self.until.left_here())
     }
@@ -164,18 +177,18 @@ impl Lease {
     /// # Errors
     /// As [`Client::release`]; the lease is then closed, and can be opened again if it is not over.
     pub fn release(mut self, patience: Duration) -> Result<Released, Error> {
-        self.lane = None;
+        self.lanes.clear();
         let released = self.client.release(self.id(), patience);
         self.over = matches!(released, Ok(_) | Err(Error::LeaseOver { .. } | Error::LeaseLost { .. }));
         released
     }
 
-    fn fits(&self, offset: u64, len: usize) -> Result<(), Error> {
-        let (len, bytes) = (len as u64, self.bytes());
-        match offset.checked_add(len) {
-            Some(end) if end <= bytes => Ok(()),
-            _ => Err(Error::DoesNotFit { offset, len, bytes }),
+    /// From here on, a process that dies leaves behind that it wrote.
+    fn soil(&mut self) -> Result<(), Error> {
+        if self.file.facts().dirty {
+            return Ok(());
         }
+        self.save(Facts { dirty: true, ..self.file.facts().clone() })
     }
 
     /// Does `step`, attaching anew where the connection breaks under it.
@@ -184,17 +197,17 @@ impl Lease {
         mut step: impl FnMut(&mut SealedLane, Instant) -> Result<(), DataError>,
     ) -> Result<(), Error> {
         let deadline = Instant::now() + self.options.deadline;
-        let mut failed = None;
+        let (id, mut failed) = (self.id(), None);
         for _ in 0..=ATTACHES {
             self.in_time()?;
             if let Err(error) = self.ready(deadline) {
                 return Err(match (error, failed) {
                     // That the auth daemon is away as well does not say what happened.
-                    (Error::AuthdUnreachable { .. } | Error::Deadline { .. }, Some(failed)) => self.failed(failed),
+                    (Error::AuthdUnreachable { .. } | Error::Deadline { .. }, Some(cause)) => of(id, cause),
                     (error, _) => error,
                 });
             }
-            let Some(lane) = &mut self.lane else { continue };
+            let Some(lane) = self.lanes.first_mut() else { continue };
             match step(lane, deadline) {
                 Ok(()) => return Ok(()),
                 Err(error) if lane.is_broken() && Instant::now() < deadline => {
@@ -203,58 +216,68 @@ impl Lease {
                 }
                 // The deadline may have been moved by somebody else.
                 Err(error @ DataError::LeaseOver) => failed = Some(error),
-                Err(error) => return Err(self.failed(error)),
+                Err(error) => return Err(of(id, error)),
             }
         }
-        Err(failed
-            .map_or(Error::Deadline { what: "attaching", deadline: self.options.deadline }, |error| self.failed(error)))
+        Err(match failed {
+            Some(cause) => of(id, cause),
+            None => Error::Deadline { what: "attaching", deadline: self.options.deadline },
+        })
     }
 
     /// Connects where nothing is connected. What was in flight when the connection broke is written again.
     fn ready(&mut self, deadline: Instant) -> Result<(), Error> {
-        match &mut self.lane {
-            Some(lane) if !lane.is_broken() => Ok(()),
-            Some(lane) => {
-                let raw = lane.renew()?;
-                let attached = attach::attach(&self.client, self.file.facts(), raw)?;
-                self.until = attached.until;
-                lane.resume(attached.window, self.until.instant(), deadline)?;
-                Ok(())
-            }
-            None => {
-                let options = DeviceOptions {
-                    spin: self.options.spin,
-                    ..DeviceOptions::new(self.options.address.unwrap_or_else(|| self.client.local_address()))
-                };
-                let device = Device::open(&self.options.device, &options)?;
-                tracing::debug!("{}", device.describe());
-                let mut raw = bounce_lane(&device, self.block())?;
-                let attached = match attach::attach(&self.client, self.file.facts(), &mut raw) {
-                    // The token may have run out, and the lease been renewed elsewhere.
-                    Err(Error::Refused { refusal, .. }) if refusal.code == RefusalCode::BadToken => {
-                        if self.refresh()?.is_zero() {
-                            return Err(self.too_short());
-                        }
-                        attach::attach(&self.client, self.file.facts(), &mut raw)?
-                    }
-                    attached => attached?,
-                };
-                self.until = attached.until;
-                self.lane = Some(SealedLane::new(raw, &self.contents, attached.window, self.until.instant())?);
-                Ok(())
-            }
+        if self.lanes.is_empty() {
+            return self.attach_fresh();
         }
+        if !self.lanes.iter().any(SealedLane::is_broken) {
+            return Ok(());
+        }
+        // An attach takes the place of the one before, with all its queue pairs.
+        let mut raw = self.lanes.iter_mut().map(SealedLane::renew).collect::<Result<Vec<_>, _>>()?;
+        let attached = attach::attach(&self.client, self.file.facts(), &mut raw)?;
+        self.until = attached.until;
+        for lane in &mut self.lanes {
+            lane.resume(attached.window, attached.until.instant(), deadline)?;
+        }
+        Ok(())
+    }
+
+    fn attach_fresh(&mut self) -> Result<(), Error> {
+        let options = DeviceOptions {
+            spin: self.options.spin,
+            ..DeviceOptions::new(self.options.address.unwrap_or_else(|| self.client.local_address()))
+        };
+        let device = Device::open(&self.options.device, &options)?;
+        tracing::debug!("{}", device.describe());
+        let mut raw =
+            (0..self.options.lanes).map(|_| bounce_lane(&device, self.block())).collect::<Result<Vec<_>, _>>()?;
+        let mut bound: Vec<_> = raw.iter_mut().collect();
+        let attached = match attach::attach(&self.client, self.file.facts(), &mut bound) {
+            // The token may have run out, and the lease been renewed elsewhere.
+            Err(Error::Refused { refusal, .. }) if refusal.code == RefusalCode::BadToken => {
+                if self.refresh()?.is_zero() {
+                    return Err(self.too_short());
+                }
+                attach::attach(&self.client, self.file.facts(), &mut bound)?
+            }
+            attached => attached?,
+        };
+        self.until = attached.until;
+        let sealed = |lane| SealedLane::new(lane, &self.contents, attached.window, attached.until.instant());
+        self.lanes = raw.into_iter().map(sealed).collect::<Result<_, _>>()?;
+        Ok(())
     }
 
     /// Fails once the lease's time is over, unless it was renewed elsewhere.
     fn in_time(&mut self) -> Result<(), Error> {
-        if self.lane.is_none() || !self.until.left_here().is_zero() {
+        if self.lanes.is_empty() || !self.until.left_here().is_zero() {
             return Ok(());
         }
         match self.refresh() {
             Ok(left) if left.is_zero() => Err(self.too_short()),
             Ok(_) => Ok(()),
-            Err(Error::AuthdUnreachable { .. } | Error::Deadline { .. }) => Err(self.failed(DataError::LeaseOver)),
+            Err(Error::AuthdUnreachable { .. } | Error::Deadline { .. }) => Err(of(self.id(), DataError::LeaseOver)),
             Err(error) => Err(error),
         }
     }
@@ -277,15 +300,6 @@ impl Lease {
         }
     }
 
-    fn failed(&self, error: DataError) -> Error {
-        match error {
-            DataError::LeaseOver => {
-                Error::LeaseOver { lease: Some(self.id()), why: "its time is over: renew it earlier".to_owned() }
-            }
-            error => Error::Data(error),
-        }
-    }
-
     /// Replaces the lease's file. While somebody writes it holds no table: nobody may believe one of before.
     fn save(&mut self, facts: Facts) -> Result<(), Error> {
         let table = match facts.dirty {
@@ -303,7 +317,7 @@ impl Lease {
 
     fn finish(&mut self) -> Result<(), Error> {
         // What is still open is unknown from here on.
-        self.lane = None;
+        self.lanes.clear();
         if self.over || !self.file.facts().dirty {
             return Ok(());
         }
@@ -316,5 +330,56 @@ impl Drop for Lease {
         if let Err(error) = self.finish() {
             tracing::warn!(lease = %self.id(), "what was written last is not saved: {error}");
         }
+    }
+}
+
+/// One of the lanes of a [`Lease`] that was split: for one thread.
+pub struct LeaseLane<'a> {
+    lane: &'a mut SealedLane,
+    lease: LeaseId,
+    bytes: u64,
+    deadline: Duration,
+}
+
+impl LeaseLane<'_> {
+    /// Reads bytes from `offset` on. Those that were never written are zeros. On an error `buffer` holds zeros.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`], [`Error::LeaseOver`] and [`Error::Data`].
+    pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        if let Err(error) = fits(offset, buffer.len(), self.bytes) {
+            buffer.fill(0);
+            return Err(error);
+        }
+        let deadline = Instant::now() + self.deadline;
+        self.lane.read(offset, buffer, deadline).map_err(|error| of(self.lease, error))
+    }
+
+    /// Writes bytes from `offset` on. When this returns they are in the provider's memory. On an error some may be.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`], [`Error::LeaseOver`] and [`Error::Data`].
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        fits(offset, bytes.len(), self.bytes)?;
+        let deadline = Instant::now() + self.deadline;
+        self.lane.write(offset, bytes, deadline).map_err(|error| of(self.lease, error))
+    }
+}
+
+fn fits(offset: u64, len: usize, bytes: u64) -> Result<(), Error> {
+    let len = len as u64;
+    match offset.checked_add(len) {
+        Some(end) if end <= bytes => Ok(()),
+        _ => Err(Error::DoesNotFit { offset, len, bytes }),
+    }
+}
+
+/// What the data path said, of a lease.
+fn of(lease: LeaseId, error: DataError) -> Error {
+    match error {
+        DataError::LeaseOver => {
+            Error::LeaseOver { lease: Some(lease), why: "its time is over: renew it earlier".to_owned() }
+        }
+        error => Error::Data(error),
     }
 }

@@ -50,13 +50,13 @@ mod leasing;
 mod local;
 mod pins;
 
-pub use attach::AttachOptions;
+pub use attach::{AttachOptions, MAX_LANES};
 pub use client::{Client, identity};
 pub use config::{Config, ConfigError, DEFAULT_AUTHD, DEFAULT_DEADLINE, DEFAULT_PORT};
 pub use data::{DataError, OnUnknown};
 pub use error::{Error, ErrorKind, ExpectedBy};
 pub use freshness::FreshnessError;
-pub use lease::Lease;
+pub use lease::{Lease, LeaseLane};
 pub use lease_file::LeaseFileError;
 pub use leasing::{LeaseRequest, Released};
 pub use local::LocalError;

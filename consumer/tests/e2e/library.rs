@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use overbank::{AttachOptions, Client, Config, Error, ErrorKind, Lease, LeaseRequest};
+use overbank::{AttachOptions, Client, Config, DataError, Error, ErrorKind, Lease, LeaseRequest, MAX_LANES, OnUnknown};
 
 use crate::stack::{Stack, User, noise};
 
@@ -14,6 +14,17 @@ fn client(stack: &Stack, user: &User) -> Client {
 
 fn lease(client: &Client, bytes: u64, ttl: Duration) -> Lease {
     client.lease(&LeaseRequest::new(bytes, ttl)).expect("room")
+}
+
+/// A second handle of a lease that is in use, as a process that died in the middle would leave one behind.
+fn copy(stack: &Stack, user: &User, lease: &Lease, name: &str) -> (Client, Lease) {
+    let copies = stack.path().join(name);
+    crate::process::private(&copies);
+    std::fs::copy(lease.path(), copies.join(format!("{}.lease", lease.id()))).expect("copied");
+    let config = Config::new(&stack.address, &user.home).expect("an address").with_leases(&copies);
+    let client = Client::connect(&config).expect("connected");
+    let copy = client.open_lease(lease.id()).expect("a copy");
+    (client, copy)
 }
 
 const LONG: Duration = Duration::from_secs(600);
@@ -67,13 +78,9 @@ fn a_lease_is_attached_anew_where_its_queue_pair_is_taken_away() {
     lease.write(100, &bytes).expect("written");
     for round in 0u8..3 {
         // A copy of its file, attached, takes the queue pair's place at the provider.
-        let copies = stack.path().join(format!("copy-{round}"));
-        crate::process::private(&copies);
-        let name = format!("{}.lease", lease.id());
-        std::fs::copy(lease.path(), copies.join(name)).expect("copied");
-        let config = Config::new(&stack.address, &user.home).expect("an address").with_leases(&copies);
-        let other = Client::connect(&config).expect("connected");
-        other.open_lease(lease.id()).expect("a copy").attach(&AttachOptions::default()).expect("attached");
+        let (_other, mut copy) = copy(&stack, &user, &lease, &format!("copy-{round}"));
+        copy.attach(&AttachOptions::default()).expect("attached");
+        drop(copy);
 
         lease.write(50, &[round; 10]).expect("written after attaching anew");
         let mut buffer = vec![0; bytes.len() + 50];
@@ -81,6 +88,60 @@ fn a_lease_is_attached_anew_where_its_queue_pair_is_taken_away() {
         assert!(buffer[..10] == [round; 10] && buffer[50..] == bytes);
     }
     assert!(lease.freshness_is_known());
+}
+
+#[test]
+fn what_a_dead_process_wrote_is_refused_unless_the_caller_accepts_it() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let mut lease = lease(&client, 64 << 10, LONG);
+    lease.write(0, &noise(8192, 1)).expect("written");
+    let (_client, mut copy) = copy(&stack, &user, &lease, "copy");
+    assert!(lease.freshness_is_known() && !copy.freshness_is_known());
+    let mut buffer = vec![1; 8192];
+    let error = copy.read(0, &mut buffer).expect_err("nobody knows whether it is the last");
+    assert!(matches!(error, Error::Data(DataError::FreshnessUnknown { block: 0 })), "{error}");
+    assert!(buffer.iter().all(|&byte| byte == 0));
+    let error = copy.write(5, b"part of a block").expect_err("what would the rest of it be?");
+    assert_eq!(error.kind(), ErrorKind::Contents, "{error}");
+    copy.attach(&AttachOptions { on_unknown: OnUnknown::Accept, ..AttachOptions::default() }).expect("attached");
+    copy.read(0, &mut buffer).expect("accepted");
+    assert!(buffer == noise(8192, 1));
+    copy.read(60_000, &mut buffer[..10]).expect("empty, and accepted as never written");
+    assert_eq!(buffer[..10], [0; 10]);
+}
+
+#[test]
+fn threads_read_and_write_side_by_side_through_lanes_of_their_own() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let mut lease = lease(&client, 1 << 20, LONG);
+    for lanes in [0, MAX_LANES + 1] {
+        let error = lease.attach(&AttachOptions { lanes, ..AttachOptions::default() }).expect_err("out of range");
+        assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+    }
+    lease.attach(&AttachOptions { lanes: 4, ..AttachOptions::default() }).expect("attached");
+    // Not on block boundaries: neighbours share a block.
+    let (part, share) = (|index: usize| noise(200_001, index as u64), 200_001);
+    std::thread::scope(|scope| {
+        for (index, mut lane) in lease.split().expect("attached").into_iter().enumerate() {
+            scope.spawn(move || {
+                lane.write((index * share) as u64, &part(index)).expect("written");
+                let mut buffer = vec![0; share];
+                lane.read((index * share) as u64, &mut buffer).expect("read");
+                assert!(buffer == part(index));
+                assert!(matches!(lane.read(1 << 20, &mut buffer), Err(Error::DoesNotFit { .. })));
+            });
+        }
+    });
+    let mut all = vec![0; 4 * share];
+    lease.read(0, &mut all).expect("read");
+    assert!((0..4).all(|index| all[index * share..][..share] == part(index)));
+    let (id, known) = (lease.id(), lease.freshness_is_known());
+    lease.close().expect("saved");
+    assert!(known && client.open_lease(id).expect("opened").freshness_is_known());
 }
 
 #[test]
