@@ -79,7 +79,7 @@ pub enum Error {
         correlation: CorrelationId,
     },
     /// Not done in time. It may have been done all the same.
-    #[error("{what} took longer than its deadline of {}", show_duration(*deadline))]
+    #[error("{what} took longer than its deadline of {}; it may be done all the same", show_duration(*deadline))]
     Deadline {
         /// What was asked for.
         what: &'static str,

@@ -200,12 +200,18 @@ impl Lease {
         let (id, mut failed) = (self.id(), None);
         for _ in 0..=ATTACHES {
             self.in_time()?;
-            if let Err(error) = self.ready(deadline) {
-                return Err(match (error, failed) {
-                    // That the auth daemon is away as well does not say what happened.
-                    (Error::AuthdUnreachable { .. } | Error::Deadline { .. }, Some(cause)) => of(id, cause),
-                    (error, _) => error,
-                });
+            match (self.ready(deadline), failed.take()) {
+                (Ok(()), _) => {}
+                // It broke again, while writing what was open.
+                (Err(Error::Data(error)), _) if Instant::now() < deadline => {
+                    failed = Some(error);
+                    continue;
+                }
+                // That the auth daemon is away as well does not say what happened.
+                (Err(Error::AuthdUnreachable { .. } | Error::Deadline { .. }), Some(cause)) => {
+                    return Err(of(id, cause));
+                }
+                (Err(error), _) => return Err(error),
             }
             let Some(lane) = self.lanes.first_mut() else { continue };
             match step(lane, deadline) {
@@ -227,45 +233,43 @@ impl Lease {
 
     /// Connects where nothing is connected. What was in flight when the connection broke is written again.
     fn ready(&mut self, deadline: Instant) -> Result<(), Error> {
-        if self.lanes.is_empty() {
-            return self.attach_fresh();
-        }
-        if !self.lanes.iter().any(SealedLane::is_broken) {
+        if !self.lanes.is_empty() && !self.lanes.iter().any(SealedLane::is_broken) {
             return Ok(());
         }
-        // An attach takes the place of the one before, with all its queue pairs.
-        let mut raw = self.lanes.iter_mut().map(SealedLane::renew).collect::<Result<Vec<_>, _>>()?;
-        let attached = attach::attach(&self.client, self.file.facts(), &mut raw)?;
-        self.until = attached.until;
-        for lane in &mut self.lanes {
-            lane.resume(attached.window, attached.until.instant(), deadline)?;
-        }
-        Ok(())
-    }
-
-    fn attach_fresh(&mut self) -> Result<(), Error> {
-        let options = DeviceOptions {
-            spin: self.options.spin,
-            ..DeviceOptions::new(self.options.address.unwrap_or_else(|| self.client.local_address()))
-        };
-        let device = Device::open(&self.options.device, &options)?;
-        tracing::debug!("{}", device.describe());
-        let mut raw =
-            (0..self.options.lanes).map(|_| bounce_lane(&device, self.block())).collect::<Result<Vec<_>, _>>()?;
-        let mut bound: Vec<_> = raw.iter_mut().collect();
-        let attached = match attach::attach(&self.client, self.file.facts(), &mut bound) {
+        match self.connect(deadline) {
             // The token may have run out, and the lease been renewed elsewhere.
             Err(Error::Refused { refusal, .. }) if refusal.code == RefusalCode::BadToken => {
                 if self.refresh()?.is_zero() {
                     return Err(self.too_short());
                 }
-                attach::attach(&self.client, self.file.facts(), &mut bound)?
+                self.connect(deadline)
             }
-            attached => attached?,
-        };
-        self.until = attached.until;
-        let sealed = |lane| SealedLane::new(lane, &self.contents, attached.window, attached.until.instant());
-        self.lanes = raw.into_iter().map(sealed).collect::<Result<_, _>>()?;
+            connected => connected,
+        }
+    }
+
+    /// Attaches. That takes the place of an attach before, with all its queue pairs.
+    fn connect(&mut self, deadline: Instant) -> Result<(), Error> {
+        if self.lanes.is_empty() {
+            let address = self.options.address.unwrap_or_else(|| self.client.local_address());
+            let options = DeviceOptions { spin: self.options.spin, ..DeviceOptions::new(address) };
+            let device = Device::open(&self.options.device, &options)?;
+            tracing::debug!("{}", device.describe());
+            let lanes = (0..self.options.lanes).map(|_| bounce_lane(&device, self.block()));
+            let mut raw = lanes.collect::<Result<Vec<_>, _>>()?;
+            let attached = attach::attach(&self.client, self.file.facts(), &mut raw.iter_mut().collect::<Vec<_>>())?;
+            let until = attached.until.instant();
+            let sealed = |lane| SealedLane::new(lane, &self.contents, attached.window, until);
+            self.lanes = raw.into_iter().map(sealed).collect::<Result<_, _>>()?;
+            self.until = attached.until;
+        } else {
+            let mut raw = self.lanes.iter_mut().map(SealedLane::renew).collect::<Result<Vec<_>, _>>()?;
+            let attached = attach::attach(&self.client, self.file.facts(), &mut raw)?;
+            self.until = attached.until;
+            for lane in &mut self.lanes {
+                lane.resume(attached.window, attached.until.instant(), deadline)?;
+            }
+        }
         Ok(())
     }
 

@@ -47,6 +47,23 @@ fn a_borrower_killed_while_writing_leaves_unknown_freshness_and_then_nothing() {
 }
 
 #[test]
+fn a_lease_that_was_renewed_behind_its_dead_users_back_can_be_taken_up_again() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("6MiB", "8s");
+    let bytes = noise(4 << 20, 9);
+    let (mut running, _stdin) = user.half_way(&lease, &bytes);
+    user.run(&["lease", "renew", &lease, "--ttl", "10m"]).expect(0);
+    std::thread::sleep(Duration::from_secs(1));
+    running.child.kill().expect("kill -9");
+    running.end();
+    // The token in its file has run out by now; the lease has not.
+    std::thread::sleep(Duration::from_secs(8));
+    let got = user.run(&["get", &lease, "-", "--len", "4MiB", "--accept-unknown-freshness"]).expect(0);
+    assert!(got.stdout == bytes);
+}
+
+#[test]
 fn a_borrower_that_is_stopped_past_its_deadline_reaches_nothing_when_it_goes_on() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
