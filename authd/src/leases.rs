@@ -215,8 +215,11 @@ impl Core {
             let text = "the lease's provider restarted, ended it or was revoked while it was being made: try again";
             return Err(refuse(RefusalCode::ProviderAway, text));
         };
-        let believed = row.stage == Stage::Carving && self.is_trusted(&making.holder)?;
-        if believed && outcome == Ok(Reply::Done) {
+        if row.stage != Stage::Carving {
+            self.order_fences(&row.provider);
+            return Err(refuse(RefusalCode::Revoked, "the lease's holder was revoked while it was being made"));
+        }
+        if outcome == Ok(Reply::Done) {
             row.stage = Stage::Active;
             self.store.write(|tx| {
                 leases::forget_old(tx, &row.holder, KEEP_OVER)?;
@@ -226,13 +229,8 @@ impl Core {
             tracing::info!(lease = %row.id, %tenant, bytes = row.bytes, %provider, "a lease is granted");
             return self.granted(&row, now);
         }
-        if row.stage == Stage::Carving {
-            self.store.write(|tx| leases::update(tx, &Core::stopped(&row, EndReason::Unknown)))?;
-        }
+        self.store.write(|tx| leases::update(tx, &Core::stopped(&row, EndReason::Unknown)))?;
         self.order_fences(&row.provider);
-        if !believed {
-            return Err(refuse(RefusalCode::Revoked, "the lease's holder was revoked while it was being made"));
-        }
         match outcome {
             Err(OrderError::Refused(refusal)) if making.tried.len() < MAX_TRIED => {
                 tracing::info!(provider = %row.provider.fingerprint(), code = ?refusal.code, "a provider would not carve");

@@ -236,6 +236,24 @@ fn a_state_that_cannot_be_trusted_is_refused() {
         ),
         ("foreign", Box::new(|dir| sql(dir, "PRAGMA application_id = 7")), &["authd.db", "another program"]),
         ("newer", Box::new(|dir| sql(dir, "PRAGMA user_version = 99")), &["authd.db", "99", "newer overbank-authd"]),
+        (
+            "twisted",
+            Box::new(|dir| {
+                // A row that its index lacks.
+                sql(
+                    dir,
+                    "CREATE TABLE aside AS SELECT * FROM sqlite_schema WHERE name = 'pending_by_age';
+                     PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'pending_by_age'",
+                );
+                sql(
+                    dir,
+                    "INSERT INTO identities (key, fingerprint, state, last_seen_unix_ms)
+                     VALUES (zeroblob(32), zeroblob(20), 'pending', 1)",
+                );
+                sql(dir, "PRAGMA writable_schema = ON; INSERT INTO sqlite_schema SELECT * FROM aside");
+            }),
+            &["authd.db", "damaged"],
+        ),
         ("older", Box::new(|dir| sql(dir, "PRAGMA user_version = 0")), &["authd.db", "never in use"]),
         ("no-owner", Box::new(|dir| sql(dir, "DELETE FROM meta")), &["authd.db", "whose"]),
         (

@@ -136,11 +136,12 @@ fn after_a_broken_session_both_sides_agree() {
     assert_eq!(desk.state(extended.lease), LeaseState::Active);
 
     let due = desk.due(&lender);
-    let mut fences: Vec<_> = Vec::new();
+    let (mut fences, mut extends) = (Vec::new(), 0);
     for order in due {
         match &order.call {
             Call::Extend(extend) => {
                 assert_eq!((extend.lease, extend.deadline.tick), (extended.lease, deadline));
+                extends += 1;
                 reply(desk.done(order));
             }
             _ => {
@@ -153,13 +154,27 @@ fn after_a_broken_session_both_sides_agree() {
     let mut wanted =
         [(released.lease, EndReason::Released), (abandoned, EndReason::Unknown), (stranger, EndReason::Unknown)];
     wanted.sort_unstable_by_key(|(lease, _)| *lease);
-    assert_eq!(fences, wanted);
+    assert_eq!((fences, extends), (wanted.to_vec(), 1));
     assert!(desk.due(&lender).is_empty(), "each of it is done");
     reply(desk.ended(&lender, &desk.receipt(&lender, &expired, 6)));
     assert_eq!(desk.state(expired.lease), LeaseState::Ended);
     // Thought lost, and then the receipt comes after all.
     reply(desk.ended(&lender, &desk.receipt(&lender, &vanished, 6)));
     assert_eq!(desk.state(vanished.lease), LeaseState::Ended);
+}
+
+#[test]
+fn what_is_carved_while_the_session_is_replaced_is_fenced() {
+    let mut desk = Desk::new();
+    let (mut lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));
+    let carving = order(desk.ask(&alice.asker, Call::CreateLease(wish(MIB))));
+    let lease = carve_of(&carving).lease;
+    desk.reconnect(&mut lender);
+    // The lender looked before it carved, and its answer was lost with the old session.
+    desk.offer(&lender, 64 * MIB, &[]);
+    assert!(desk.due(&lender).is_empty(), "whether it is a lease is not settled");
+    assert_eq!(code(desk.answered(carving, Err(OrderError::Gone))), RefusalCode::ProviderAway);
+    assert_eq!(desk.due(&lender).iter().map(fence_of).collect::<Vec<_>>(), [(lease, EndReason::Unknown)]);
 }
 
 #[test]
