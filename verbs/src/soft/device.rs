@@ -216,7 +216,9 @@ impl SoftQp {
             return Err(VerbsError::Unreachable { peer, local, reason });
         }
         let mut core = driver.control();
-        core.engine.connect(driver.now(), self.qpn, remote, rights, retry)?;
+        core.engine
+            .connect(driver.now(), self.qpn, remote, rights, retry)
+            .map_err(|error| in_state(error, "connect"))?;
         if remote.flags & Endpoint::SOFT == 0 {
             core.send_singly();
         }
@@ -248,7 +250,7 @@ impl SoftQp {
             remote_address: request.remote_address,
             rkey: request.rkey,
         }));
-        engine.post(now, self.qpn, requests)?;
+        engine.post(now, self.qpn, requests).map_err(|error| in_state(error, "post a request"))?;
         driver.transmit(&mut core, now);
         Ok(())
     }
@@ -306,13 +308,21 @@ fn mtu_within(carries: usize) -> Mtu {
     Mtu::ALL.into_iter().rev().find(|mtu| mtu.bytes() + HEADERS <= carries).unwrap_or(Mtu::Mtu256)
 }
 
+/// Where the queue pair's state forbids it: what it was.
+fn in_state(error: EngineError, what: &'static str) -> VerbsError {
+    match error {
+        EngineError::State(state) => VerbsError::State { what, state },
+        other => other.into(),
+    }
+}
+
 impl From<EngineError> for VerbsError {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Gone(what) => Self::Gone { what },
             EngineError::Busy(what) => Self::Busy { what },
             EngineError::Foreign(what) => Self::Foreign { what, owner: "protection domain" },
-            EngineError::State(state) => Self::State { what: "do this", state },
+            EngineError::State(state) => Self::State { what: "go on", state },
             EngineError::OutOfRange { offset, len, size } => {
                 Self::OutOfRange { what: "the memory region", offset, len, size }
             }

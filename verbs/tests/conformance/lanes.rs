@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use overbank_verbs::{Access, Done, Lane, MemoryRegion, Op, SlotId, Transfer, VerbsError, WcStatus};
+use proptest::prelude::*;
 
 use crate::ends::*;
 
@@ -171,4 +172,143 @@ fn a_lane_that_is_not_connected_takes_nothing() {
     assert!(lane.bytes(slot).is_some());
     assert!(Lane::new(&open(), 0, 100).is_err() && Lane::new(&open(), 1, 0).is_err());
     assert!(Lane::new(&open(), u32::MAX, usize::MAX).is_err());
+}
+
+/// What the test knows of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Free,
+    Held,
+    InFlight,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Take,
+    Give(u32),
+    Post(Vec<(u32, bool, usize)>),
+    Poll,
+    Drain,
+    Renew,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let slot = 0..6_u32;
+    let transfer = (slot.clone(), any::<bool>(), prop_oneof![8 => 1..=SLOT, 1 => Just(0), 1 => Just(SLOT + 1)]);
+    prop::collection::vec(
+        prop_oneof![
+            4 => Just(Step::Take),
+            2 => slot.prop_map(Step::Give),
+            6 => prop::collection::vec(transfer, 1..4).prop_map(Step::Post),
+            3 => Just(Step::Poll),
+            1 => Just(Step::Drain),
+            1 => Just(Step::Renew),
+        ],
+        1..60,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Slots 4 and 5 do not exist. Each slot writes and reads its own part of the peer's memory.
+    #[test]
+    fn any_order_of_calls_keeps_slots_and_bytes_apart(steps in steps()) {
+        let (mut lane, mut b) = lane_and_peer(4);
+        let far = memory(4 * SLOT, 0);
+        let remote = b.register(&far, ALL);
+        let (mut known, mut bytes_of) = ([Known::Free; 4], vec![vec![0; SLOT]; 4]);
+        // What lies at the peer, as far as every WRITE to it has ended well.
+        let mut stored = vec![Some(vec![0; SLOT]); 4];
+        let mut under_way: Vec<Option<(bool, usize)>> = vec![None; 4];
+        let mut done = Vec::new();
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Take => match lane.take() {
+                    Some(SlotId(slot)) => {
+                        prop_assert_eq!(known[slot as usize], Known::Free);
+                        known[slot as usize] = Known::Held;
+                        bytes_of[slot as usize] = pattern(SLOT, number as u8);
+                        lane.bytes_mut(SlotId(slot)).unwrap().copy_from_slice(&bytes_of[slot as usize]);
+                    }
+                    None => prop_assert!(!known.contains(&Known::Free)),
+                },
+                Step::Give(slot) => {
+                    lane.give(SlotId(slot));
+                    if let Some(state @ Known::Held) = known.get_mut(slot as usize) {
+                        *state = Known::Free;
+                    }
+                }
+                Step::Post(batch) => {
+                    let transfers: Vec<_> = batch
+                        .iter()
+                        .map(|(slot, read, len)| {
+                            let op = if *read { Op::Read } else { Op::Write };
+                            transfer(SlotId(*slot), op, *len, &remote, *slot as usize % 4 * SLOT)
+                        })
+                        .collect();
+                    let mut after = known;
+                    let good = batch.iter().all(|(slot, _, len)| {
+                        let held = after.get(*slot as usize) == Some(&Known::Held);
+                        if held {
+                            after[*slot as usize] = Known::InFlight;
+                        }
+                        held && (1..=SLOT).contains(len)
+                    });
+                    prop_assert_eq!(lane.post(&transfers).is_ok(), good);
+                    if good {
+                        known = after;
+                        for (slot, read, len) in batch {
+                            under_way[slot as usize] = Some((read, len));
+                            if !read {
+                                stored[slot as usize] = None;
+                            }
+                        }
+                    }
+                }
+                Step::Poll => { lane.poll(&mut done).unwrap(); }
+                Step::Drain => done.extend(finish(&mut lane)),
+                Step::Renew => {
+                    lane.renew().unwrap();
+                    b.replace_qp();
+                    b.qp.connect(&lane.endpoint(), REMOTE, PATIENT).unwrap();
+                    lane.connect(&b.qp.endpoint(), PATIENT).unwrap();
+                }
+            }
+            for Done { slot: SlotId(slot), status } in done.drain(..) {
+                let slot = slot as usize;
+                prop_assert_eq!(known[slot], Known::InFlight);
+                known[slot] = Known::Held;
+                let (read, len) = under_way[slot].take().unwrap();
+                let mut got = lane.bytes(SlotId(slot as u32)).unwrap().to_vec();
+                match (status, read) {
+                    (WcStatus::SUCCESS, false) => {
+                        far.copy_out(slot * SLOT, &mut got).unwrap();
+                        prop_assert!(got[..len] == bytes_of[slot][..len], "a WRITE left other bytes");
+                        stored[slot] = Some(got);
+                    }
+                    (WcStatus::SUCCESS, true) => {
+                        if let Some(stored) = &stored[slot] {
+                            prop_assert!(got[..len] == stored[..len], "a READ brought other bytes");
+                        }
+                        prop_assert!(got[len..] == bytes_of[slot][len..], "a READ went beyond its length");
+                        bytes_of[slot] = got;
+                    }
+                    (WcStatus::WR_FLUSH_ERR, true) => bytes_of[slot] = got,
+                    (WcStatus::WR_FLUSH_ERR, false) => {}
+                    (status, _) => prop_assert!(false, "{status:?}"),
+                }
+            }
+            prop_assert_eq!(lane.in_flight(), known.iter().filter(|state| **state == Known::InFlight).count());
+            for (slot, state) in known.iter().enumerate() {
+                match lane.bytes(SlotId(slot as u32)) {
+                    Some(bytes) => {
+                        prop_assert_eq!(*state, Known::Held);
+                        prop_assert!(bytes == bytes_of[slot], "a held slot changed");
+                    }
+                    None => prop_assert_ne!(*state, Known::Held),
+                }
+            }
+        }
+    }
 }
