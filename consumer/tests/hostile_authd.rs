@@ -29,19 +29,24 @@ type Plan = dyn Fn(usize, Call, PublicKey) -> Do + Send + Sync;
 struct Authd {
     address: SocketAddr,
     sessions: Arc<AtomicUsize>,
+    /// Of these, those in which the client said who it is.
+    introduced: Arc<AtomicUsize>,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Authd {
     fn start(identities: Vec<Identity>, plan: impl Fn(usize, Call, PublicKey) -> Do + Send + Sync + 'static) -> Self {
         let plan: Arc<Plan> = Arc::new(plan);
-        Self::serve(move |number, stream| {
+        let introduced = Arc::new(AtomicUsize::new(0));
+        let counted = introduced.clone();
+        let served = Self::serve(move |number, stream| {
             let seed = *identities[number.min(identities.len() - 1)].seed();
-            let plan = plan.clone();
+            let (plan, counted) = (plan.clone(), counted.clone());
             async move {
                 let Ok((mut channel, peer)) = channel::accept(stream, &Identity::from_seed(&seed)).await else {
                     return;
                 };
+                counted.fetch_add(1, Ordering::SeqCst);
                 while let Ok(Message::Request(request)) = channel.receive().await {
                     match plan(number, request.call, peer.key) {
                         Do::Answer(outcome) => {
@@ -52,7 +57,8 @@ impl Authd {
                     }
                 }
             }
-        })
+        });
+        Self { introduced, ..served }
     }
 
     fn serve<F: Future<Output = ()> + Send + 'static>(each: impl Fn(usize, TcpStream) -> F + Send + 'static) -> Self {
@@ -66,7 +72,7 @@ impl Authd {
                 tokio::spawn(each(counted.fetch_add(1, Ordering::SeqCst), stream));
             }
         });
-        Self { address, sessions, _runtime: runtime }
+        Self { address, sessions, introduced: Arc::default(), _runtime: runtime }
     }
 
     fn config(&self, home: &Path) -> Config {
@@ -190,6 +196,7 @@ fn a_fingerprint_that_is_known_leaves_nothing_to_trust() {
         other => panic!("{other}"),
     }
     assert!(!config.pins_path().exists(), "nothing was pinned");
+    assert_eq!((authd.sessions(), authd.introduced.load(Ordering::SeqCst)), (1, 0), "it does not even hear who asks");
     config.authd_fingerprint = Some(right);
     assert!(Client::connect(&config).expect("connected").first_contact());
     assert!(!Client::connect(&config).expect("connected").first_contact());

@@ -79,14 +79,11 @@ fn a_changed_auth_daemon_key_is_refused() {
     let mut stack = Stack::start();
     let user = stack.consumer("ann", "blue");
     let lease = user.lease("64KiB", "10m");
-    let me = text(&user.run(&["id", "--json"]).expect(0).json(), "fingerprint").to_owned();
     stack.replace_authd();
     user.run(&["status"]).expect(5).saying("known_authds");
     user.run(&["id"]).expect(5);
     user.run(&["get", &lease, "-", "--len", "1"]).expect(5);
     user.run(&["lease", "release", &lease]).expect(5);
-    let log = stack.authd.as_ref().expect("it runs").log();
-    assert!(!log.contains(&me), "the other one does not even hear who asks: {log}");
     // Somebody who has removed the pin is still not to lose what another auth daemon granted.
     fs::remove_file(user.home.join("known_authds")).expect("it");
     user.run(&["lease", "release", &lease]).expect(12).saying("was granted by the auth daemon");
