@@ -75,7 +75,7 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub device: String,
     /// Local address that borrowers reach. Default: the one from which the auth daemon is reached.
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = parse_address)]
     pub address: Option<IpAddr>,
     /// UDP port of the soft device. Default: 4791 where it is free, else any.
     #[arg(long, value_name = "PORT")]
@@ -116,6 +116,16 @@ fn parse_authd(text: &str) -> Result<String, String> {
         None => Ok(format!("{text}:{PORT}")),
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
         Some(_) => Err(format!("'{text}' is no address: write HOST or HOST:PORT")),
+    }
+}
+
+fn parse_address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) if address.is_unspecified() || address.is_multicast() => {
+            Err(format!("borrowers cannot reach {address}: name one address of this machine"))
+        }
+        Ok(address) => Ok(address),
+        Err(_) => Err(format!("'{text}' is no IP address")),
     }
 }
 
@@ -230,6 +240,9 @@ mod tests {
             (["--authd", "a:b"], "HOST"),
             (["--authd", ":7471"], "HOST"),
             (["--authd-fingerprint", "12"], "40 hexadecimal"),
+            (["--address", "0.0.0.0"], "cannot reach"),
+            (["--address", "localhost"], "no IP address"),
+            (["--invitation", "abc"], "no invitation code"),
         ] {
             let error = parse(&args).expect_err("refused").to_string();
             assert!(error.contains(named), "{args:?}: {error}");

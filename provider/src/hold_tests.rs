@@ -35,6 +35,10 @@ fn a_narrowed_attach_reaches_just_its_blocks_with_just_its_rights() {
     let part = hold.bind(&backend, &admission(2, 4..6, Rights::READ, 20)).expect("binds");
     assert_eq!((whole.key.address, part.key.address), (0, 4 * 544));
     let world = backend.world();
+    for (lane, qpn) in whole.lanes.iter().zip(10..) {
+        let served = world.queues[&u64::from(lane.qpn)].remote.expect("connected").0;
+        assert_eq!(served.qpn, qpn, "lanes are answered in their order");
+    }
     let narrow = &world.regions[&u64::from(part.key.rkey)];
     assert_eq!((narrow.bytes.clone(), narrow.rights), (4 * 544..6 * 544, Rights::READ));
     let whole = &world.regions[&u64::from(whole.key.rkey)];

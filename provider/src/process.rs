@@ -115,6 +115,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_hardened_process_leaves_no_core_dump() {
+        harden().expect("nothing is preloaded into tests");
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE), Ok((0, 0)));
+        assert_eq!(prctl::get_dumpable(), Ok(false));
+    }
+
+    #[test]
     fn a_state_directory_is_private_and_used_once() {
         let folder = tempfile::tempdir().expect("a directory");
         let path = folder.path().join("a/b");

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use overbank_fabric::ids::BootId;
 use overbank_fabric::keyfile::{self, KeyFileError};
+use overbank_fabric::message::RefusalCode;
 use overbank_fabric::units::Size;
 use overbank_verbs::{Device, DeviceOptions, VerbsError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -87,7 +88,7 @@ impl ServeError {
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
-            Self::Session(SessionError::Refused { .. }) => 4,
+            Self::Session(SessionError::Refused { refusal, .. }) if refusal.code != RefusalCode::Invalid => 4,
             Self::Pin(PinError::Changed { .. }) | Self::Session(SessionError::Pin(PinError::Changed { .. })) => 5,
             Self::Pool { .. } => 6,
             Self::Process(_) | Self::Key(_) | Self::Pin(_) | Self::Session(SessionError::Pin(_)) => 12,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use overbank_fabric::attach::{AttachAnswer, EndpointBytes};
 use overbank_fabric::block::{HEADER_LEN, MAX_BLOCK, MIN_BLOCK};
@@ -14,6 +15,7 @@ use overbank_fabric::message::{Carve, Extend, Fence, Heartbeat, HeldLease, Refus
 use overbank_fabric::receipt::{EndReason, Receipt};
 use overbank_fabric::signed::Signed;
 use overbank_fabric::time::{Deadline, Tick};
+use overbank_fabric::units::show_duration;
 
 use crate::attach::Admission;
 use crate::backend::{Backend, Fault};
@@ -138,7 +140,8 @@ impl<B: Backend, T> Table<B, T> {
         }
         let latest = now.tick().after_ms(self.terms.max_lease_ms).after_ms(DEADLINE_SLACK_MS);
         if deadline.tick > latest {
-            let why = format!("this provider lends for {} ms at most (its --max-lease)", self.terms.max_lease_ms);
+            let longest = show_duration(Duration::from_millis(self.terms.max_lease_ms));
+            let why = format!("this provider lends for {longest} at most (its --max-lease)");
             return Err(Refusal::new(RefusalCode::Invalid, why));
         }
         Ok(deadline.tick)

@@ -342,6 +342,7 @@ fn fencing_is_answered_before_the_wipe_and_again_for_whoever_asks_again() {
     let order = Fence { lease: lease(1), reason: EndReason::Released };
     let first = rig.order(|table, now, ticket| table.fence(now, ticket, &order));
     let second = rig.order(|table, now, ticket| table.fence(now, ticket, &order));
+    assert!(!rig.answers.contains_key(&first) && !rig.answers.contains_key(&second), "answered before it was fenced");
     assert!(rig.run_job(|_| 0));
     assert!(matches!(rig.jobs[0].task, Task::Wipe(_)));
     let third = rig.order(|table, now, ticket| table.fence(now, ticket, &order));
