@@ -11,7 +11,7 @@ use overbank_fabric::ids::BootId;
 use overbank_fabric::keyfile::{self, KeyFileError};
 use overbank_fabric::message::RefusalCode;
 use overbank_fabric::units::Size;
-use overbank_verbs::{Device, DeviceOptions, VerbsError};
+use overbank_verbs::{Backing, Device, DeviceOptions, VerbsError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
@@ -128,6 +128,12 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         Device::open(&options.device, &DeviceOptions { address, port, spin, mtu }).map_err(ServeError::Device)?;
     let memory =
         pages::map(options.pages, options.pool).map_err(|source| ServeError::Pool { size: options.pool, source })?;
+    let pages = match memory.backing() {
+        Backing::Huge2M => "hugepages of 2MiB",
+        Backing::Huge1G => "hugepages of 1GiB",
+        Backing::Transparent => "transparent hugepages",
+        Backing::Ordinary => "ordinary pages",
+    };
     let pool = Pool::new(memory.len() as u64, memory.page_bytes() as u64);
     let facts = Facts {
         boot: BootId::random(),
@@ -141,12 +147,8 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
     let keeper =
         Keeper::start(table, backend, SystemClock).map_err(|source| ServeError::System { what: "threads", source })?;
 
-    let ready = format!(
-        "overbank-provider ready: {me} lends {} in pages of {} through {}",
-        Size(facts.pool_bytes),
-        Size(facts.page_bytes),
-        facts.device
-    );
+    let ready =
+        format!("overbank-provider ready: {me} lends {} in {pages} through {}", Size(facts.pool_bytes), facts.device);
     let news = move |news| match news {
         News::Ready => say(&ready),
         News::WaitingForApproval => say(&format!("waiting for approval: overbank trust approve {me} --role provider")),

@@ -89,7 +89,7 @@ async fn it_lends_until_a_signal_and_cleans_up_before_it_stops() {
     let daemon = Daemon::start(&authd.address.to_string(), state.path(), &[]);
     authd.session().await;
     let ready = daemon.line();
-    assert!(ready.starts_with("overbank-provider ready: ") && ready.contains("4MiB"), "{ready}");
+    assert!(ready.starts_with("overbank-provider ready: ") && ready.contains("4MiB in ordinary pages"), "{ready}");
     let mode = |name: &str| std::fs::metadata(state.path().join(name)).expect("there").permissions().mode() & 0o777;
     assert_eq!((mode("provider.key"), mode("known_authd")), (0o600, 0o600));
     let status = std::fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).expect("readable");
@@ -219,7 +219,7 @@ async fn too_few_hugepages_are_replaced_with_a_warning_that_names_the_command() 
     let state = tempfile::tempdir().expect("a directory");
     let pool = format!("{}MiB", 2 * (free + 4));
     let daemon = Daemon::start(&authd.address.to_string(), state.path(), &["--pages", "auto", "--pool", &pool]);
-    assert!(daemon.line().contains("in pages of 2MiB"));
+    assert!(daemon.line().contains("in transparent hugepages"));
     daemon.signal(Signal::SIGTERM);
     let (status, errors) = daemon.end();
     assert!(status == 0 && errors.contains("vm.nr_hugepages=") && errors.contains("transparent"), "{errors}");
