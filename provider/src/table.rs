@@ -26,8 +26,8 @@ use crate::job::{Done, Job, Outcome, Task};
 use crate::lease::{Answer, Lease, Phase, ended};
 use crate::pool::Pool;
 
-/// Most leases held, and receipts not yet acknowledged, together.
-pub const MAX_LEASES: usize = 16_384;
+/// Most leases held, and receipts not yet acknowledged, together: as many as an offer can list in one message.
+pub const MAX_LEASES: usize = 12_288;
 /// How much later than the longest lease allows a deadline may be: it was computed on another machine.
 const DEADLINE_SLACK_MS: u64 = 1000;
 

@@ -626,3 +626,20 @@ proptest! {
         play(acts);
     }
 }
+
+#[test]
+fn an_offer_of_as_many_leases_as_there_can_be_fits_into_a_message() {
+    let deadline = Deadline { boot: BootId([0xff; 16]), tick: Tick(u64::MAX) };
+    let held = HeldLease { lease: LeaseId([0xff; 16]), deadline };
+    let heartbeat = Heartbeat { tick: Tick(u64::MAX), free_bytes: u64::MAX, quarantined_bytes: u64::MAX };
+    let offer = overbank_fabric::message::Offer {
+        boot: BootId([0xff; 16]),
+        heartbeat,
+        pool_bytes: u64::MAX,
+        page_bytes: u64::MAX,
+        device: "d".repeat(1000),
+        leases: vec![held; MAX_LEASES],
+    };
+    let bytes = overbank_fabric::signed::to_cbor(&offer).len();
+    assert!(bytes < 1_000_000, "{bytes}");
+}
