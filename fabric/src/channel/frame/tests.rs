@@ -112,12 +112,14 @@ async fn room_is_made_for_what_comes_and_not_for_what_is_claimed() {
 async fn a_stream_cut_anywhere_is_told_from_one_that_was_closed() {
     let (mut sender, _) = ends();
     let length = [&framed(&mut sender, &[7; 100]).await[..], &framed(&mut sender, &[8; 66_000]).await].concat().len();
-    let cuts = (0..300).chain((300..length).step_by(997)).chain(length - 2..=length);
+    // Also where the first frame of the second message ends.
+    let cuts = (0..300).chain((300..length).step_by(997)).chain([119 + 2 + 65_535]).chain(length - 2..=length);
     for cut in cuts {
         let (mut sender, mut receiver) = ends();
         let first = framed(&mut sender, &[7; 100]).await;
         let stream = [&first[..], &framed(&mut sender, &[8; 66_000]).await].concat();
         let mut rest = &stream[..cut];
+        assert_eq!(first.len(), 119);
         if cut >= first.len() {
             assert!(receiver.receive(&mut rest).await.is_ok(), "cut at {cut}");
         }

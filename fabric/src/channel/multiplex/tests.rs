@@ -195,6 +195,25 @@ async fn an_answer_to_nothing_ends_the_session_for_all_who_wait() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_slot_learns_of_the_end_also_when_the_slot_is_held() {
+    let (near, _far) = pair(1 << 16);
+    let (caller, _incoming, driver) = near.multiplex(1);
+    let held = caller.call(CORRELATION, 5000, Call::WhoAmI);
+    tokio::pin!(held);
+    tokio::select! {
+        biased;
+        outcome = &mut held => panic!("{outcome:?}"),
+        () = std::future::ready(()) => {}
+    }
+    let other = caller.clone();
+    let waiting = tokio::spawn(async move { other.call(CORRELATION, 5000, Call::WhoAmI).await });
+    settle().await;
+    drop(driver);
+    let outcome = soon(waiting).await.unwrap();
+    assert!(matches!(outcome, Err(CallError::Channel(ChannelError::Unusable))), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn an_answer_given_twice_ends_the_session() {
     let (near, mut far) = pair(1 << 16);
     let (caller, _incoming, driver) = near.multiplex(4);
