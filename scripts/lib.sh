@@ -82,6 +82,19 @@ target_dir() {
         sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }
 
+# -- hugepages --------------------------------------------------------------------------------------------------------
+huge=/sys/kernel/mm/hugepages/hugepages-2048kB
+
+# The kernel may search for minutes where memory is in pieces: it stops searching at a signal, with what it has found.
+set_hugepages() { as_root timeout 30 sh -c "echo $1 >$huge/nr_hugepages" 2>/dev/null || [ $? = 124 ]; }
+
+# Others may have reserved some since: take back as many as were added, not what there was.
+hugepages_back() {
+    local now
+    now=$(<$huge/nr_hugepages)
+    set_hugepages "$((now > $1 ? now - $1 : 0))" || warn "could not give $1 hugepages back: echo $((now - $1)) >$huge/nr_hugepages"
+}
+
 # -- stages -----------------------------------------------------------------------------------------------------------
 # stage NAME COMMAND…: runs it, says how long it took; the status is the command's.
 stage() {
