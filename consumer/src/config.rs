@@ -132,7 +132,7 @@ fn absolute(variable: &str) -> Option<PathBuf> {
     env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
-/// HOST:PORT from HOST, HOST:PORT, ADDRESS or [ADDRESS]:PORT.
+/// HOST:PORT from `HOST`, `HOST:PORT`, `ADDRESS` or `[ADDRESS]:PORT`.
 fn address(text: &str) -> Option<String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']')?;

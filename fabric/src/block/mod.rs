@@ -9,10 +9,10 @@
 //! | 16..32 | tag of AES-256-GCM |
 //! | 32.. | the payload, encrypted, as long as the block |
 //!
-//! - key = HKDF-SHA256(lease key, no salt, [`labels::BLOCK_KEY`](crate::labels::BLOCK_KEY) ‖ lease id ‖ salt ‖ epoch u32),
+//! - key = HKDF-SHA256(lease key, no salt, [`labels::BLOCK_KEY`] ‖ lease id ‖ salt ‖ epoch u32),
 //!   where the epoch is the counter divided by 2^26, so that no key seals more than 2^26 blocks;
 //! - nonce = 6 zero bytes ‖ counter u48;
-//! - associated data = [`labels::BLOCK_AAD`](crate::labels::BLOCK_AAD) ‖ length of the tenant's name u8 ‖ tenant ‖ lease id
+//! - associated data = [`labels::BLOCK_AAD`] ‖ length of the tenant's name u8 ‖ tenant ‖ lease id
 //!   ‖ generation u64 ‖ block index u64 ‖ block size u32.
 //!
 //! All numbers are big-endian. A block that was moved to another index, lease or tenant does not open. That it is the
