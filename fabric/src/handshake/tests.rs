@@ -7,7 +7,7 @@ use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
 use hkdf::Hkdf;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
-use snow::resolvers::{BoxedCryptoResolver, CryptoResolver};
+use snow::resolvers::CryptoResolver;
 use snow::types::{Cipher, Dh, Hash, Random};
 
 use super::*;
@@ -157,9 +157,7 @@ fn another_encapsulation_key_sealed_by_an_attacker_fails_at_message_2() {
     let attackers = kem::DecapsulationKey::generate().unwrap();
 
     let ephemeral = &message_1[..32];
-    let hash = Sha256::digest([SUITE.as_bytes()].concat());
-    // The suite's name is 32 bytes long, which Noise takes as they are.
-    assert_ne!(hash.as_slice(), SUITE.as_bytes());
+    // The suite's name is 32 bytes long: Noise takes it as it is for its first hash.
     let mixed = Sha256::digest([SUITE.as_bytes(), &prologue(VERSION)].concat());
     let mixed = Sha256::digest([&mixed[..], ephemeral].concat());
     let mut keys = [0; 64];
@@ -414,7 +412,7 @@ fn another_version_prologue_or_suite_fails_at_the_first_message() {
         let (message, _) = RogueInitiator::start(rogue);
         assert_eq!(respond(&authd, &message).err(), Some(HandshakeError::Unreadable { message: 1 }));
     }
-    // Another cipher under the same name of pattern, and a suite without a psk, in which message 1 is in the clear.
+    // Another pattern, and a suite without a psk, in which message 1 is in the clear.
     let key = kem::DecapsulationKey::generate().unwrap().encapsulation_key();
     for suite in ["Noise_IXpsk2_25519_AESGCM_SHA256", "Noise_XX_25519_AESGCM_SHA256"] {
         let mut rogue = Noise::with(suite, resolver(), true, &prologue(VERSION)).unwrap();
@@ -590,8 +588,4 @@ fn a_key_ends_before_its_limit() {
     assert!(out.is_empty());
     assert_eq!(far.receive.open(&last, &mut out), Ok(()));
     assert_eq!(far.receive.open(&last, &mut out), Err(TransportError::Exhausted));
-}
-
-fn stock() -> BoxedCryptoResolver {
-    Box::new(resolver::Resolver)
 }
