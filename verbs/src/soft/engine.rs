@@ -175,9 +175,7 @@ impl Engine {
         limit("outstanding READs", caps.outstanding_reads.into(), 0, MAX_READS)?;
         limit("number of queue pairs", self.qps.len() + 1, 0, MAX_QUEUE_PAIRS)?;
         self.pd(pd)?;
-        // 0 and 1 are the management queue pairs of InfiniBand, the highest is its multicast.
-        let fits = |value: u32| (2..=0x00ff_fffe).contains(&(value >> 8)) && !self.qps.contains_key(&(value >> 8));
-        let qpn = random(fits)? >> 8;
+        let qpn = random(|value| is_ordinary(value >> 8) && !self.qps.contains_key(&(value >> 8)))? >> 8;
         let psn = Psn::new(random(|_| true)?);
         self.completions.add_user(cq)?;
         *self.pd(pd)? += 1;
@@ -322,7 +320,7 @@ impl Engine {
             qp.complete(&mut self.completions);
             qp.wake(&mut self.ready);
             match outcome {
-                Ok(()) => qp.set_alarm(&mut self.timers),
+                Ok(()) => {}
                 Err(Stop::Dropped(reason)) => return Err(reason),
                 Err(Stop::Failed(failure)) => {
                     qp.fail(Some(failure), &mut self.completions);
@@ -397,6 +395,11 @@ impl Engine {
     fn qp(&mut self, qpn: Qpn) -> Result<&mut QueuePair, EngineError> {
         self.qps.get_mut(&qpn.0).map(|qp| &mut **qp).ok_or(EngineError::Gone("queue pair"))
     }
+}
+
+/// 0 and 1 are the management queue pairs of InfiniBand, and the highest number is its multicast.
+fn is_ordinary(qpn: u32) -> bool {
+    (2..0x00ff_ffff).contains(&qpn)
 }
 
 impl QueuePair {

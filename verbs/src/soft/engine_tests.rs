@@ -86,7 +86,10 @@ fn numbers_and_keys_are_random_and_differ() {
     let numbers: HashSet<u32> = ends.iter().map(|end| end.qpn).collect();
     assert_eq!((keys.len(), numbers.len()), (1000, 1000));
     assert!(!keys.contains(&0));
-    assert!(numbers.iter().all(|qpn| (2..0x00ff_ffff).contains(qpn)));
+    assert!(numbers.iter().all(|qpn| is_ordinary(*qpn)));
+    assert!(
+        [2, 0x00ff_fffe].into_iter().all(is_ordinary) && ![0, 1, 0x00ff_ffff, 1 << 24].into_iter().any(is_ordinary)
+    );
     assert!(ends.iter().all(|end| end.psn < 1 << 24));
     assert_eq!((ends[0].port, ends[0].gid, ends[0].flags), (4791, Endpoint::gid_of(address(0).ip()), Endpoint::SOFT));
     // Each bit of each is set in about half.
@@ -243,13 +246,15 @@ fn idle_queue_pairs_cost_nothing() {
 #[test]
 fn one_queue_pair_has_one_alarm_however_busy() {
     let mut pair = Pair::new(1, Faults::default(), Mtu::Mtu1024, 1 << 20);
-    let batch: Vec<_> = (0..4).map(|id| pair.request(id, Op::Read, 0, 0, 1 << 20)).collect();
+    let batch: Vec<_> = (0..16).map(|id| pair.request(id, Op::Read, 0, 0, 1 << 20)).collect();
     pair.post(&batch);
     let mut most = 0;
     while pair.net.step() {
         most = most.max(pair.net.hosts[0].timers.len());
     }
     assert_eq!(most, 1);
+    assert!(pair.net.now().0 > 2_000_000, "it rang, and nothing was due");
+    assert_eq!(pair.net.hosts[0].counters().retransmitted, 0);
 }
 
 #[test]
@@ -264,6 +269,16 @@ fn a_long_answer_is_sent_in_bursts() {
     assert_eq!(peer.answers().len(), 512 - BURST);
     assert_eq!(peer.answers().len(), 0);
     assert_eq!(peer.engine.next_timeout(), None);
+}
+
+#[test]
+fn a_queue_pair_waits_for_its_turn_once() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    for _ in 0..100 {
+        let draft = peer.draft_at(peer.psn.wrapping_sub(1), crate::soft::wire::Opcode::WRITE_LAST, vec![], &[]);
+        peer.say(&draft);
+    }
+    assert_eq!((peer.engine.counters().received, peer.engine.ready.len()), (100, 1));
 }
 
 #[test]

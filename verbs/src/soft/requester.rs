@@ -313,11 +313,8 @@ impl Requester {
             Op::Write if under_way >= self.window.size => return None,
             Op::Write => at.plus(1),
         };
-        // An acknowledgement is asked for at each message's end, where the window closes, and four times in a window.
-        let asks = work.op == Op::Read
-            || end == work.end
-            || under_way + 1 >= self.window.size
-            || self.unasked + 1 >= self.window.size / 4;
+        // An acknowledgement is asked for at each message's end, and four times in a window: so none closes unasked.
+        let asks = work.op == Op::Read || end == work.end || self.unasked + 1 >= self.window.size / 4;
         if !work.send(connection, regions, at, end, asks, out) {
             return Some(Err(Failure { at, status: WcStatus::LOC_PROT_ERR }));
         }

@@ -269,6 +269,42 @@ fn a_gap_in_a_read_is_asked_for_from_there() {
 }
 
 #[test]
+fn the_same_gap_is_asked_for_again_after_a_silence() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let request = peer.request(1, Op::Read, 0, 3 * MTU);
+    peer.post(&[request]).unwrap();
+    for _ in 0..2 {
+        let again = peer.respond(1, Opcode::READ_RESPONSE_MIDDLE, &[2; MTU]);
+        assert_eq!(places(&peer, &again), [0]);
+        assert_eq!(peer.respond(2, Opcode::READ_RESPONSE_LAST, &[3; MTU]), []);
+        ring(&mut peer);
+        let again = peer.answers();
+        assert_eq!(places(&peer, &again), [0]);
+    }
+}
+
+#[test]
+fn a_failure_of_ours_ends_the_answers_to_the_peer() {
+    for refused in [false, true] {
+        let retry = Retry { timeout: Duration::from_millis(1), count: 0 };
+        let mut peer = Peer::with(Mtu::Mtu1024, Access::all(), retry);
+        let request = peer.request(1, Op::Write, 0, 4);
+        peer.post(&[request]).unwrap();
+        let read = peer.read_draft(0, 3 * MTU as u32, 3);
+        peer.say(&read);
+        assert_eq!(peer.answer().unwrap().opcode, Opcode::READ_RESPONSE_FIRST);
+        if refused {
+            assert_eq!(peer.acknowledge(0, 0x62), []);
+        } else {
+            peer.engine.on_timeout(Now(1_000_000));
+            assert_eq!(peer.answers(), []);
+        }
+        assert_eq!(peer.state(), QpState::Error);
+        assert_eq!(peer.poll().len(), 1);
+    }
+}
+
+#[test]
 fn an_acknowledgement_beyond_a_read_means_that_its_response_is_lost() {
     let mut peer = Peer::new(Mtu::Mtu1024);
     let batch = [peer.request(1, Op::Write, 0, 4), peer.request(2, Op::Read, 0, 4), peer.request(3, Op::Write, 0, 4)];
