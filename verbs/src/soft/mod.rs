@@ -1,8 +1,8 @@
 //! RoCEv2 in this process, on an ordinary UDP socket.
 //!
-//! Bytes go up: `wire` and `icrc` read packets, `requester` and `responder` know the rules of reliable connections,
-//! `engine` holds what a device holds. None of them has a socket, a thread or a clock. `port_udp` alone has them, and
-//! `device` is what the public types call.
+//! `wire` and `icrc` know bytes, `requester` and `responder` the rules of reliable connections, and `engine` holds what a
+//! device holds: none of them has a socket, a thread or a clock. `port_udp` has the socket, `driver` the thread and the
+//! clock, and `device` is what the public types call.
 
 pub(crate) mod device;
 mod driver;
