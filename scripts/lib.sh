@@ -33,20 +33,29 @@ as_root() {
 }
 
 # -- system packages --------------------------------------------------------------------------------------------------
-# need_packages COMMAND:PACKAGE…: installs what provides the commands that are missing, and nothing else.
+# need_packages WHAT:PACKAGE…: installs the packages of what is missing, a command or a /file (a pattern), and nothing else.
 need_packages() {
-    local pair missing=()
+    try_packages "$@" || fail "could not install ${missing[*]}" \
+        "Run as root: apt-get update && apt-get install -y ${missing[*]} (or by your system's own means), then run this again."
+}
+
+# The same, for what can be done without: status 1 where it cannot be installed. Leaves what is missing in $missing.
+try_packages() {
+    local pair
+    missing=()
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+        case $pair in
+            /*) compgen -G "${pair%%:*}" >/dev/null || missing+=("${pair#*:}") ;;
+            *) command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}") ;;
+        esac
     done
     [ ${#missing[@]} -gt 0 ] || return 0
-    command -v apt-get >/dev/null ||
-        fail "needs ${missing[*]}, and this system has no apt-get" "Install them by your system's own means, then run this again."
+    command -v apt-get >/dev/null || return 1
     step "Installing ${missing[*]}"
     # The lists of a machine that was never updated, or too long ago, do not find the packages.
-    apt_install "${missing[@]}" || { as_root apt-get -qq update && apt_install "${missing[@]}"; } ||
-        fail "could not install ${missing[*]}" "Run as root: apt-get update && apt-get install -y ${missing[*]}"
+    apt_install "${missing[@]}" || { as_root apt-get -qq update && apt_install "${missing[@]}"; } || return 1
 }
+missing=()
 
 apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
@@ -75,6 +84,12 @@ need_rust() {
 }
 
 wanted_rust() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml"; }
+
+# What real RDMA devices are built with: the headers of libibverbs, and what reads them. To run, nothing of it is needed.
+rdma_packages=(
+    pkg-config:pkg-config /usr/include/infiniband/verbs.h:libibverbs-dev /usr/include/rdma/rdma_cma.h:librdmacm-dev
+    '/usr/lib/llvm-*/lib/libclang.so*:libclang-dev'
+)
 
 # Where cargo puts what it builds.
 target_dir() {

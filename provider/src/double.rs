@@ -127,7 +127,7 @@ impl Double {
 
 /// An endpoint that a test can tell from others.
 pub(crate) fn endpoint(number: u32) -> Endpoint {
-    Endpoint { flags: 0, mtu: Mtu::Mtu1024, qpn: number, psn: 0, port: 4791, gid: [1; 16] }
+    Endpoint { flags: 0, mtu: Mtu::Mtu1024, qpn: number, psn: 0, port: 4791, lid: 0, gid: [1; 16] }
 }
 
 impl Backend for Double {

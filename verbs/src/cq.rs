@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+#[cfg(feature = "ibv")]
+use crate::ibv::cq::IbvCq;
 use crate::soft::device::SoftCq;
 use crate::{Completion, VerbsError};
 
@@ -13,6 +15,8 @@ pub struct CompletionQueue(pub(crate) Backend);
 #[derive(Clone)]
 pub(crate) enum Backend {
     Soft(Arc<SoftCq>),
+    #[cfg(feature = "ibv")]
+    Ibv(Arc<IbvCq>),
 }
 
 impl CompletionQueue {
@@ -23,6 +27,8 @@ impl CompletionQueue {
     pub fn poll(&self, max: usize, out: &mut Vec<Completion>) -> Result<usize, VerbsError> {
         match &self.0 {
             Backend::Soft(cq) => cq.poll(max, out),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(cq) => cq.poll(max, out),
         }
     }
 
@@ -33,6 +39,8 @@ impl CompletionQueue {
     pub fn wait(&self, deadline: Instant) -> Result<bool, VerbsError> {
         match &self.0 {
             Backend::Soft(cq) => cq.wait(deadline),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(cq) => cq.wait(deadline),
         }
     }
 }

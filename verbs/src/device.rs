@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use crate::cq::CompletionQueue;
 use crate::endpoint::Mtu;
+use crate::found::FoundDevices;
+#[cfg(feature = "ibv")]
+use crate::ibv::device::IbvDevice;
 use crate::pd::ProtectionDomain;
 use crate::soft::device::SoftDevice;
 use crate::{VerbsError, cq, pd};
@@ -33,6 +36,17 @@ impl DeviceOptions {
     }
 }
 
+/// How a device is, as far as it has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Health {
+    /// Nothing wrong.
+    Good,
+    /// Its port is down; what is posted fails until it is up again.
+    PortDown,
+    /// It has failed; nothing but opening it again mends it.
+    Fatal,
+}
+
 /// What a device did since it was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -46,6 +60,9 @@ pub struct Counters {
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
+#[cfg(not(feature = "ibv"))]
+const NO_IBV: &str = "this program was built without real RDMA devices (feature `ibv`)";
+
 /// An open device. It stays open until this, its clones and everything made from it are dropped.
 #[derive(Clone)]
 pub struct Device(Backend);
@@ -53,25 +70,63 @@ pub struct Device(Backend);
 #[derive(Clone)]
 enum Backend {
     Soft(Arc<SoftDevice>),
+    #[cfg(feature = "ibv")]
+    Ibv(Arc<IbvDevice>),
 }
 
 impl Device {
-    /// Opens a device: "soft", or "auto" for the best there is.
+    /// Opens a device: "soft"; a real one by the name that [`Device::find`] gives it ("mlx5_0", or "mlx5_0:2" for its
+    /// port 2); or "auto": a real one where one is active, else soft. [`Device::describe`] says which, and why.
     ///
     /// # Errors
-    /// No device of that name; an address that is not local; a port in use; no memory or permission.
+    /// No device of that name, or one that cannot be used; an address that is not local; a port in use; no memory or
+    /// permission.
     pub fn open(name: &str, options: &DeviceOptions) -> Result<Self, VerbsError> {
-        match name {
-            "auto" | "soft" => Ok(Self(Backend::Soft(Arc::new(SoftDevice::open(options)?)))),
-            _ => Err(VerbsError::DeviceNotFound { name: name.to_owned(), available: "auto, soft".to_owned() }),
+        if name == "auto" {
+            let mut found = Self::find(options);
+            let (index, why) = found.auto;
+            return Self::open_known(&found.devices.swap_remove(index).name, options, format!("chosen because {why}"));
+        }
+        Self::open_known(name, options, "asked for by name".to_owned())
+    }
+
+    fn open_known(name: &str, options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
+        if name == "soft" {
+            return Ok(Self(Backend::Soft(Arc::new(SoftDevice::open(options, why)?))));
+        }
+        #[cfg(feature = "ibv")]
+        return Ok(Self(Backend::Ibv(Arc::new(IbvDevice::open(name, options, why)?))));
+        #[cfg(not(feature = "ibv"))]
+        Err(VerbsError::DeviceUnusable { name: name.to_owned(), reason: format!("{NO_IBV}; there are: auto, soft") })
+    }
+
+    /// Looks for every device of this machine, and says of each whether it can be used with these options.
+    #[must_use]
+    pub fn find(options: &DeviceOptions) -> FoundDevices {
+        #[cfg(feature = "ibv")]
+        let real = crate::ibv::device::find(options.address);
+        #[cfg(not(feature = "ibv"))]
+        let real = Err(NO_IBV.to_owned());
+        FoundDevices::new(real, SoftDevice::look(options), options.address)
+    }
+
+    /// How it is. Worth a look every second or so: a device that failed says so here.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        match &self.0 {
+            Backend::Soft(_) => Health::Good,
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(device) => device.health(),
         }
     }
 
-    /// Its name: "soft".
+    /// Its name: "soft", or that of the real device.
     #[must_use]
     pub fn name(&self) -> &str {
         match &self.0 {
             Backend::Soft(_) => "soft",
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(device) => device.name(),
         }
     }
 
@@ -80,6 +135,8 @@ impl Device {
     pub fn describe(&self) -> String {
         match &self.0 {
             Backend::Soft(device) => device.describe(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(device) => device.describe(),
         }
     }
 
@@ -88,6 +145,8 @@ impl Device {
     pub fn counters(&self) -> Counters {
         match &self.0 {
             Backend::Soft(device) => device.counters(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(device) => device.counters(),
         }
     }
 
@@ -98,6 +157,8 @@ impl Device {
     pub fn alloc_pd(&self) -> Result<ProtectionDomain, VerbsError> {
         match &self.0 {
             Backend::Soft(device) => Ok(ProtectionDomain(pd::Backend::Soft(Arc::new(device.alloc_pd()?)))),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(device) => Ok(ProtectionDomain(pd::Backend::Ibv(Arc::new(device.alloc_pd()?)))),
         }
     }
 
@@ -108,6 +169,8 @@ impl Device {
     pub fn create_cq(&self, entries: usize) -> Result<CompletionQueue, VerbsError> {
         match &self.0 {
             Backend::Soft(device) => Ok(CompletionQueue(cq::Backend::Soft(Arc::new(device.create_cq(entries)?)))),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(device) => Ok(CompletionQueue(cq::Backend::Ibv(Arc::new(device.create_cq(entries)?)))),
         }
     }
 }

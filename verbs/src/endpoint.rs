@@ -38,7 +38,7 @@ impl Mtu {
 
 /// A queue pair as its peer addresses it.
 ///
-/// On the wire, 32 bytes, big-endian: version 1, flags, MTU code, 0, QPN u32, PSN u32, UDP port u16, 0 u16, GID 16.
+/// On the wire, 32 bytes, big-endian: version 1, flags, MTU code, 0, QPN u32, PSN u32, UDP port u16, LID u16, GID 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// [`Endpoint::SOFT`] or 0.
@@ -51,6 +51,8 @@ pub struct Endpoint {
     pub psn: u32,
     /// UDP port that takes this device's packets: 4791 for every real RoCEv2 device.
     pub port: u16,
+    /// Local identifier on an InfiniBand subnet; 0 on Ethernet.
+    pub lid: u16,
     /// IPv6 address, or IPv4-mapped address.
     pub gid: [u8; 16],
 }
@@ -81,6 +83,7 @@ impl Endpoint {
         bytes[4..8].copy_from_slice(&self.qpn.to_be_bytes());
         bytes[8..12].copy_from_slice(&self.psn.to_be_bytes());
         bytes[12..14].copy_from_slice(&self.port.to_be_bytes());
+        bytes[14..16].copy_from_slice(&self.lid.to_be_bytes());
         bytes[16..].copy_from_slice(&self.gid);
         bytes
     }
@@ -94,6 +97,7 @@ impl Endpoint {
         let bad = |field| Err(VerbsError::Endpoint { field });
         let (qpn, psn) = (u32_at(4), u32_at(8));
         let port = u16::from_be_bytes([bytes[12], bytes[13]]);
+        let lid = u16::from_be_bytes([bytes[14], bytes[15]]);
         let mut gid = [0; 16];
         gid.copy_from_slice(&bytes[16..]);
         let address = Ipv6Addr::from(gid).to_canonical();
@@ -102,7 +106,7 @@ impl Endpoint {
             bad("version")
         } else if bytes[1] & !Self::SOFT != 0 {
             bad("flags")
-        } else if bytes[3] != 0 || bytes[14] != 0 || bytes[15] != 0 {
+        } else if bytes[3] != 0 {
             bad("reserved bytes")
         } else if !(2..1 << 24).contains(&qpn) {
             bad("queue pair number")
@@ -113,7 +117,7 @@ impl Endpoint {
         } else if address.is_unspecified() || address.is_multicast() {
             bad("address")
         } else {
-            Ok(Self { flags: bytes[1], mtu, qpn, psn, port, gid })
+            Ok(Self { flags: bytes[1], mtu, qpn, psn, port, lid, gid })
         }
     }
 
@@ -129,6 +133,7 @@ mod tests {
     use super::*;
 
     const SAMPLE: Endpoint = Endpoint {
+        lid: 0x1234,
         flags: Endpoint::SOFT,
         mtu: Mtu::Mtu4096,
         qpn: 0x0012_3456,
@@ -143,7 +148,7 @@ mod tests {
         assert_eq!(
             bytes,
             [
-                1, 1, 5, 0, 0, 0x12, 0x34, 0x56, 0, 0xab, 0xcd, 0xef, 0x12, 0xb7, 0, 0, //
+                1, 1, 5, 0, 0, 0x12, 0x34, 0x56, 0, 0xab, 0xcd, 0xef, 0x12, 0xb7, 0x12, 0x34, //
                 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 7
             ]
         );
@@ -163,8 +168,6 @@ mod tests {
             (3, 1, "reserved bytes"),
             (4, 1, "queue pair number"),
             (8, 1, "packet sequence number"),
-            (14, 1, "reserved bytes"),
-            (15, 1, "reserved bytes"),
         ] {
             let mut bytes = SAMPLE.to_bytes();
             bytes[at] = value;

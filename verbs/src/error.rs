@@ -18,6 +18,34 @@ pub enum VerbsError {
         /// The names that would do.
         available: String,
     },
+    /// The device is there and cannot be used.
+    #[error("the RDMA device '{name}' cannot be used: {reason}")]
+    DeviceUnusable {
+        /// Which.
+        name: String,
+        /// Why, and what mends it.
+        reason: String,
+    },
+    /// The device reported a state that nothing but opening it again mends.
+    #[error("the RDMA device '{name}' has failed; start the program again")]
+    DeviceFatal {
+        /// Which.
+        name: String,
+    },
+    /// A queue pair did not go from one state to the next.
+    #[error("the queue pair did not go from {from:?} to {to:?} ({attributes}): {source}; most likely {likely}")]
+    Transition {
+        /// The state it is in.
+        from: QpState,
+        /// The state it was to be in.
+        to: QpState,
+        /// What it was given.
+        attributes: String,
+        /// What most often stands behind it.
+        likely: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The device could not take its local address.
     #[error("the soft device cannot use {address}: {source}; give an address of this machine")]
     Address {

@@ -63,6 +63,9 @@ mod cq;
 mod device;
 mod endpoint;
 mod error;
+mod found;
+#[cfg(feature = "ibv")]
+mod ibv;
 mod lane;
 mod memory;
 mod mr;
@@ -73,9 +76,10 @@ mod wc;
 
 pub use access::Access;
 pub use cq::CompletionQueue;
-pub use device::{Counters, Device, DeviceOptions};
+pub use device::{Counters, Device, DeviceOptions, Health};
 pub use endpoint::{Endpoint, Mtu};
 pub use error::VerbsError;
+pub use found::{FoundDevice, FoundDevices, Gid, GidKind, Limits};
 pub use lane::{Done, Lane, SlotId, Transfer};
 pub use memory::{Backing, Memory};
 pub use mr::MemoryRegion;

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::VerbsError;
+#[cfg(feature = "ibv")]
+use crate::ibv::mr::IbvMr;
 use crate::soft::device::SoftMr;
 
 /// Memory that the device may use, with exactly the rights it was registered with. Dropping it deregisters it; a
@@ -11,6 +13,26 @@ pub struct MemoryRegion(pub(crate) Backend);
 
 pub(crate) enum Backend {
     Soft(SoftMr),
+    #[cfg(feature = "ibv")]
+    Ibv(IbvMr),
+}
+
+impl Backend {
+    pub(crate) fn soft(&self) -> Option<&SoftMr> {
+        match self {
+            Self::Soft(mr) => Some(mr),
+            #[cfg(feature = "ibv")]
+            Self::Ibv(_) => None,
+        }
+    }
+
+    #[cfg(feature = "ibv")]
+    pub(crate) fn ibv(&self) -> Option<&IbvMr> {
+        match self {
+            Self::Soft(_) => None,
+            Self::Ibv(mr) => Some(mr),
+        }
+    }
 }
 
 impl MemoryRegion {
@@ -19,6 +41,8 @@ impl MemoryRegion {
     pub fn address(&self) -> u64 {
         match &self.0 {
             Backend::Soft(mr) => mr.address(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(mr) => mr.address(),
         }
     }
 
@@ -27,6 +51,8 @@ impl MemoryRegion {
     pub fn len(&self) -> usize {
         match &self.0 {
             Backend::Soft(mr) => mr.len(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(mr) => mr.len(),
         }
     }
 
@@ -41,6 +67,8 @@ impl MemoryRegion {
     pub fn rkey(&self) -> u32 {
         match &self.0 {
             Backend::Soft(mr) => mr.rkey(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(mr) => mr.rkey(),
         }
     }
 
@@ -51,6 +79,8 @@ impl MemoryRegion {
     pub fn deregister(self) -> Result<(), VerbsError> {
         match self.0 {
             Backend::Soft(mr) => mr.deregister(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(mr) => mr.deregister(),
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(feature = "ibv")]
+use crate::ibv::pd::IbvPd;
 use crate::soft::device::SoftPd;
 use crate::{Access, CompletionQueue, Memory, MemoryRegion, QpCaps, QueuePair, VerbsError, cq, mr, qp};
 
@@ -14,6 +16,8 @@ pub struct ProtectionDomain(pub(crate) Backend);
 #[derive(Clone)]
 pub(crate) enum Backend {
     Soft(Arc<SoftPd>),
+    #[cfg(feature = "ibv")]
+    Ibv(Arc<IbvPd>),
 }
 
 impl ProtectionDomain {
@@ -37,6 +41,8 @@ impl ProtectionDomain {
         }
         match &self.0 {
             Backend::Soft(pd) => Ok(MemoryRegion(mr::Backend::Soft(pd.register(memory, range, access)?))),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(pd) => Ok(MemoryRegion(mr::Backend::Ibv(pd.register(memory, range, access)?))),
         }
     }
 
@@ -47,6 +53,10 @@ impl ProtectionDomain {
     pub fn create_qp(&self, cq: &CompletionQueue, caps: QpCaps) -> Result<QueuePair, VerbsError> {
         match (&self.0, &cq.0) {
             (Backend::Soft(pd), cq::Backend::Soft(cq)) => Ok(QueuePair(qp::Backend::Soft(pd.create_qp(cq, caps)?))),
+            #[cfg(feature = "ibv")]
+            (Backend::Ibv(pd), cq::Backend::Ibv(cq)) => Ok(QueuePair(qp::Backend::Ibv(pd.create_qp(cq, caps)?))),
+            #[cfg(feature = "ibv")]
+            _ => Err(VerbsError::Foreign { what: "completion queue", owner: "device" }),
         }
     }
 }

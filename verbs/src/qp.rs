@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "ibv")]
+use crate::ibv::qp::IbvQp;
 use crate::soft::device::SoftQp;
-use crate::{Access, Endpoint, MemoryRegion, Op, VerbsError, WorkRequest, mr};
+use crate::{Access, Endpoint, MemoryRegion, Op, VerbsError, WorkRequest};
 
 /// How much a queue pair holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct QueuePair(pub(crate) Backend);
 
 pub(crate) enum Backend {
     Soft(SoftQp),
+    #[cfg(feature = "ibv")]
+    Ibv(IbvQp),
 }
 
 impl QueuePair {
@@ -51,6 +55,8 @@ impl QueuePair {
     pub fn endpoint(&self) -> Endpoint {
         match &self.0 {
             Backend::Soft(qp) => qp.endpoint(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(qp) => qp.endpoint(),
         }
     }
 
@@ -62,6 +68,8 @@ impl QueuePair {
     pub fn connect(&self, remote: &Endpoint, remote_rights: Access, retry: Retry) -> Result<(), VerbsError> {
         match &self.0 {
             Backend::Soft(qp) => qp.connect(remote, remote_rights, retry),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(qp) => qp.connect(remote, remote_rights, retry),
         }
     }
 
@@ -70,6 +78,8 @@ impl QueuePair {
     pub fn state(&self) -> QpState {
         match &self.0 {
             Backend::Soft(qp) => qp.state(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(qp) => qp.state(),
         }
     }
 
@@ -85,10 +95,19 @@ impl QueuePair {
     pub(crate) fn post_each<'a>(&self, batch: impl Iterator<Item = WorkRequest<'a>> + Clone) -> Result<(), VerbsError> {
         batch.clone().try_for_each(|request| check(&request))?;
         match &self.0 {
-            Backend::Soft(qp) => qp.post(batch.map(|request| {
-                let mr::Backend::Soft(mr) = &request.region.0;
-                (request, mr)
-            })),
+            Backend::Soft(qp) => {
+                if batch.clone().any(|request| request.region.0.soft().is_none()) {
+                    return Err(FOREIGN);
+                }
+                qp.post(batch.filter_map(|request| Some((request, request.region.0.soft()?))))
+            }
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(qp) => {
+                if batch.clone().any(|request| request.region.0.ibv().is_none()) {
+                    return Err(FOREIGN);
+                }
+                qp.post(batch.filter_map(|request| Some((request, request.region.0.ibv()?))))
+            }
         }
     }
 
@@ -99,6 +118,8 @@ impl QueuePair {
     pub fn set_error(&self) -> Result<(), VerbsError> {
         match &self.0 {
             Backend::Soft(qp) => qp.set_error(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(qp) => qp.set_error(),
         }
     }
 
@@ -109,9 +130,13 @@ impl QueuePair {
     pub fn destroy(self) -> Result<(), VerbsError> {
         match self.0 {
             Backend::Soft(qp) => qp.destroy(),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(qp) => qp.destroy(),
         }
     }
 }
+
+const FOREIGN: VerbsError = VerbsError::Foreign { what: "memory region", owner: "device" };
 
 fn check(request: &WorkRequest<'_>) -> Result<(), VerbsError> {
     let region: &MemoryRegion = request.region;

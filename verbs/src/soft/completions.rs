@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::handles::{CqHandle, EngineError, HandleMap, next_free};
 use crate::Completion;
 
-const MAX_ENTRIES: usize = 1 << 22;
+pub(super) const MAX_ENTRIES: usize = 1 << 22;
 
 /// A queue that cannot overflow: room is reserved when a request is posted.
 struct Queue {

@@ -7,10 +7,11 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::driver::{Core, Driver};
-use super::engine::{CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
+use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
 use super::port_udp::ROCE_PORT;
 use crate::{
-    Access, Completion, Counters, DeviceOptions, Endpoint, Memory, Mtu, QpCaps, QpState, Retry, VerbsError, WorkRequest,
+    Access, Completion, Counters, DeviceOptions, Endpoint, FoundDevice, Gid, GidKind, Memory, Mtu, QpCaps, QpState,
+    Retry, VerbsError, WorkRequest,
 };
 
 /// Bytes of headers beside the payload that an interface's MTU must leave room for.
@@ -21,11 +22,12 @@ pub(crate) struct SoftDevice {
     driver: Arc<Driver>,
     mtu: Mtu,
     asked: DeviceOptions,
+    why: String,
     thread: Option<JoinHandle<()>>,
 }
 
 impl SoftDevice {
-    pub(crate) fn open(options: &DeviceOptions) -> Result<Self, VerbsError> {
+    pub(crate) fn open(options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
         let address = options.address;
         if address.is_unspecified() || address.is_multicast() {
             let source = std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
@@ -41,7 +43,23 @@ impl SoftDevice {
                 move || driver.progress()
             })
             .map_err(|source| VerbsError::System { call: "start of the progress thread", source })?;
-        Ok(Self { driver, mtu, asked: options.clone(), thread: Some(thread) })
+        Ok(Self { driver, mtu, asked: options.clone(), why, thread: Some(thread) })
+    }
+
+    /// Opens one for a moment, to see whether that is possible.
+    pub(crate) fn look(options: &DeviceOptions) -> FoundDevice {
+        let gid = Gid { index: 0, raw: Endpoint::gid_of(options.address), kind: GidKind::RoceV2 };
+        let opened = Self::open(options, String::new());
+        FoundDevice {
+            name: "soft".to_owned(),
+            soft: true,
+            state: if opened.is_ok() { "active" } else { "unusable" },
+            link: "UDP",
+            mtu: opened.as_ref().ok().map(|device| device.mtu),
+            gids: vec![gid],
+            limits: Some(engine::LIMITS),
+            usable: opened.map(|_| gid).map_err(|error| error.to_string()),
+        }
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -57,7 +75,7 @@ impl SoftDevice {
             mtu if mtu < asked => format!("{mtu} (the network interface does not carry {asked})"),
             mtu => mtu.to_string(),
         };
-        format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}")
+        format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}; {}", self.why)
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::completions::Completions;
+use super::completions::{self, Completions};
 use super::connection::Connection;
 use super::counters::{Counts, Dropped};
 pub(crate) use super::handles::{CqHandle, EngineError, MrHandle, PdHandle, Qpn};
@@ -21,7 +21,7 @@ use super::responder::{Responder, Verdict};
 pub(crate) use super::timers::Now;
 use super::timers::Timers;
 use super::wire::{DEFAULT_PKEY, Packet};
-use crate::{Access, Completion, Endpoint, Memory, Mtu, Op, QpCaps, QpState, Retry};
+use crate::{Access, Completion, Endpoint, Limits, Memory, Mtu, Op, QpCaps, QpState, Retry};
 
 /// QPNs are drawn at random until one is free: so few that most are.
 const MAX_QUEUE_PAIRS: usize = 1 << 20;
@@ -32,6 +32,17 @@ const MAX_MESSAGE: usize = 1 << 31;
 /// Datagrams in a row, so that whoever sends them looks at what has arrived, and lets others at the engine: a peer may
 /// have asked for gigabytes.
 const BURST: usize = 256;
+
+pub(crate) const LIMITS: Limits = Limits {
+    queue_pairs: MAX_QUEUE_PAIRS,
+    send_queue: MAX_SEND_QUEUE,
+    completions: completions::MAX_ENTRIES,
+    // What follows is bounded by memory alone; handles have 32 bits.
+    regions: u32::MAX as usize,
+    region_bytes: u64::MAX,
+    domains: u32::MAX as usize,
+    outstanding_reads: MAX_READS as u8,
+};
 
 /// A device's state.
 pub(crate) struct Engine {
@@ -201,6 +212,7 @@ impl Engine {
     pub(crate) fn endpoint(&self, qpn: Qpn) -> Result<Endpoint, EngineError> {
         let qp = self.qps.get(&qpn.0).ok_or(EngineError::Gone("queue pair"))?;
         Ok(Endpoint {
+            lid: 0,
             flags: Endpoint::SOFT,
             mtu: self.mtu,
             qpn: qpn.0,

@@ -20,7 +20,7 @@ fn memory() -> Arc<Memory> {
 
 fn endpoint() -> Endpoint {
     let gid = Endpoint::gid_of(address(1).ip());
-    Endpoint { flags: Endpoint::SOFT, mtu: Mtu::Mtu4096, qpn: 77, psn: 0, port: 4791, gid }
+    Endpoint { flags: Endpoint::SOFT, mtu: Mtu::Mtu4096, qpn: 77, psn: 0, port: 4791, lid: 0, gid }
 }
 
 #[test]

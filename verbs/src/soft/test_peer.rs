@@ -96,6 +96,7 @@ impl Peer {
         let qpn = engine.create_qp(pd, cq, QpCaps { send_queue: 128, outstanding_reads: 4 }).unwrap();
         let mr = engine.register(pd, Arc::clone(&memory), 0..MEMORY, Access::all()).unwrap();
         let endpoint = Endpoint {
+            lid: 0,
             flags: Endpoint::SOFT,
             mtu,
             qpn: 0x0077_0077,

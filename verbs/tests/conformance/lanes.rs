@@ -11,7 +11,7 @@ const SLOT: usize = 5000;
 
 fn lane_and_peer(slots: u32) -> (Lane, End) {
     let mut lane = Lane::new(&open(), slots, SLOT).unwrap();
-    let b = End::on(&open());
+    let b = End::on(&open_peer());
     lane.connect(&b.qp.endpoint(), PATIENT).unwrap();
     b.qp.connect(&lane.endpoint(), REMOTE, PATIENT).unwrap();
     (lane, b)

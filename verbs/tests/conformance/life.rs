@@ -10,7 +10,7 @@ use crate::ends::*;
 
 #[test]
 fn a_queue_pair_is_connected_once_and_works_only_then() {
-    let (a, b) = (End::on(&open()), End::on(&open()));
+    let (a, b) = (End::on(&open()), End::on(&open_peer()));
     let (near, far) = (memory(100, 1), memory(100, 2));
     let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
     assert_eq!(a.qp.state(), QpState::Reset);
@@ -32,7 +32,7 @@ fn a_queue_pair_is_connected_once_and_works_only_then() {
 /// The peer's silence ends in RETRY_EXC_ERR between the first timeout and a bound, and everything else is flushed, in
 /// the order it was posted.
 fn silence(end: impl FnOnce(End) -> Option<End>) {
-    let (a, b) = (End::on(&open()), End::on(&open()));
+    let (a, b) = (End::on(&open()), End::on(&open_peer()));
     connect(&a, Access::empty(), &b, REMOTE, HASTY);
     let (near, far) = (memory(100_000, 1), memory(100_000, 2));
     let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
@@ -116,7 +116,7 @@ fn an_error_wakes_whoever_waits() {
     // Of several waiters one may wait for the others: each must be woken, in whatever order they came.
     let ends: Vec<_> = (0..3)
         .map(|_| {
-            let (a, b) = (End::on(&device), End::on(&open()));
+            let (a, b) = (End::on(&device), End::on(&open_peer()));
             connect(&a, Access::empty(), &b, REMOTE, slow);
             let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
             b.qp.set_error().unwrap();
@@ -151,12 +151,12 @@ fn an_error_wakes_whoever_waits() {
 #[test]
 fn a_long_wait_holds_up_nobody_else() {
     let device = open();
-    let (idle, peer) = (End::on(&device), End::on(&open()));
+    let (idle, peer) = (End::on(&device), End::on(&open_peer()));
     connect(&idle, Access::empty(), &peer, REMOTE, PATIENT);
     std::thread::scope(|scope| {
         scope.spawn(|| idle.cq.wait(Instant::now() + Duration::from_secs(4)).unwrap());
         std::thread::sleep(Duration::from_millis(100));
-        let (a, b) = (End::on(&device), End::on(&open()));
+        let (a, b) = (End::on(&device), End::on(&open_peer()));
         connect(&a, Access::empty(), &b, REMOTE, HASTY);
         let (near, far) = (memory(100, 1), memory(100, 2));
         let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
@@ -170,7 +170,7 @@ fn a_long_wait_holds_up_nobody_else() {
 
 #[test]
 fn time_passes_while_nobody_polls() {
-    let (a, b) = (End::on(&open()), End::on(&open()));
+    let (a, b) = (End::on(&open()), End::on(&open_peer()));
     connect(&a, Access::empty(), &b, REMOTE, HASTY);
     let (near, far) = (memory(100, 1), memory(100, 2));
     let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
@@ -249,7 +249,7 @@ fn wait_for_bytes(memory: &Memory) {
 
 /// In each round the flood is cut off by `end`; from then on not a byte may change.
 fn cut(rounds: u32, end: impl Fn(MemoryRegion, &mut End) -> Option<MemoryRegion>) {
-    let (device_a, device_b) = (open(), open());
+    let (device_a, device_b) = (open(), open_peer());
     let mut b = End::on(&device_b);
     let far = memory(40_000, 0);
     let (mut slowest, mut changed) = (Duration::ZERO, 0);
@@ -283,7 +283,7 @@ fn cut(rounds: u32, end: impl Fn(MemoryRegion, &mut End) -> Option<MemoryRegion>
 
 #[test]
 fn no_byte_changes_after_deregister_returned() {
-    cut(80, |remote, _| {
+    cut(100, |remote, _| {
         remote.deregister().unwrap();
         None
     });
@@ -298,11 +298,18 @@ fn no_byte_changes_after_a_region_is_dropped() {
 }
 
 #[test]
-fn no_byte_changes_after_the_error_state_or_the_queue_pair_is_destroyed() {
+fn no_byte_changes_after_the_error_state() {
+    if differs("the ERROR state alone does not stop a packet that is being carried out") {
+        return;
+    }
     cut(40, |remote, b| {
         b.qp.set_error().unwrap();
         Some(remote)
     });
+}
+
+#[test]
+fn no_byte_changes_after_the_queue_pair_is_destroyed() {
     cut(40, |remote, b| {
         // The old one is dropped.
         b.replace_qp();
@@ -312,7 +319,7 @@ fn no_byte_changes_after_the_error_state_or_the_queue_pair_is_destroyed() {
 
 #[test]
 fn no_byte_changes_here_after_a_queue_pair_with_reads_is_destroyed() {
-    let (device_a, device_b) = (open(), open());
+    let (device_a, device_b) = (open(), open_peer());
     let far = memory(60_000, 0xee);
     let near = memory(60_000, 0);
     for round in 0..60_u64 {

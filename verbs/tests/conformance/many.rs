@@ -44,14 +44,14 @@ fn ends(device: &overbank_verbs::Device, count: usize) -> Vec<End> {
 
 #[test]
 fn many_queue_pairs() {
-    let (a, b) = (ends(&open(), 200), ends(&open(), 200));
+    let (a, b) = (ends(&open(), 200), ends(&open_peer(), 200));
     a.iter().zip(&b).for_each(|(a, b)| connect(a, Access::empty(), b, REMOTE, PATIENT));
     crowd(&a, &b, 3);
 }
 
 #[test]
 fn many_queue_pairs_on_one_completion_queue() {
-    let (device_a, device_b) = (open(), open());
+    let (device_a, device_b) = (open(), open_peer());
     let cq = device_a.create_cq(256).unwrap();
     let pd = device_a.alloc_pd().unwrap();
     let b = ends(&device_b, 32);
@@ -88,7 +88,7 @@ fn a_device_that_talks_to_itself() {
 
 #[test]
 fn threads_that_share_a_device() {
-    let (device_a, device_b) = (open(), open());
+    let (device_a, device_b) = (open(), open_peer());
     std::thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| {
@@ -102,7 +102,7 @@ fn threads_that_share_a_device() {
 
 #[test]
 fn waiters_that_share_a_device_are_each_woken() {
-    let (device_a, device_b) = (open(), open());
+    let (device_a, device_b) = (open(), open_peer());
     std::thread::scope(|scope| {
         for thread in 0..4_u64 {
             let (device_a, device_b) = (&device_a, &device_b);

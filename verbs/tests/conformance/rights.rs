@@ -19,7 +19,7 @@ struct Case {
 impl Case {
     /// `far` is not yet registered; the peer's queue pair gives `rights`.
     fn new(rights: Access) -> Self {
-        let (a, b) = (End::on(&open()), End::on(&open()));
+        let (a, b) = (End::on(&open()), End::on(&open_peer()));
         connect(&a, Access::empty(), &b, rights, PATIENT);
         let (near, far) = (memory(LEN, 7), memory(LEN, GUARD));
         let mr = a.register(&near, ALL);

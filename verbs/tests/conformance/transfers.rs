@@ -85,7 +85,7 @@ fn a_read_sees_the_write_posted_before_it() {
 
 #[test]
 fn both_sides_may_read_and_write_at_once() {
-    let (a, b) = (End::on(&open()), End::on(&open()));
+    let (a, b) = (End::on(&open()), End::on(&open_peer()));
     connect(&a, REMOTE, &b, REMOTE, PATIENT);
     let (at_a, at_b) = (memory(100_000, 1), memory(100_000, 2));
     let (mr_a, mr_b) = (a.register(&at_a, ALL), b.register(&at_b, ALL));

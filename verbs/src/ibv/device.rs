@@ -1,0 +1,270 @@
+//! An adapter, or the kernel's soft-RoCE: found, judged, opened, and watched.
+
+use std::fs;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::cq::IbvCq;
+use super::gid;
+use super::pd::IbvPd;
+use super::sys::{self, Context, Library, Pd, Port};
+use crate::{Counters, DeviceOptions, FoundDevice, Gid, Health, Limits, Mtu, VerbsError};
+
+const ACTIVE: u32 = 4;
+const INFINIBAND: u8 = 1;
+
+fn broken(name: &str, reason: String) -> FoundDevice {
+    FoundDevice {
+        name: name.to_owned(),
+        soft: false,
+        state: "unknown",
+        link: "unknown",
+        mtu: None,
+        gids: Vec::new(),
+        limits: None,
+        usable: Err(reason),
+    }
+}
+
+/// Every port of every device, judged for use with this address.
+///
+/// # Errors
+/// Why there can be none: libibverbs is missing or refuses.
+pub(crate) fn find(address: IpAddr) -> Result<Vec<FoundDevice>, String> {
+    let library = library()?;
+    let names = library.names().map_err(|error| no_devices(&error))?;
+    Ok(names
+        .iter()
+        .flat_map(|name| match open_context(library, name) {
+            Ok((context, limits, ports)) => {
+                (1..=ports).map(|port| look(&context, limits, name, port, address)).collect()
+            }
+            Err(reason) => vec![broken(name, reason)],
+        })
+        .collect())
+}
+
+fn library() -> Result<&'static Library, String> {
+    Library::get().map_err(|error| {
+        format!(
+            "libibverbs cannot be loaded: {error}; install it (Debian: apt-get install libibverbs1 ibverbs-providers)"
+        )
+    })
+}
+
+fn no_devices(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel has no RDMA support loaded (modprobe ib_uverbs)".to_owned(),
+        _ => format!("the RDMA devices cannot be listed: {error}"),
+    }
+}
+
+fn open_context(library: &'static Library, name: &str) -> Result<(Context, Limits, u8), String> {
+    let context = match Context::open(library, name) {
+        Ok(Some(context)) => context,
+        Ok(None) => return Err("it has gone".to_owned()),
+        Err(error) => {
+            let remedy = match error.raw_os_error() {
+                Some(libc::EACCES | libc::EPERM) => {
+                    "; this user may not open /dev/infiniband/uverbs*: run as root, or give the user's group the device (udev)"
+                }
+                Some(libc::ENOENT | libc::ENODEV) => {
+                    "; /dev/infiniband is missing here: load ib_uverbs, or pass the device into the container"
+                }
+                _ => "",
+            };
+            return Err(format!("it cannot be opened: {error}{remedy}"));
+        }
+    };
+    let (limits, ports) = context.limits().map_err(|error| format!("it does not say what it can: {error}"))?;
+    Ok((context, limits, ports))
+}
+
+fn look(context: &Context, limits: Limits, name: &str, port: u8, address: IpAddr) -> FoundDevice {
+    let attributes = match context.port(port) {
+        Ok(attributes) => attributes,
+        Err(error) => return broken(name, format!("port {port} does not answer: {error}")),
+    };
+    let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
+    let usable = judge(&attributes, &gids, name, address);
+    FoundDevice {
+        name: if port == 1 { name.to_owned() } else { format!("{name}:{port}") },
+        soft: false,
+        state: state_name(attributes.state),
+        link: if attributes.link_layer == INFINIBAND { "InfiniBand" } else { "Ethernet" },
+        mtu: u8::try_from(attributes.active_mtu).ok().and_then(Mtu::from_code),
+        gids,
+        limits: Some(limits),
+        usable,
+    }
+}
+
+fn judge(port: &Port, gids: &[Gid], name: &str, address: IpAddr) -> Result<Gid, String> {
+    if port.state != ACTIVE {
+        let interface = interface(name).unwrap_or_else(|| "its network interface".to_owned());
+        return Err(format!(
+            "its port is {}; bring {interface} up (ip link set {interface} up)",
+            state_name(port.state)
+        ));
+    }
+    if is_iwarp(name) {
+        return Err("it is an iWARP adapter, which connects through the RDMA connection manager only".to_owned());
+    }
+    if port.link_layer == INFINIBAND {
+        return gids.first().copied().ok_or_else(|| "it has no GID; is a subnet manager running?".to_owned());
+    }
+    gid::choose(gids, address).map_err(|reason| reason.to_string())
+}
+
+fn is_iwarp(name: &str) -> bool {
+    fs::read_to_string(format!("/sys/class/infiniband/{name}/node_type")).is_ok_and(|kind| kind.starts_with('4'))
+}
+
+fn interface(name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/sys/class/infiniband/{name}/ports/1/gid_attrs/ndevs/0")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+fn state_name(state: u32) -> &'static str {
+    ["unknown", "down", "initialising", "armed", "active", "active, deferred"]
+        .get(state as usize)
+        .copied()
+        .unwrap_or("unknown")
+}
+
+pub(super) fn limit(what: &'static str, value: usize, min: usize, max: usize) -> Result<(), VerbsError> {
+    if (min..=max).contains(&value) { Ok(()) } else { Err(VerbsError::Limit { what, value, min, max }) }
+}
+
+/// An open device, at one port and address of it.
+pub(crate) struct IbvDevice {
+    context: Arc<Context>,
+    pub(super) name: String,
+    pub(super) port: u8,
+    pub(super) link_layer: u8,
+    pub(super) lid: u16,
+    pub(super) gid: Gid,
+    pub(super) mtu: Mtu,
+    pub(super) limits: Limits,
+    pub(super) options: DeviceOptions,
+    why: String,
+    health: AtomicU8,
+}
+
+impl IbvDevice {
+    /// The device of this name at port 1, or "NAME:PORT".
+    pub(crate) fn open(name: &str, options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
+        let (device, port) = match name.rsplit_once(':') {
+            Some((device, port)) => (device, port.parse().unwrap_or(0)),
+            None => (name, 1),
+        };
+        Self::open_port(device, port, options, why)
+    }
+
+    fn open_port(name: &str, port: u8, options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
+        let unusable = |reason| VerbsError::DeviceUnusable { name: name.to_owned(), reason };
+        let library = library().map_err(unusable)?;
+        let names = library.names().map_err(|error| unusable(no_devices(&error)))?;
+        if sys::plain_name(name).is_none() || !names.iter().any(|known| known == name) {
+            let available = names.iter().map(String::as_str).chain(["auto", "soft"]).collect::<Vec<_>>().join(", ");
+            return Err(VerbsError::DeviceNotFound { name: name.to_owned(), available });
+        }
+        let (context, limits, ports) = open_context(library, name).map_err(unusable)?;
+        if !(1..=ports).contains(&port) {
+            return Err(unusable(format!("it has ports 1 to {ports}")));
+        }
+        let attributes =
+            context.port(port).map_err(|error| unusable(format!("port {port} does not answer: {error}")))?;
+        let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
+        let gid = judge(&attributes, &gids, name, options.address).map_err(unusable)?;
+        let active = u8::try_from(attributes.active_mtu).ok().and_then(Mtu::from_code).unwrap_or(Mtu::Mtu256);
+        Ok(Self {
+            context: Arc::new(context),
+            name: name.to_owned(),
+            port,
+            link_layer: attributes.link_layer,
+            lid: attributes.lid,
+            gid,
+            mtu: active.min(options.mtu),
+            limits,
+            options: options.clone(),
+            why,
+            health: AtomicU8::new(Health::Good as u8),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        format!(
+            "RDMA device {} port {}, GID {}, path MTU {}; {}",
+            self.name,
+            self.port,
+            self.gid,
+            self.mtu.bytes(),
+            self.why
+        )
+    }
+
+    pub(super) fn infiniband(&self) -> bool {
+        self.link_layer == INFINIBAND
+    }
+
+    /// Takes what the device reported since the last call.
+    pub(crate) fn health(&self) -> Health {
+        const FATAL: [u32; 1] = [8];
+        const PORT_ACTIVE: u32 = 9;
+        const PORT_ERROR: u32 = 10;
+        while let Some(event) = self.context.take_event() {
+            let health = match event {
+                event if FATAL.contains(&event) => Health::Fatal,
+                PORT_ERROR => Health::PortDown,
+                PORT_ACTIVE => Health::Good,
+                _ => {
+                    tracing::debug!(device = %self.name, event, "asynchronous event");
+                    continue;
+                }
+            };
+            tracing::warn!(device = %self.name, event, ?health, "the device reports a change");
+            // Nothing mends a fatal state but opening the device again.
+            self.health.fetch_max(health as u8, Ordering::Relaxed);
+            if health == Health::Good && self.health.load(Ordering::Relaxed) == Health::PortDown as u8 {
+                self.health.store(Health::Good as u8, Ordering::Relaxed);
+            }
+        }
+        match self.health.load(Ordering::Relaxed) {
+            0 => Health::Good,
+            1 => Health::PortDown,
+            _ => Health::Fatal,
+        }
+    }
+
+    /// The kernel's own counters of the port, where it keeps them (rxe does).
+    pub(crate) fn counters(&self) -> Counters {
+        let read = |counter: &str| {
+            let path = format!("/sys/class/infiniband/{}/ports/{}/hw_counters/{counter}", self.name, self.port);
+            fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        };
+        let mut counters = Counters { sent: read("sent_pkts"), received: read("rcvd_pkts"), ..Counters::default() };
+        counters.retransmitted = read("completer_retry_err");
+        for reason in ["duplicate_request", "out_of_seq_request", "rcvd_seq_err", "retry_exceeded_err", "send_err"] {
+            match read(reason) {
+                0 => {}
+                count => drop(counters.dropped.insert(reason, count)),
+            }
+        }
+        counters
+    }
+
+    pub(crate) fn alloc_pd(self: &Arc<Self>) -> Result<IbvPd, VerbsError> {
+        let pd = Pd::new(&self.context).map_err(|source| VerbsError::System { call: "ibv_alloc_pd", source })?;
+        Ok(IbvPd::new(self, pd))
+    }
+
+    pub(crate) fn create_cq(self: &Arc<Self>, entries: usize) -> Result<IbvCq, VerbsError> {
+        IbvCq::new(self, &self.context, entries)
+    }
+}
