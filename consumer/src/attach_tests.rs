@@ -7,7 +7,7 @@ use crate::lease_file::tests::facts;
 
 fn endpoint() -> EndpointBytes {
     let gid = Endpoint::gid_of("127.0.0.1".parse().expect("an address"));
-    EndpointBytes(Endpoint { flags: 1, mtu: Mtu::Mtu4096, qpn: 17, psn: 5, port: 4791, gid }.to_bytes())
+    EndpointBytes(Endpoint { flags: 1, mtu: Mtu::Mtu4096, qpn: 17, psn: 5, port: 4791, lid: 0, gid }.to_bytes())
 }
 
 #[test]

@@ -71,6 +71,7 @@ mod memory;
 mod mr;
 mod pd;
 mod qp;
+mod self_test;
 mod soft;
 mod wc;
 
@@ -85,4 +86,5 @@ pub use memory::{Backing, Memory};
 pub use mr::MemoryRegion;
 pub use pd::ProtectionDomain;
 pub use qp::{QpCaps, QpState, QueuePair, Retry};
+pub use self_test::{SelfTest, SelfTestError};
 pub use wc::{Completion, Op, WcStatus, WorkRequest};

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use overbank::{Error, ErrorKind};
+use overbank_verbs::SelfTestError;
 use serde_json::{Value, json};
 
 /// The table that `--help` shows.
@@ -36,6 +37,8 @@ pub(crate) enum Failure {
     File { doing: &'static str, path: PathBuf, source: io::Error },
     /// More to write than there is room for.
     DoesNotFit(String),
+    /// An RDMA device does not do what it should.
+    Device { name: String, source: SelfTestError },
     /// A signal came.
     Interrupted,
     /// Nobody reads our output any more.
@@ -65,6 +68,7 @@ impl Failure {
                 _ => (1, "other"),
             },
             Self::Usage(_) => (2, "usage"),
+            Self::Device { .. } => (1, "device"),
             Self::File { .. } | Self::Closed => (1, "other"),
             Self::DoesNotFit(_) => (10, "does-not-fit"),
             Self::Interrupted => (130, "interrupted"),
@@ -83,6 +87,7 @@ impl fmt::Display for Failure {
             Self::Library(error) => error.fmt(f),
             Self::Usage(text) | Self::DoesNotFit(text) => f.write_str(text),
             Self::File { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
+            Self::Device { name, source } => write!(f, "the device {name} is there and does not work: {source}"),
             Self::Interrupted => f.write_str("interrupted"),
             Self::Closed => f.write_str("nobody reads the output any more"),
         }

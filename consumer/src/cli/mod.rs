@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and who answers it.
 
+mod devices;
 mod exit;
 mod identity;
 mod interrupt;
@@ -51,6 +52,15 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Asking(Asking),
+    /// Show the RDMA devices of this machine, and whether each can be used
+    Devices(devices::Devices),
+}
+
+/// What is asked of the auth daemon, in the name of an identity.
+#[derive(Debug, Subcommand)]
+enum Asking {
     /// Show who you are, and make an identity at the first use
     Id(identity::Id),
     /// Redeem a one-time invitation
@@ -119,7 +129,11 @@ pub(crate) fn run() -> ExitCode {
     if let Err(error) = closed {
         output.notice(&format!("this process may leave a core dump with lease keys in it: {error}"));
     }
-    match answer(args, output) {
+    let answered = match args.command {
+        Command::Devices(devices) => devices.run(output),
+        Command::Asking(asking) => ask(args.home, &args.authd, args.request_deadline, asking, output),
+    };
+    match answered {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.failure(&failure);
@@ -128,23 +142,23 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn answer(args: Args, output: Output) -> Result<(), Failure> {
-    let home = match args.home {
+fn ask(home: Option<PathBuf>, authd: &str, deadline: Duration, asking: Asking, output: Output) -> Result<(), Failure> {
+    let home = match home {
         Some(home) if home.as_os_str().is_empty() => return Err(Failure::Usage("--home is empty".to_owned())),
         Some(home) => home,
         None => Config::default_home()?,
     };
-    let mut config = Config::new(&args.authd, home)?;
-    config.deadline = args.request_deadline;
+    let mut config = Config::new(authd, home)?;
+    config.deadline = deadline;
     let context = Context { config, output };
-    match args.command {
-        Command::Id(id) => id.run(&context),
-        Command::Join(join) => join.run(&context),
-        Command::Trust(trust) => trust.run(&context),
-        Command::Lease(lease) => lease.run(&context),
-        Command::Put(put) => put.run(&context),
-        Command::Get(get) => get.run(&context),
-        Command::Status => identity::status(&context),
+    match asking {
+        Asking::Id(id) => id.run(&context),
+        Asking::Join(join) => join.run(&context),
+        Asking::Trust(trust) => trust.run(&context),
+        Asking::Lease(lease) => lease.run(&context),
+        Asking::Put(put) => put.run(&context),
+        Asking::Get(get) => get.run(&context),
+        Asking::Status => identity::status(&context),
     }
 }
 

@@ -380,6 +380,12 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_device_passes_its_own_test() {
+    let seen = open().self_test(Duration::from_secs(10)).unwrap();
+    assert!(seen.bytes > 1 << 16 && seen.write > Duration::ZERO && seen.read > Duration::ZERO, "{seen:?}");
+}
+
+#[test]
 fn devices_open_and_close_again_and_again() {
     for _ in 0..30 {
         let (a, b) = pair();
