@@ -11,6 +11,8 @@ use super::pd::IbvPd;
 use super::sys::{self, Context, Library, Pd, Port};
 use crate::{Counters, DeviceOptions, FoundDevice, Gid, Health, Limits, Mtu, VerbsError};
 
+const INITIALISING: u32 = 2;
+const ARMED: u32 = 3;
 const ACTIVE: u32 = 4;
 const INFINIBAND: u8 = 1;
 
@@ -87,7 +89,7 @@ fn look(context: &Context, limits: Limits, name: &str, port: u8, address: IpAddr
         Err(error) => return broken(name, format!("port {port} does not answer: {error}")),
     };
     let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
-    let usable = judge(&attributes, &gids, name, address);
+    let usable = judge(&attributes, &gids, Kind::of(name, port), address);
     FoundDevice {
         name: if port == 1 { name.to_owned() } else { format!("{name}:{port}") },
         soft: false,
@@ -100,30 +102,44 @@ fn look(context: &Context, limits: Limits, name: &str, port: u8, address: IpAddr
     }
 }
 
-fn judge(port: &Port, gids: &[Gid], name: &str, address: IpAddr) -> Result<Gid, String> {
-    if port.state != ACTIVE {
-        let interface = interface(name).unwrap_or_else(|| "its network interface".to_owned());
-        return Err(format!(
-            "its port is {}; bring {interface} up (ip link set {interface} up)",
-            state_name(port.state)
-        ));
+/// The address to use, or why there is none and what mends it.
+fn judge(port: &Port, gids: &[Gid], kind: Kind, wanted: IpAddr) -> Result<Gid, String> {
+    let infiniband = port.link_layer == INFINIBAND;
+    if kind.iwarp {
+        return Err(
+            "it is an iWARP adapter, which only a connection manager can connect; use the soft device".to_owned()
+        );
     }
-    if is_iwarp(name) {
-        return Err("it is an iWARP adapter, which connects through the RDMA connection manager only".to_owned());
+    match (port.state, infiniband) {
+        (ACTIVE, true) => gids.first().copied().ok_or_else(|| "it has no GID; is a subnet manager running?".to_owned()),
+        (ACTIVE, false) => gid::choose(gids, wanted).map_err(|reason| reason.to_string()),
+        (INITIALISING | ARMED, true) => {
+            Err("no subnet manager has configured its port; start one on the fabric (opensm)".to_owned())
+        }
+        (state, true) => Err(format!("its port is {}; look at the cable and at its other end", state_name(state))),
+        (state, false) => {
+            let interface = kind.interface.as_deref().unwrap_or("INTERFACE");
+            Err(format!("its port is {}; bring its interface up (ip link set {interface} up)", state_name(state)))
+        }
     }
-    if port.link_layer == INFINIBAND {
-        return gids.first().copied().ok_or_else(|| "it has no GID; is a subnet manager running?".to_owned());
-    }
-    gid::choose(gids, address).map_err(|reason| reason.to_string())
 }
 
-fn is_iwarp(name: &str) -> bool {
-    fs::read_to_string(format!("/sys/class/infiniband/{name}/node_type")).is_ok_and(|kind| kind.starts_with('4'))
+/// What the kernel says of a device, beside what libibverbs does.
+#[derive(Debug, Default)]
+struct Kind {
+    iwarp: bool,
+    interface: Option<String>,
 }
 
-fn interface(name: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/sys/class/infiniband/{name}/ports/1/gid_attrs/ndevs/0")).ok()?;
-    Some(text.trim().to_owned())
+impl Kind {
+    fn of(name: &str, port: u8) -> Self {
+        let read = |file: &str| fs::read_to_string(format!("/sys/class/infiniband/{name}/{file}")).ok();
+        let interface = read("parent").or_else(|| read(&format!("ports/{port}/gid_attrs/ndevs/0")));
+        Self {
+            iwarp: read("node_type").is_some_and(|kind| kind.starts_with('4')),
+            interface: interface.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()),
+        }
+    }
 }
 
 fn state_name(state: u32) -> &'static str {
@@ -177,7 +193,7 @@ impl IbvDevice {
         let attributes =
             context.port(port).map_err(|error| unusable(format!("port {port} does not answer: {error}")))?;
         let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
-        let gid = judge(&attributes, &gids, name, options.address).map_err(unusable)?;
+        let gid = judge(&attributes, &gids, Kind::of(name, port), options.address).map_err(unusable)?;
         let active = u8::try_from(attributes.active_mtu).ok().and_then(Mtu::from_code).unwrap_or(Mtu::Mtu256);
         Ok(Self {
             context: Arc::new(context),
@@ -266,5 +282,50 @@ impl IbvDevice {
 
     pub(crate) fn create_cq(self: &Arc<Self>, entries: usize) -> Result<IbvCq, VerbsError> {
         IbvCq::new(self, &self.context, entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Endpoint, GidKind};
+
+    fn judged(state: u32, link_layer: u8, gids: &[Gid], kind: Kind) -> Result<IpAddr, String> {
+        let port = Port { state, active_mtu: 5, lid: 1, gids: gids.len(), link_layer };
+        judge(&port, gids, kind, "10.0.0.1".parse().expect("an address")).map(|gid| gid.address())
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_with_what_mends_it() {
+        let address = "10.0.0.1".parse().expect("an address");
+        let gid = |kind| [Gid { index: 0, raw: Endpoint::gid_of(address), kind }];
+        let (ethernet, fabric) = (gid(GidKind::RoceV2), gid(GidKind::InfiniBand));
+        assert_eq!(judged(ACTIVE, 2, &ethernet, Kind::default()), Ok(address));
+        assert_eq!(judged(ACTIVE, INFINIBAND, &fabric, Kind::default()), Ok(address));
+        let eth7 = || Kind { interface: Some("eth7".to_owned()), ..Kind::default() };
+        for (state, link, gids, kind, expected) in [
+            (1, 2, &ethernet[..], eth7(), "is down; bring its interface up (ip link set eth7 up)"),
+            (1, 2, &ethernet, Kind::default(), "ip link set INTERFACE up"),
+            (ACTIVE, 2, &[], eth7(), "no address"),
+            (ACTIVE, 2, &gid(GidKind::RoceV1), eth7(), "RoCE v1 addresses only"),
+            (1, INFINIBAND, &fabric, Kind::default(), "cable"),
+            (INITIALISING, INFINIBAND, &fabric, Kind::default(), "opensm"),
+            (ARMED, INFINIBAND, &fabric, Kind::default(), "opensm"),
+            (ACTIVE, INFINIBAND, &[], Kind::default(), "subnet manager"),
+            (ACTIVE, 2, &ethernet, Kind { iwarp: true, interface: None }, "iWARP"),
+            (99, 2, &ethernet, Kind::default(), "unknown"),
+        ] {
+            let reason = judged(state, link, gids, kind).expect_err(expected);
+            assert!(reason.contains(expected), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_could_leave_its_folder_is_no_device() {
+        for name in ["", ".", "..", "../rxe0", "a/b", "rxe0\0", "mlx5_99", "soft:2"] {
+            let options = DeviceOptions::new("127.0.0.1".parse().expect("an address"));
+            let Err(error) = IbvDevice::open(name, &options, String::new()) else { panic!("{name:?} was opened") };
+            assert!(matches!(error, VerbsError::DeviceNotFound { .. } | VerbsError::DeviceUnusable { .. }), "{error}");
+        }
     }
 }

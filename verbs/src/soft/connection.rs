@@ -23,8 +23,8 @@ pub(super) struct Connection {
     pub(super) reads: usize,
     send: Icrc,
     receive: Icrc,
-    /// Both sides take the IPv4 identification as 0.
-    exact: bool,
+    /// The peer takes the IPv4 identification as it is on the wire, rather than as 0.
+    counts_ids: bool,
 }
 
 /// What follows the BTH of a packet that is sent.
@@ -75,7 +75,7 @@ impl Connection {
             reads: caps.outstanding_reads.into(),
             send: Icrc::new(local, peer),
             receive: Icrc::new(peer, local),
-            exact: remote.flags & Endpoint::SOFT != 0,
+            counts_ids: remote.flags & Endpoint::SOFT == 0 && peer.is_ipv4(),
         })
     }
 
@@ -92,7 +92,12 @@ impl Connection {
     pub(super) fn is_whole(&mut self, port: u16, packet: &Packet<'_>) -> bool {
         self.receive.set_source_port(port);
         let (covered, icrc) = packet.split_icrc();
-        if self.exact { self.receive.of(covered) == icrc } else { self.receive.matches_some_id(covered, icrc) }
+        if self.counts_ids { self.receive.matches_some_id(covered, icrc) } else { self.receive.of(covered) == icrc }
+    }
+
+    /// Whether the IPv4 identification of a packet must be the one under its ICRC.
+    pub(super) fn counts_ids(&self) -> bool {
+        self.counts_ids
     }
 
     /// Appends one packet to `out`, or nothing.

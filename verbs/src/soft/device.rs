@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::driver::{Core, Driver};
 use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
-use super::port_udp::ROCE_PORT;
+use super::port_udp::{self, ROCE_PORT};
 use crate::{
     Access, Completion, Counters, DeviceOptions, Endpoint, FoundDevice, Gid, GidKind, Memory, Mtu, QpCaps, QpState,
     Retry, VerbsError, WorkRequest,
@@ -234,13 +234,7 @@ impl SoftQp {
             return Err(VerbsError::Unreachable { peer, local, reason });
         }
         let mut core = driver.control();
-        core.engine
-            .connect(driver.now(), self.qpn, remote, rights, retry)
-            .map_err(|error| in_state(error, "connect"))?;
-        if remote.flags & Endpoint::SOFT == 0 {
-            core.send_singly();
-        }
-        Ok(())
+        core.engine.connect(driver.now(), self.qpn, remote, rights, retry).map_err(|error| in_state(error, "connect"))
     }
 
     pub(crate) fn state(&self) -> QpState {
@@ -307,19 +301,18 @@ impl Drop for SoftQp {
 
 /// The largest path MTU of the network interface that has this address.
 fn interface_mtu(address: IpAddr) -> Mtu {
-    let carries = || -> Option<usize> {
-        let interface = nix::ifaddrs::getifaddrs().ok()?.find(|interface| {
+    let interface = nix::ifaddrs::getifaddrs().ok().and_then(|mut all| {
+        all.find(|interface| {
             let Some(found) = interface.address else { return false };
             match address {
                 IpAddr::V4(v4) => found.as_sockaddr_in().is_some_and(|found| found.ip() == v4),
                 IpAddr::V6(v6) => found.as_sockaddr_in6().is_some_and(|found| found.ip() == v6),
             }
-        })?;
-        let file = format!("/sys/class/net/{}/mtu", interface.interface_name);
-        std::fs::read_to_string(file).ok()?.trim().parse().ok()
-    };
+        })
+    });
+    let carries = interface.and_then(|interface| port_udp::interface_mtu(&interface.interface_name).ok());
     // Without an answer, what every network carries.
-    mtu_within(carries().unwrap_or(1500))
+    mtu_within(carries.unwrap_or(1500))
 }
 
 fn mtu_within(carries: usize) -> Mtu {

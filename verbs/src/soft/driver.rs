@@ -84,12 +84,6 @@ impl Core {
         counters
     }
 
-    /// Each datagram as a message of its own. Those that the kernel cuts from one message have IPv4 identifications that
-    /// count up, and a peer that is no soft device has them in its ICRC.
-    pub(crate) fn send_singly(&mut self) {
-        self.sender.segment = false;
-    }
-
     /// When the engine must be moved on without traffic.
     fn next_timeout(&self) -> u64 {
         self.engine.next_timeout().map_or(u64::MAX, |Now(at)| at)
@@ -223,7 +217,7 @@ impl Driver {
     /// packets, completions or timers.
     pub(crate) fn transmit(&self, core: &mut Core, now: Now) {
         let Core { engine, sender, .. } = core;
-        sender.send(&self.socket, |out| engine.poll_transmit(now, out).map(|transmit| (transmit.to, transmit.len)));
+        sender.send(&self.socket, |out| engine.poll_transmit(now, out));
         if core.followers > 0 {
             self.turn.notify_all();
         }

@@ -99,6 +99,9 @@ pub(crate) struct EngineRequest {
 pub(crate) struct Transmit {
     pub(crate) to: SocketAddr,
     pub(crate) len: usize,
+    /// As a message of its own: those that the kernel cuts from one have IPv4 identifications that count up, and this
+    /// receiver has them in its ICRC.
+    pub(crate) alone: bool,
 }
 
 impl Engine {
@@ -356,14 +359,13 @@ impl Engine {
             && let Some(qpn) = self.ready.pop_front()
         {
             let Some(qp) = self.qps.get_mut(&qpn) else { continue };
-            let start = out.len();
             qp.is_ready = false;
-            if let Some(to) = qp.next_packet(now, &self.regions, &mut self.completions, &mut self.counts, out) {
+            if let Some(transmit) = qp.next_packet(now, &self.regions, &mut self.completions, &mut self.counts, out) {
                 qp.wake(&mut self.ready);
                 qp.set_alarm(&mut self.timers);
                 self.burst += 1;
                 self.counts.sent += 1;
-                return Some(Transmit { to, len: out.len() - start });
+                return Some(transmit);
             }
         }
         self.burst = 0;
@@ -440,25 +442,26 @@ impl QueuePair {
         completions: &mut Completions,
         counts: &mut Counts,
         out: &mut Vec<u8>,
-    ) -> Option<SocketAddr> {
+    ) -> Option<Transmit> {
         let (Some(connection), Some(responder)) = (&self.connection, &mut self.responder) else { return None };
-        let peer = connection.peer;
+        let (to, alone, start) = (connection.peer, connection.counts_ids(), out.len());
+        let sent = |out: &Vec<u8>| Some(Transmit { to, len: out.len() - start, alone });
         for _ in 0..2 {
             self.answered_last = !self.answered_last;
             if self.answered_last {
                 match responder.next_packet(connection, regions, out) {
-                    Some(Verdict::Served) => return Some(peer),
+                    Some(Verdict::Served) => return sent(out),
                     Some(Verdict::Refused) => {
                         self.fail(None, completions);
-                        return Some(peer);
+                        return sent(out);
                     }
                     None => {}
                 }
             } else if self.state == QpState::ReadyToSend {
                 match self.requester.next_packet(now, connection, regions, out) {
-                    Some(Ok(sent)) => {
-                        counts.retransmitted += u64::from(sent.again);
-                        return Some(peer);
+                    Some(Ok(packet)) => {
+                        counts.retransmitted += u64::from(packet.again);
+                        return sent(out);
                     }
                     Some(Err(failure)) => {
                         self.fail(Some(failure), completions);

@@ -5,7 +5,9 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
 
+use super::engine::Transmit;
 use crate::VerbsError;
 
 /// The port of RoCEv2.
@@ -89,6 +91,28 @@ fn bind(address: SocketAddr) -> Result<UdpSocket, VerbsError> {
         }
         _ => VerbsError::Address { address, source },
     })
+}
+
+/// Bytes of the longest packet that a network interface of this thread's network namespace carries. /sys would say it
+/// too, but of the namespace that it was mounted in.
+pub(crate) fn interface_mtu(name: &str) -> io::Result<usize> {
+    // Any socket will do.
+    let socket = UnixDatagram::unbound()?;
+    // SAFETY: all-zero bytes are a valid value of this plain C structure.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    let room = request.ifr_name.len() - 1;
+    if name.len() > room {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    request.ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte as libc::c_char);
+    // SAFETY: the request takes an ifreq with a name that ends in a zero byte, and fills in the MTU; it lives for the call.
+    let mtu = unsafe {
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        request.ifr_ifru.ifru_mtu
+    };
+    usize::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Room for one control message with an integer.
@@ -210,7 +234,7 @@ pub(crate) struct Sender {
     headers: Box<Headers>,
     /// The datagrams, one behind the other.
     bytes: Vec<u8>,
-    queue: Vec<(SocketAddr, usize)>,
+    queue: Vec<Transmit>,
     /// Datagrams, and their bytes, of `queue` that are done.
     done: usize,
     done_bytes: usize,
@@ -242,7 +266,7 @@ impl Sender {
     }
 
     /// Sends what `next` appends, one datagram a call, until it has no more or the socket has no room.
-    pub(crate) fn send(&mut self, socket: &Socket, mut next: impl FnMut(&mut Vec<u8>) -> Option<(SocketAddr, usize)>) {
+    pub(crate) fn send(&mut self, socket: &Socket, mut next: impl FnMut(&mut Vec<u8>) -> Option<Transmit>) {
         let mut more = true;
         loop {
             while self.waiting() {
@@ -272,10 +296,10 @@ impl Sender {
         let mut lengths = [0_usize; BATCH];
         let (mut count, mut at, mut offset) = (0, self.done, self.done_bytes);
         while count < BATCH && at < self.queue.len() {
-            let (to, len) = self.queue[at];
+            let Transmit { to, len, .. } = self.queue[at];
             let limit = if self.segment { SEGMENTS } else { 1 };
             let run = run(&self.queue[at..], limit);
-            let bytes = self.queue[at..at + run].iter().map(|(_, len)| len).sum();
+            let bytes = self.queue[at..at + run].iter().map(|datagram| datagram.len).sum();
             let name_len = write_address(to, &mut all.names[count]);
             let header = all.fill(count, self.bytes[offset..offset + bytes].as_mut_ptr(), bytes);
             header.msg_namelen = name_len;
@@ -316,24 +340,24 @@ impl Sender {
     }
 
     fn finish(&mut self, datagrams: usize) {
-        let bytes: usize = self.queue[self.done..self.done + datagrams].iter().map(|(_, len)| len).sum();
+        let bytes: usize = self.queue[self.done..self.done + datagrams].iter().map(|datagram| datagram.len).sum();
         self.done += datagrams;
         self.done_bytes += bytes;
     }
 }
 
 /// How many datagrams from the first on one message can carry: one receiver, one length, and only the last shorter.
-fn run(queue: &[(SocketAddr, usize)], limit: usize) -> usize {
-    let (to, len) = queue[0];
+fn run(queue: &[Transmit], limit: usize) -> usize {
+    let Transmit { to, len, alone } = queue[0];
     let (mut count, mut bytes) = (1, len);
-    while count < limit.min(queue.len()) {
-        let (next_to, next_len) = queue[count];
-        if next_to != to || next_len > len || bytes + next_len > SEGMENTED {
+    while !alone && count < limit.min(queue.len()) {
+        let next = queue[count];
+        if next.to != to || next.alone || next.len > len || bytes + next.len > SEGMENTED {
             break;
         }
         count += 1;
-        bytes += next_len;
-        if next_len < len {
+        bytes += next.len;
+        if next.len < len {
             break;
         }
     }

@@ -23,7 +23,7 @@ fn send(sender: &mut Sender, socket: &Socket, datagrams: &[(SocketAddr, Vec<u8>)
     sender.send(socket, |out| {
         let (to, bytes) = next.next()?;
         out.extend_from_slice(bytes);
-        Some((*to, bytes.len()))
+        Some(Transmit { to: *to, len: bytes.len(), alone: false })
     });
     assert!(!sender.waiting());
 }
@@ -31,8 +31,9 @@ fn send(sender: &mut Sender, socket: &Socket, datagrams: &[(SocketAddr, Vec<u8>)
 #[test]
 fn a_message_carries_one_length_to_one_receiver_and_only_its_last_is_shorter() {
     let to: [SocketAddr; 2] = ["192.0.2.1:1".parse().unwrap(), "192.0.2.1:2".parse().unwrap()];
-    let queue =
-        |datagrams: &[(usize, usize)]| -> Vec<_> { datagrams.iter().map(|(at, len)| (to[*at], *len)).collect() };
+    let queue = |datagrams: &[(usize, usize)]| -> Vec<_> {
+        datagrams.iter().map(|(at, len)| Transmit { to: to[*at], len: *len, alone: false }).collect()
+    };
     for (datagrams, expected) in [
         (queue(&[(0, 100)]), 1),
         (queue(&[(0, 100), (0, 100), (0, 100)]), 3),
@@ -46,6 +47,26 @@ fn a_message_carries_one_length_to_one_receiver_and_only_its_last_is_shorter() {
         assert_eq!(run(&datagrams, SEGMENTS), expected, "{datagrams:?}");
         assert_eq!(run(&datagrams, 1), 1);
     }
+}
+
+#[test]
+fn a_datagram_that_goes_alone_is_joined_by_none() {
+    let to = "192.0.2.1:1".parse().unwrap();
+    let queue =
+        |alone: &[bool]| -> Vec<_> { alone.iter().map(|alone| Transmit { to, len: 100, alone: *alone }).collect() };
+    for (alone, expected) in
+        [(&[true, false, false][..], 1), (&[true, true], 1), (&[false, true, false], 1), (&[false, false, true], 2)]
+    {
+        assert_eq!(run(&queue(alone), SEGMENTS), expected, "{alone:?}");
+    }
+}
+
+#[test]
+fn the_mtu_of_an_interface_is_what_the_system_says() {
+    let file = std::fs::read_to_string("/sys/class/net/lo/mtu").unwrap();
+    assert_eq!(interface_mtu("lo").unwrap(), file.trim().parse::<usize>().unwrap());
+    assert_eq!(interface_mtu("no such one").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    assert_eq!(interface_mtu(&"x".repeat(16)).unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
 
 #[test]
