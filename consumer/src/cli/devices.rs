@@ -85,7 +85,7 @@ fn device_lines(device: &FoundDevice) -> Vec<String> {
         Ok(gid) => lines.push(format!("    can be used, with {gid}")),
         Err(reason) => lines.push(format!("    cannot be used: {reason}")),
     }
-    if device.gids.len() > 1 {
+    if device.gids.len() > 1 || device.usable.is_err() {
         lines.extend(device.gids.iter().map(|gid| format!("    address {gid}")));
     }
     if let Some(limits) = &device.limits {

@@ -67,9 +67,11 @@ fn open_context(library: &'static Library, name: &str) -> Result<(Context, Limit
         Ok(Some(context)) => context,
         Ok(None) => return Err("it has gone".to_owned()),
         Err(error) => {
+            // libibverbs answers "no such file" to a file that it may not open, too.
+            let there = fs::read_dir("/dev/infiniband").is_ok_and(|mut files| files.next().is_some());
             let remedy = match error.raw_os_error() {
-                Some(libc::EACCES | libc::EPERM) => {
-                    "; this user may not open /dev/infiniband/uverbs*: run as root, or give the user's group the device (udev)"
+                Some(libc::EACCES | libc::EPERM | libc::ENOENT | libc::ENODEV) if there => {
+                    "; this user may not open /dev/infiniband/uverbs*: run as root, or let the user's group do it (udev)"
                 }
                 Some(libc::ENOENT | libc::ENODEV) => {
                     "; /dev/infiniband is missing here: load ib_uverbs, or pass the device into the container"
@@ -84,14 +86,15 @@ fn open_context(library: &'static Library, name: &str) -> Result<(Context, Limit
 }
 
 fn look(context: &Context, limits: Limits, name: &str, port: u8, address: IpAddr) -> FoundDevice {
+    let full_name = if port == 1 { name.to_owned() } else { format!("{name}:{port}") };
     let attributes = match context.port(port) {
         Ok(attributes) => attributes,
-        Err(error) => return broken(name, format!("port {port} does not answer: {error}")),
+        Err(error) => return broken(&full_name, format!("port {port} does not answer: {error}")),
     };
     let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
     let usable = judge(&attributes, &gids, Kind::of(name, port), address);
     FoundDevice {
-        name: if port == 1 { name.to_owned() } else { format!("{name}:{port}") },
+        name: full_name,
         soft: false,
         state: state_name(attributes.state),
         link: if attributes.link_layer == INFINIBAND { "InfiniBand" } else { "Ethernet" },
@@ -110,15 +113,15 @@ fn judge(port: &Port, gids: &[Gid], kind: Kind, wanted: IpAddr) -> Result<Gid, S
             "it is an iWARP adapter, which only a connection manager can connect; use the soft device".to_owned()
         );
     }
+    let interface = kind.interface.as_deref().unwrap_or("INTERFACE");
     match (port.state, infiniband) {
         (ACTIVE, true) => gids.first().copied().ok_or_else(|| "it has no GID; is a subnet manager running?".to_owned()),
-        (ACTIVE, false) => gid::choose(gids, wanted).map_err(|reason| reason.to_string()),
+        (ACTIVE, false) => gid::choose(gids, wanted).map_err(|reason| reason.told(interface)),
         (INITIALISING | ARMED, true) => {
             Err("no subnet manager has configured its port; start one on the fabric (opensm)".to_owned())
         }
         (state, true) => Err(format!("its port is {}; look at the cable and at its other end", state_name(state))),
         (state, false) => {
-            let interface = kind.interface.as_deref().unwrap_or("INTERFACE");
             Err(format!("its port is {}; bring its interface up (ip link set {interface} up)", state_name(state)))
         }
     }
@@ -303,10 +306,12 @@ mod tests {
         assert_eq!(judged(ACTIVE, 2, &ethernet, Kind::default()), Ok(address));
         assert_eq!(judged(ACTIVE, INFINIBAND, &fabric, Kind::default()), Ok(address));
         let eth7 = || Kind { interface: Some("eth7".to_owned()), ..Kind::default() };
+        const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
         for (state, link, gids, kind, expected) in [
             (1, 2, &ethernet[..], eth7(), "is down; bring its interface up (ip link set eth7 up)"),
             (1, 2, &ethernet, Kind::default(), "ip link set INTERFACE up"),
-            (ACTIVE, 2, &[], eth7(), "no address"),
+            (ACTIVE, 2, &[], eth7(), "eth7 has no address"),
+            (ACTIVE, 2, &[Gid { index: 0, raw: LINK_LOCAL, kind: GidKind::RoceV2 }], eth7(), "link-local"),
             (ACTIVE, 2, &gid(GidKind::RoceV1), eth7(), "RoCE v1 addresses only"),
             (1, INFINIBAND, &fabric, Kind::default(), "cable"),
             (INITIALISING, INFINIBAND, &fabric, Kind::default(), "opensm"),

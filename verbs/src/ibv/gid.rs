@@ -1,6 +1,5 @@
 //! Which of a port's addresses to use. The table is read from /sys, where the kernel says what kind each entry is.
 
-use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
@@ -40,13 +39,20 @@ pub(super) enum NoGid {
     OnlyLinkLocal,
 }
 
-impl fmt::Display for NoGid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Empty => "its network interface has no address; give it one (ip addr add ADDRESS/LEN dev INTERFACE)",
-            Self::OnlyVersion1 => "it has RoCE v1 addresses only; switch RoCE v2 on (cma_roce_mode, or the adapter's own tool)",
-            Self::OnlyLinkLocal => "its only RoCE v2 addresses are link-local; give its interface another (ip addr add ADDRESS/LEN dev INTERFACE)",
-        })
+impl NoGid {
+    /// What it is, and what mends it.
+    pub(super) fn told(self, interface: &str) -> String {
+        match self {
+            Self::Empty => format!("{interface} has no address; give it one (ip addr add ADDRESS/LEN dev {interface})"),
+            Self::OnlyVersion1 => {
+                "it has RoCE v1 addresses only, which do not route; switch RoCE v2 on (cma_roce_mode, or the adapter's own tool)"
+                    .to_owned()
+            }
+            Self::OnlyLinkLocal => format!(
+                "its only RoCE v2 addresses are link-local, which reach no other network and may stand for several \
+                 interfaces; give {interface} another (ip addr add ADDRESS/LEN dev {interface})"
+            ),
+        }
     }
 }
 
