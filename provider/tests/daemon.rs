@@ -68,7 +68,8 @@ impl Drop for Daemon {
 fn command(authd: &str, state: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_overbank-provider"));
     command.args(["serve", "--authd", authd, "--state"]).arg(state);
-    for default in [["--pool", "4MiB"], ["--pages", "plain"], ["--device", "soft"]] {
+    let device = device_name();
+    for default in [["--pool", "4MiB"], ["--pages", "plain"], ["--device", &device]] {
         if !more.contains(&default[0]) {
             command.args(default);
         }

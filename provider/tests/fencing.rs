@@ -1,4 +1,4 @@
-//! The provider's device calls on the soft device: each half of a fence holds by itself, and rights are what was asked for.
+//! The provider's device calls: each half of a fence holds by itself, and rights are what was asked for.
 
 mod scene;
 

@@ -18,10 +18,15 @@ pub(crate) const HASTY: Retry = Retry { timeout: Duration::from_millis(10), coun
 /// So long that a test's deadlines come first.
 pub(crate) const STUBBORN: Retry = Retry { timeout: Duration::from_secs(60), count: 7 };
 
+/// OVERBANK_TEST_DEVICE, or the soft one.
 pub(crate) fn device() -> Device {
     let mut options = DeviceOptions::new("127.0.0.1".parse().unwrap());
     options.spin = Duration::from_micros(20);
-    Device::open("soft", &options).unwrap()
+    Device::open(&device_name(), &options).unwrap()
+}
+
+pub(crate) fn device_name() -> String {
+    std::env::var("OVERBANK_TEST_DEVICE").unwrap_or_else(|_| "soft".to_owned())
 }
 
 pub(crate) fn soon() -> Instant {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use overbank::{AttachOptions, Client, Config, DataError, Error, ErrorKind, Lease, LeaseRequest, MAX_LANES, OnUnknown};
 
-use crate::stack::{Stack, User, noise};
+use crate::stack::{Stack, User, device, noise};
 
 fn client(stack: &Stack, user: &User) -> Client {
     let config =
@@ -12,8 +12,16 @@ fn client(stack: &Stack, user: &User) -> Client {
     Client::connect(&config).expect("connected")
 }
 
+/// The usual ones, on the device that the provider uses.
+fn options() -> AttachOptions {
+    AttachOptions { device: device(), ..AttachOptions::default() }
+}
+
+/// A new lease, attached.
 fn lease(client: &Client, bytes: u64, ttl: Duration) -> Lease {
-    client.lease(&LeaseRequest::new(bytes, ttl)).expect("room")
+    let mut lease = client.lease(&LeaseRequest::new(bytes, ttl)).expect("room");
+    lease.attach(&options()).expect("attached");
+    lease
 }
 
 /// A second handle of a lease that is in use, as a process that died in the middle would leave one behind.
@@ -28,6 +36,24 @@ fn copy(stack: &Stack, user: &User, lease: &Lease, name: &str) -> (Client, Lease
 }
 
 const LONG: Duration = Duration::from_secs(600);
+
+#[test]
+fn the_first_read_or_write_attaches_with_the_device_that_both_sides_choose() {
+    let mut stack = Stack::start();
+    stack.provider = None;
+    stack.provider = Some(stack.start_provider(&["--device", "auto"]));
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    let mut lease = client.lease(&LeaseRequest::new(1 << 20, LONG)).expect("room");
+    let mut buffer = [1; 3];
+    lease.read(7, &mut buffer).expect("attached and read");
+    assert_eq!(buffer, [0; 3]);
+    drop(lease);
+    let mut lease = client.lease(&LeaseRequest::new(1 << 20, LONG)).expect("room");
+    lease.write(7, b"abc").expect("attached and written");
+    lease.read(7, &mut buffer).expect("read");
+    assert_eq!(&buffer, b"abc");
+}
 
 #[test]
 fn an_attached_lease_needs_no_auth_daemon_to_be_read() {
@@ -53,7 +79,7 @@ fn a_dead_provider_is_noticed_within_the_deadline() {
     let user = stack.consumer("ann", "blue");
     let client = client(&stack, &user);
     let mut lease = lease(&client, 1 << 20, LONG);
-    let options = AttachOptions { deadline: Duration::from_secs(6), ..AttachOptions::default() };
+    let options = AttachOptions { deadline: Duration::from_secs(6), ..options() };
     lease.attach(&options).expect("attached");
     lease.write(0, &noise(10_000, 1)).expect("written");
     stack.provider.take().expect("it runs").kill();
@@ -79,7 +105,7 @@ fn a_lease_is_attached_anew_where_its_queue_pair_is_taken_away() {
     for round in 0u8..3 {
         // A copy of its file, attached, takes the queue pair's place at the provider.
         let (_other, mut copy) = copy(&stack, &user, &lease, &format!("copy-{round}"));
-        copy.attach(&AttachOptions::default()).expect("attached");
+        copy.attach(&options()).expect("attached");
         drop(copy);
 
         lease.write(50, &[round; 10]).expect("written after attaching anew");
@@ -99,13 +125,14 @@ fn what_a_dead_process_wrote_is_refused_unless_the_caller_accepts_it() {
     lease.write(0, &noise(8192, 1)).expect("written");
     let (_client, mut copy) = copy(&stack, &user, &lease, "copy");
     assert!(lease.freshness_is_known() && !copy.freshness_is_known());
+    copy.attach(&options()).expect("attached");
     let mut buffer = vec![1; 8192];
     let error = copy.read(0, &mut buffer).expect_err("nobody knows whether it is the last");
     assert!(matches!(error, Error::Data(DataError::FreshnessUnknown { block: 0 })), "{error}");
     assert!(buffer.iter().all(|&byte| byte == 0));
     let error = copy.write(5, b"part of a block").expect_err("what would the rest of it be?");
     assert_eq!(error.kind(), ErrorKind::Contents, "{error}");
-    copy.attach(&AttachOptions { on_unknown: OnUnknown::Accept, ..AttachOptions::default() }).expect("attached");
+    copy.attach(&AttachOptions { on_unknown: OnUnknown::Accept, ..options() }).expect("attached");
     copy.read(0, &mut buffer).expect("accepted");
     assert!(buffer == noise(8192, 1));
     copy.read(60_000, &mut buffer[..10]).expect("empty, and accepted as never written");
@@ -119,10 +146,10 @@ fn threads_read_and_write_side_by_side_through_lanes_of_their_own() {
     let client = client(&stack, &user);
     let mut lease = lease(&client, 1 << 20, LONG);
     for lanes in [0, MAX_LANES + 1] {
-        let error = lease.attach(&AttachOptions { lanes, ..AttachOptions::default() }).expect_err("out of range");
+        let error = lease.attach(&AttachOptions { lanes, ..options() }).expect_err("out of range");
         assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
     }
-    lease.attach(&AttachOptions { lanes: 4, ..AttachOptions::default() }).expect("attached");
+    lease.attach(&AttachOptions { lanes: 4, ..options() }).expect("attached");
     // Not on block boundaries: neighbours share a block.
     let (part, share) = (|index: usize| noise(200_001, index as u64), 200_001);
     std::thread::scope(|scope| {

@@ -1,4 +1,5 @@
-//! End to end: the auth daemon, the provider and the command as separate processes, on the soft device over loopback.
+//! End to end: the auth daemon, the provider and the command as separate processes on this machine. OVERBANK_TEST_DEVICE
+//! names the device that provider and consumers use, the soft one by default.
 //!
 //! Needs the three programs: run `cargo build --workspace` first. What looks into the provider's memory needs the right
 //! to trace other processes; without it those steps are skipped, by name.

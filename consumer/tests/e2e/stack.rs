@@ -12,6 +12,11 @@ use crate::process::{Daemon, Outcome, Running, eventually, private, program};
 /// The provider's pool: small, so that all of it can be looked at.
 pub(crate) const POOL: usize = 16 << 20;
 
+/// The device that provider and consumers use: OVERBANK_TEST_DEVICE, or the soft one.
+pub(crate) fn device() -> String {
+    std::env::var("OVERBANK_TEST_DEVICE").unwrap_or_else(|_| "soft".to_owned())
+}
+
 pub(crate) struct Stack {
     // Daemons first: they end before their directories go.
     pub(crate) provider: Option<Daemon>,
@@ -44,7 +49,12 @@ impl Stack {
     pub(crate) fn start_provider(&self, more: &[&str]) -> Daemon {
         let mut command = program_with("overbank-provider", &["serve", "--authd", &self.address, "--state"]);
         command.arg(self.path().join("provider"));
-        command.args(["--pool", "16MiB", "--pages", "plain", "--device", "soft"]).args(more);
+        for default in [["--pool", "16MiB"], ["--pages", "plain"], ["--device", &device()]] {
+            if !more.contains(&default[0]) {
+                command.args(default);
+            }
+        }
+        command.args(more);
         Daemon::start(&mut command)
     }
 
@@ -114,6 +124,9 @@ impl User {
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = program_with("overbank", args);
+        if let Some(&("put" | "get")) = args.first() {
+            command.args(["--device", &device()]);
+        }
         command
             .stdin(Stdio::null())
             .env("OVERBANK_HOME", &self.home)

@@ -1,4 +1,4 @@
-//! What the tests play with: a provider in this process on the soft device, an auth daemon that does as it is told, and
+//! What the tests play with: a provider in this process, an auth daemon that does as it is told, and
 //! borrowers with lanes of their own. Sessions, packets and memory are the real ones.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
@@ -42,9 +42,14 @@ pub(crate) const LATE_US: u64 = 1_000_000;
 /// No wait in a test is longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The device that all of it runs on: OVERBANK_TEST_DEVICE, or the soft one.
+pub(crate) fn device_name() -> String {
+    std::env::var("OVERBANK_TEST_DEVICE").unwrap_or_else(|_| "soft".to_owned())
+}
+
 pub(crate) fn device() -> Device {
     let options = DeviceOptions { address: HERE, port: None, spin: Duration::from_micros(20), mtu: Mtu::Mtu4096 };
-    Device::open("soft", &options).expect("the soft device always opens")
+    Device::open(&device_name(), &options).expect("the device opens")
 }
 
 pub(crate) fn lease(number: u8) -> LeaseId {
