@@ -115,7 +115,7 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] DataError),
     /// The RDMA device.
-    #[error("the device: {0}")]
+    #[error(transparent)]
     Device(#[from] VerbsError),
     /// The auth daemon proved who it is, and answered what it may not.
     #[error("the auth daemon answered wrongly: {0}. It may be of another version, or hostile")]

@@ -33,6 +33,8 @@ pub struct Lease {
     options: AttachOptions,
     /// None where nothing is attached; the first is this handle's own.
     lanes: Vec<SealedLane>,
+    /// What the lanes go over.
+    device: Option<Device>,
     /// Given back, or not ours any more: nothing is to be written down.
     over: bool,
 }
@@ -48,7 +50,7 @@ impl Lease {
             freshness: Arc::new(freshness),
             on_unknown: options.on_unknown,
         };
-        Self { client, until: facts.until, contents, file, options, lanes: Vec::new(), over: false }
+        Self { client, until: facts.until, contents, file, options, lanes: Vec::new(), device: None, over: false }
     }
 
     /// Which.
@@ -92,6 +94,12 @@ impl Lease {
     #[must_use]
     pub fn freshness_is_known(&self) -> bool {
         self.contents.freshness.is_known()
+    }
+
+    /// The device that this lease is attached through, once it is: one line on which, where, and why that one.
+    #[must_use]
+    pub fn device(&self) -> Option<String> {
+        self.device.as_ref().map(Device::describe)
     }
 
     /// Connects to the provider. A read or a write does this by itself, with the default options, where nobody did
@@ -254,13 +262,13 @@ impl Lease {
             let address = self.options.address.unwrap_or_else(|| self.client.local_address());
             let options = DeviceOptions { spin: self.options.spin, ..DeviceOptions::new(address) };
             let device = Device::open(&self.options.device, &options)?;
-            tracing::debug!("{}", device.describe());
             let lanes = (0..self.options.lanes).map(|_| bounce_lane(&device, self.block()));
             let mut raw = lanes.collect::<Result<Vec<_>, _>>()?;
             let attached = attach::attach(&self.client, self.file.facts(), &mut raw.iter_mut().collect::<Vec<_>>())?;
             let until = attached.until.instant();
             let sealed = |lane| SealedLane::new(lane, &self.contents, attached.window, until);
             self.lanes = raw.into_iter().map(sealed).collect::<Result<_, _>>()?;
+            self.device = Some(device);
             self.until = attached.until;
         } else {
             let mut raw = self.lanes.iter_mut().map(SealedLane::renew).collect::<Result<Vec<_>, _>>()?;

@@ -136,6 +136,7 @@ impl Put {
         let started = Instant::now();
         lease.attach(&self.path.options(OnUnknown::Refuse))?;
         notice_unknown(context, &lease);
+        let device = lease.device().unwrap_or_default();
         let bar = context.output.progress("put", len);
         let moved = copy(len, |done, buffer| {
             reader.fill(buffer, &interrupt, &name)?;
@@ -149,8 +150,8 @@ impl Put {
         let closed = lease.close();
         moved?;
         closed?;
-        let text = report("wrote", "to", len, &id, self.target.offset, started.elapsed());
-        let answer = json!({ "lease": id, "offset": self.target.offset, "bytes": len, "ms": ms(started.elapsed()) });
+        let text = report("wrote", "to", len, &id, self.target.offset, started.elapsed(), &device);
+        let answer = json!({ "lease": id, "offset": self.target.offset, "bytes": len, "ms": ms(started.elapsed()), "device": device });
         context.output.answer(&text, &answer)
     }
 }
@@ -174,6 +175,7 @@ impl Get {
         let unknown = if self.accept_unknown_freshness { OnUnknown::Accept } else { OnUnknown::Refuse };
         lease.attach(&self.path.options(unknown))?;
         notice_unknown(context, &lease);
+        let device = lease.device().unwrap_or_default();
         let mut sink = Sink::open(&self.file)?;
         let bar = context.output.progress("get", len);
         let moved = copy(len, |done, buffer| {
@@ -192,9 +194,9 @@ impl Get {
         if to_stdout {
             return Ok(());
         }
-        let text = report("read", "from", len, &id, offset, started.elapsed());
+        let text = report("read", "from", len, &id, offset, started.elapsed(), &device);
         let file = self.file.display().to_string();
-        let answer = json!({ "lease": id, "offset": offset, "bytes": len, "ms": ms(started.elapsed()), "file": file });
+        let answer = json!({ "lease": id, "offset": offset, "bytes": len, "ms": ms(started.elapsed()), "file": file, "device": device });
         context.output.answer(&text, &answer)
     }
 }
@@ -211,10 +213,10 @@ fn copy(len: u64, mut step: impl FnMut(u64, &mut [u8]) -> Result<(), Failure>) -
     Ok(())
 }
 
-fn report(did: &str, whither: &str, len: u64, lease: &str, offset: u64, took: Duration) -> String {
+fn report(did: &str, whither: &str, len: u64, lease: &str, offset: u64, took: Duration, device: &str) -> String {
     let rate = len as f64 / took.as_secs_f64().max(1e-6) / f64::from(1 << 20);
     let took = show_duration(took);
-    format!("{did} {} {whither} lease {lease} at offset {offset} in {took}, {rate:.1} MiB/s", Size(len))
+    format!("{did} {} {whither} lease {lease} at offset {offset} in {took}, {rate:.1} MiB/s\n{device}", Size(len))
 }
 
 fn notice_unknown(context: &Context, lease: &Lease) {
