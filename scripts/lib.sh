@@ -62,10 +62,11 @@ apt_install() {
 }
 
 # -- Rust -------------------------------------------------------------------------------------------------------------
+[ -x "$(command -v cargo)" ] || PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
+
 # The compiler, a C compiler for two of the crates, and the crates themselves: from then on no network is needed.
 need_rust() {
     need_packages cc:gcc cc:libc6-dev
-    [ -x "$(command -v cargo)" ] || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
     command -v cargo >/dev/null ||
         fail "needs Rust $(wanted_rust) or later, and there is no cargo here" "Install it from https://rustup.rs, then run this again."
     local have
@@ -86,6 +87,7 @@ need_rust() {
 wanted_rust() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml"; }
 
 # What real RDMA devices are built with: the headers of libibverbs, and what reads them. To run, nothing of it is needed.
+# shellcheck disable=SC2034  # the scripts that source this use it
 rdma_packages=(
     pkg-config:pkg-config /usr/include/infiniband/verbs.h:libibverbs-dev /usr/include/rdma/rdma_cma.h:librdmacm-dev
     '/usr/lib/llvm-*/lib/libclang.so*:libclang-dev'
