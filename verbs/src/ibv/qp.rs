@@ -11,13 +11,15 @@ use super::cq::{IbvCq, Ledger, locked};
 use super::device::{IbvDevice, limit};
 use super::mr::IbvMr;
 use super::pd::flags;
-use super::sys::{Pd, Posting, Qp, QpAttr};
+use super::sys::{Batch, Pd, Posting, Qp, QpAttr};
 use crate::{Access, Completion, Endpoint, Op, QpCaps, QpState, Retry, VerbsError, WcStatus, WorkRequest};
 
 /// UDP port of every real RoCEv2 device.
 const ROCE_PORT: u16 = 4791;
 /// How long the end of a queue pair waits for the device to flush what was posted.
 const FLUSH: Duration = Duration::from_millis(500);
+/// rxe takes a retry count of 7 for "for ever".
+const RETRIES: u8 = 6;
 /// Inline costs a copy and saves the device a read of host memory; beyond this the copy costs more.
 const INLINE: u32 = 128;
 
@@ -141,6 +143,7 @@ impl IbvQp {
                 attr.ah_attr.grh.hop_limit = 64;
             },
         )?;
+        let (timeout, count) = patience(retry);
         step(
             QpState::ReadyToReceive,
             QpState::ReadyToSend,
@@ -154,8 +157,8 @@ impl IbvQp {
                 .0,
             &|attr| {
                 attr.qp_state = state::IBV_QPS_RTS;
-                attr.timeout = timeout_code(retry.timeout);
-                attr.retry_cnt = retry.count.min(7);
+                attr.timeout = timeout;
+                attr.retry_cnt = count;
                 // READ and WRITE meet no receiver that is not ready; and rxe locks up with 7, "for ever".
                 attr.rnr_retry = 0;
                 attr.sq_psn = self.endpoint.psn;
@@ -194,13 +197,12 @@ impl IbvQp {
         if held + count > capacity {
             return Err(VerbsError::QueueFull { what: "send queue", asked: count, free: capacity - held, capacity });
         }
-        let mut postings = [Posting::default(); Qp::BATCH];
         let mut rest = batch;
         loop {
-            let mut filled = 0;
-            for (request, mr) in rest.by_ref().take(Qp::BATCH) {
+            let mut batch = Batch::new();
+            for (request, mr) in rest.by_ref().take(Batch::MOST) {
                 let read = request.op == Op::Read;
-                postings[filled] = Posting {
+                batch.push(&Posting {
                     id: request.id,
                     read,
                     inline: !read && request.len <= self.inline as usize,
@@ -209,14 +211,14 @@ impl IbvQp {
                     lkey: mr.mr.lkey(),
                     remote_address: request.remote_address,
                     rkey: request.rkey,
-                };
+                });
                 ledger.push_back((request.id, request.op));
-                filled += 1;
             }
+            let filled = batch.len();
             if filled == 0 {
                 return Ok(());
             }
-            if let Err((posted, source)) = self.qp.post(&postings[..filled]) {
+            if let Err((posted, source)) = self.qp.post(&mut batch) {
                 if held == ledger.len() - filled && posted == 0 {
                     ledger.truncate(held);
                     let state = self.state();
@@ -295,6 +297,14 @@ fn timeout_code(timeout: Duration) -> u8 {
     (1..=31).find(|code| Duration::from_nanos(4096 << code) >= timeout).unwrap_or(31)
 }
 
+/// The timeout's code and the retry count with which a silent peer is given up no sooner than `retry` asks: where that
+/// is more sendings than the device counts, each waits longer.
+fn patience(retry: Retry) -> (u8, u8) {
+    let count = retry.count.min(RETRIES);
+    let sendings = |count: u8| u32::from(count) + 1;
+    (timeout_code(retry.timeout.saturating_mul(sendings(retry.count)) / sendings(count)), count)
+}
+
 /// What most often stands behind a refused transition.
 fn likely(to: QpState, error: &io::Error) -> &'static str {
     match (to, error.raw_os_error()) {
@@ -324,5 +334,15 @@ mod tests {
         assert_eq!(timeout_code(Duration::from_nanos(8193)), 2);
         assert_eq!(timeout_code(Duration::from_millis(16)), 12);
         assert_eq!(timeout_code(Duration::from_secs(1 << 40)), 31);
+    }
+
+    #[test]
+    fn more_sendings_than_the_device_counts_are_fewer_and_longer_ones() {
+        let patience = |ms, count| patience(Retry { timeout: Duration::from_millis(ms), count });
+        assert_eq!(patience(16, 3), (12, 3));
+        assert_eq!(patience(16, 6), (12, 6));
+        // 7 sendings of 268 ms, for 16 of 100 ms.
+        assert_eq!(patience(100, 15), (16, 6));
+        assert_eq!(patience(u64::MAX, 255), (31, 6));
     }
 }
