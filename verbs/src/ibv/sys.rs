@@ -443,7 +443,7 @@ impl Cq {
 }
 
 /// One READ or WRITE to post.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Posting {
     pub(super) id: u64,
     pub(super) read: bool,
@@ -453,6 +453,63 @@ pub(super) struct Posting {
     pub(super) lkey: u32,
     pub(super) remote_address: u64,
     pub(super) rkey: u32,
+}
+
+/// READs and WRITEs to post in one call.
+pub(super) struct Batch {
+    // Only what is used is filled: clearing all of it would cost more than the call for one request.
+    requests: [MaybeUninit<c::ibv_send_wr>; Self::MOST],
+    entries: [MaybeUninit<c::ibv_sge>; Self::MOST],
+    len: usize,
+}
+
+impl Batch {
+    /// Most requests of one batch.
+    pub(super) const MOST: usize = 16;
+
+    /// An empty one.
+    pub(super) fn new() -> Self {
+        Self {
+            requests: [const { MaybeUninit::uninit() }; Self::MOST],
+            entries: [const { MaybeUninit::uninit() }; Self::MOST],
+            len: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds one; there must be room.
+    pub(super) fn push(&mut self, posting: &Posting) {
+        let (request, entry) = (&mut self.requests[self.len], &mut self.entries[self.len]);
+        entry.write(c::ibv_sge { addr: posting.address, length: posting.len, lkey: posting.lkey });
+        // SAFETY: plain numbers and pointers, for which zero is valid.
+        let request = request.write(unsafe { zeroed() });
+        request.wr_id = posting.id;
+        request.num_sge = 1;
+        request.opcode =
+            if posting.read { c::ibv_wr_opcode::IBV_WR_RDMA_READ } else { c::ibv_wr_opcode::IBV_WR_RDMA_WRITE };
+        request.send_flags = c::ibv_send_flags::IBV_SEND_SIGNALED.0;
+        if posting.inline {
+            request.send_flags |= c::ibv_send_flags::IBV_SEND_INLINE.0;
+        }
+        request.wr.rdma = c::rdma_t { remote_addr: posting.remote_address, rkey: posting.rkey };
+        self.len += 1;
+    }
+
+    /// The first request, with all of them linked; null where there is none. Good until the batch moves or changes.
+    fn link(&mut self) -> *mut c::ibv_send_wr {
+        let mut next = null_mut();
+        for (request, entry) in self.requests.iter_mut().zip(&mut self.entries).take(self.len).rev() {
+            // SAFETY: `push` filled the first `len` of both.
+            let filled = unsafe { request.assume_init_mut() };
+            filled.sg_list = entry.as_mut_ptr();
+            filled.next = next;
+            next = filled;
+        }
+        next
+    }
 }
 
 impl Qp {
@@ -498,35 +555,12 @@ impl Qp {
         Ok(attr.qp_state)
     }
 
-    /// Posts in one call, at most [`Self::BATCH`]. An error comes with how many were posted before it.
+    /// Posts in one call. An error comes with how many were posted before it.
     ///
     /// The caller keeps the regions of the requests registered until these completed, or the queue pair is destroyed.
-    pub(super) fn post(&self, batch: &[Posting]) -> Result<(), (usize, io::Error)> {
-        // SAFETY: plain numbers and pointers, for which zero is valid.
-        let mut entries: [c::ibv_sge; Self::BATCH] = unsafe { zeroed() };
-        // SAFETY: as above.
-        let mut requests: [c::ibv_send_wr; Self::BATCH] = unsafe { zeroed() };
-        let batch = &batch[..batch.len().min(Self::BATCH)];
-        let first = requests.as_mut_ptr();
-        for (index, posting) in batch.iter().enumerate() {
-            entries[index] = c::ibv_sge { addr: posting.address, length: posting.len, lkey: posting.lkey };
-            let request = &mut requests[index];
-            request.wr_id = posting.id;
-            request.sg_list = &raw mut entries[index];
-            request.num_sge = 1;
-            request.opcode =
-                if posting.read { c::ibv_wr_opcode::IBV_WR_RDMA_READ } else { c::ibv_wr_opcode::IBV_WR_RDMA_WRITE };
-            request.send_flags = c::ibv_send_flags::IBV_SEND_SIGNALED.0;
-            if posting.inline {
-                request.send_flags |= c::ibv_send_flags::IBV_SEND_INLINE.0;
-            }
-            request.wr.rdma = c::rdma_t { remote_addr: posting.remote_address, rkey: posting.rkey };
-            if index + 1 < batch.len() {
-                // SAFETY: inside of the array.
-                request.next = unsafe { first.add(index + 1) };
-            }
-        }
-        if batch.is_empty() {
+    pub(super) fn post(&self, batch: &mut Batch) -> Result<(), (usize, io::Error)> {
+        let first = batch.link();
+        if first.is_null() {
             return Ok(());
         }
         let mut bad = null_mut();
@@ -535,12 +569,9 @@ impl Qp {
         checked(posted).map_err(|error| {
             let size = size_of::<c::ibv_send_wr>();
             let before = (bad as usize).checked_sub(first as usize).map_or(0, |bytes| bytes / size);
-            (before.min(batch.len()), error)
+            (before.min(batch.len), error)
         })
     }
-
-    /// Most requests in one call of [`Self::post`].
-    pub(super) const BATCH: usize = 16;
 }
 
 /// A device's name as the file system under /sys has it; None where it could leave its folder.
