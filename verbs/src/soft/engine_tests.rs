@@ -344,26 +344,40 @@ fn names_are_not_used_twice_when_they_run_out() {
 
 #[test]
 fn a_peer_that_is_no_soft_device_may_send_any_identification() {
-    // The same packet with an ICRC over identification 0x1234: right for a real device, damage for a soft one.
-    for (flags, taken) in [(0, true), (Endpoint::SOFT, false)] {
-        let mut engine = engine();
-        let (pd, cq) = (engine.alloc_pd(), engine.create_cq(16).unwrap());
+    // The same packet with an ICRC over identification 0x1234: right for a real device, damage for a soft one. A device
+    // may have peers of both kinds.
+    let mut engine = engine();
+    let (pd, cq) = (engine.alloc_pd(), engine.create_cq(16).unwrap());
+    let qps = [0, Endpoint::SOFT].map(|flags| {
         let qpn = engine.create_qp(pd, cq, CAPS).unwrap();
         engine.connect(Now(0), qpn, &Endpoint { flags, ..endpoint() }, ALL, RETRY).unwrap();
-        let mut packet = vec![0x0a, 0x40, 0xff, 0xff];
-        packet.extend(qpn.0.to_be_bytes());
-        packet.extend((1_u32 << 31).to_be_bytes());
-        packet.extend([0; 16]);
-        let mut covered = vec![0xff; 8];
-        covered.extend([0x45, 0xff, 0, 60, 0x12, 0x34, 0x40, 0, 0xff, 17, 0xff, 0xff, 192, 0, 2, 2, 192, 0, 2, 1]);
-        covered.extend([0x12, 0xb7, 0x12, 0xb7, 0, 40, 0xff, 0xff]);
-        covered.extend(&packet);
-        covered[36 + 4] = 0xff;
-        packet.extend(crc32fast::hash(&covered).to_le_bytes());
-        engine.receive(Now(0), address(1), &packet);
-        assert_eq!(engine.counters().received == 1, taken);
-        assert_eq!(engine.counters().dropped.contains_key("ICRC"), !taken);
+        qpn
+    });
+    for (qpn, id, taken) in [(qps[0], 0x1234, true), (qps[1], 0x1234, false), (qps[1], 0, true)] {
+        let before = engine.counters();
+        engine.receive(Now(0), address(1), &read_under(id, qpn));
+        let answer = engine.poll_transmit(Now(0), &mut Vec::new());
+        assert_eq!(engine.counters().received - before.received, u64::from(taken), "{id:#x}");
+        assert_eq!(engine.counters().dropped.contains_key("ICRC"), qpn == qps[1]);
+        // What the kernel cuts would have other identifications than the ICRC says: only a soft peer takes it.
+        assert_eq!(answer.map(|answer| answer.alone), taken.then_some(qpn == qps[0]));
     }
+}
+
+/// A READ of an unknown key, with the ICRC over this IPv4 identification.
+fn read_under(id: u16, qpn: Qpn) -> Vec<u8> {
+    let mut packet = vec![0x0c, 0x40, 0xff, 0xff];
+    packet.extend(qpn.0.to_be_bytes());
+    packet.extend((1_u32 << 31).to_be_bytes());
+    packet.extend([0; 16]);
+    let [high, low] = id.to_be_bytes();
+    let mut covered = vec![0xff; 8];
+    covered.extend([0x45, 0xff, 0, 60, high, low, 0x40, 0, 0xff, 17, 0xff, 0xff, 192, 0, 2, 2, 192, 0, 2, 1]);
+    covered.extend([0x12, 0xb7, 0x12, 0xb7, 0, 40, 0xff, 0xff]);
+    covered.extend(&packet);
+    covered[36 + 4] = 0xff;
+    packet.extend(crc32fast::hash(&covered).to_le_bytes());
+    packet
 }
 
 #[test]

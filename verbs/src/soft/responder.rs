@@ -23,6 +23,8 @@ pub(super) struct Responder {
     write: Option<Inbound>,
     /// READs to answer, in the order of their packets, which do not overlap.
     reads: VecDeque<Outbound>,
+    /// Behind the last READ: everything from here on is WRITEs.
+    read_end: Option<Seq>,
     /// To acknowledge, once the READs before it are answered.
     ack: Option<Answer>,
     /// To refuse, once the READs before it are answered.
@@ -73,6 +75,7 @@ impl Responder {
             msn: 0,
             write: None,
             reads: VecDeque::new(),
+            read_end: None,
             ack: None,
             nak: None,
             gap_reported: false,
@@ -111,7 +114,8 @@ impl Responder {
         })
     }
 
-    /// A request that was taken before. A WRITE is only acknowledged: what it wrote may have been overwritten since.
+    /// A request that was taken before. A WRITE is only acknowledged: what it wrote may have been overwritten since. And
+    /// no READ behind it is: its answer may be lost, and rxe takes an acknowledgement in its place, without the data.
     fn repeat(
         &mut self,
         connection: &Connection,
@@ -121,7 +125,8 @@ impl Responder {
         body: &Body<'_>,
     ) -> Result<Result<(), Syndrome>, Dropped> {
         let Some(reth) = body.reth.filter(|_| bth.opcode == Opcode::READ_REQUEST) else {
-            self.acknowledge();
+            let is_before_read = self.read_end.is_some_and(|end| at < end);
+            self.acknowledge(if is_before_read { at } else { self.expected.previous() });
             return Ok(Ok(()));
         };
         let end = at.plus(connection.packets(reth.len as usize));
@@ -181,6 +186,7 @@ impl Responder {
         self.msn = self.msn.wrapping_add(1);
         read.msn = self.msn;
         self.expected = read.end;
+        self.read_end = Some(read.end);
         self.reads.push_back(read);
         Ok(())
     }
@@ -249,16 +255,19 @@ impl Responder {
         } else {
             self.msn = self.msn.wrapping_add(1);
         }
-        self.expected = self.expected.plus(1);
+        let at = self.expected;
+        self.expected = at.plus(1);
         if bth.ack_request {
-            self.acknowledge();
+            self.acknowledge(at);
         }
         Ok(())
     }
 
-    /// Everything so far: one acknowledgement answers for all that came before it is sent.
-    fn acknowledge(&mut self) {
-        self.ack = Some(Answer { at: self.expected.previous(), syndrome: Syndrome::ACK, msn: self.msn });
+    /// Everything up to here: one acknowledgement answers for all that came before it is sent.
+    fn acknowledge(&mut self, at: Seq) {
+        if self.ack.as_ref().is_none_or(|ack| ack.at < at) {
+            self.ack = Some(Answer { at, syndrome: Syndrome::ACK, msn: self.msn });
+        }
     }
 
     /// READs before `at` are still answered, then the refusal is sent, then nothing.

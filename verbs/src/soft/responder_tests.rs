@@ -503,6 +503,30 @@ fn sec_9_7_5_a_duplicate_write_is_acknowledged_and_not_repeated() {
     assert_alive(&mut peer);
 }
 
+// A requester that sends again from a WRITE may lack the answer to a READ behind it, and rxe ends a READ whose PSN it sees
+// acknowledged: with the bytes that lay there before.
+#[test]
+fn a_duplicate_write_acknowledges_no_read() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let n = peer.psn;
+    peer.write(0, b"1111");
+    let read = peer.read_draft(0, 3000, 3);
+    peer.ask(&read);
+    let extension = reth(peer.va(), peer.mr.rkey, 4);
+    let at = |peer: &Peer, psn| peer.draft_at(psn, Opcode::WRITE_ONLY, extension.clone(), b"1111");
+    let draft = at(&peer, n);
+    assert_eq!(peer.ask(&draft), [acknowledgement(n, 0x1f, 2)]);
+    // Behind the READ, one acknowledges all; an earlier duplicate takes nothing of it back.
+    peer.write(0, b"2222");
+    peer.write(0, b"3333");
+    let drafts = [at(&peer, n + 4), at(&peer, n)];
+    drafts.iter().for_each(|draft| peer.say(draft));
+    assert_eq!(peer.answers(), [acknowledgement(n + 5, 0x1f, 4)]);
+    let draft = at(&peer, n);
+    assert_eq!(peer.ask(&draft), [acknowledgement(n, 0x1f, 4)]);
+    assert_alive(&mut peer);
+}
+
 #[test]
 fn sec_9_7_5_a_duplicate_read_is_answered_again() {
     let mut peer = Peer::new(Mtu::Mtu1024);
