@@ -6,7 +6,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`cli`], [`serve`], [`process`], [`pages`] | the command, its set-up and its shutdown |
+//! | [`cli`], [`serve`], [`process`], [`pages`], [`watch`] | the command, its set-up and its shutdown |
 //! | [`session`], [`orders`], [`known_authd`] | the link to the auth daemon |
 //! | [`attach`] | who may attach |
 //! | [`keeper`], [`job`] | the threads |
@@ -33,3 +33,4 @@ pub mod process;
 pub mod serve;
 pub mod session;
 pub mod table;
+pub mod watch;

@@ -26,6 +26,7 @@ use crate::pool::Pool;
 use crate::process::{self, ProcessError, StateDir};
 use crate::session::{Facts, Link, News, SessionError};
 use crate::table::{Table, Terms};
+use crate::watch;
 
 /// For the receipts of a shutdown to arrive.
 const LAST_RECEIPTS: Duration = Duration::from_secs(2);
@@ -56,6 +57,12 @@ pub enum ServeError {
     /// The device has nothing to give.
     #[error("the device cannot be used: {0}")]
     Backend(#[from] Fault),
+    /// The device failed while it was in use.
+    #[error("the device has failed, and every lease was ended; start the provider again ({} not known to be clean; the kernel takes it back)", Size(*.unclean))]
+    DeviceFailed {
+        /// Bytes of which some step of a lease's end failed, or for which there was no time.
+        unclean: u64,
+    },
     /// No local address leads to the auth daemon.
     #[error("no local address leads to {authd} ({source}): give one with --address")]
     Address {
@@ -143,7 +150,7 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
     };
     let max_lease_ms = u64::try_from(options.max_lease.as_millis()).unwrap_or(u64::MAX);
     let table = Table::new(Terms { identity: Arc::clone(&identity), boot: facts.boot, max_lease_ms }, pool);
-    let backend = Arc::new(Verbs::new(device, memory)?);
+    let backend = Arc::new(Verbs::new(device.clone(), memory)?);
     let keeper =
         Keeper::start(table, backend, SystemClock).map_err(|source| ServeError::System { what: "threads", source })?;
 
@@ -154,25 +161,44 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         News::WaitingForApproval => say(&format!("waiting for approval: overbank trust approve {me} --role provider")),
     };
     let invitation = options.invitation.map(|invitation| Zeroizing::new(invitation.secret));
+    let pool_bytes = facts.pool_bytes;
     let link = Link { authd: options.authd, known, identity, invitation, keeper: keeper.clone(), facts };
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ServeError::System { what: "event loop", source })?
-        .block_on(run(link, &keeper, news))
+        .block_on(async {
+            let failed = watch::until_failed(device.name(), watch::LOOK, || device.health());
+            run(link.run(news), &keeper, pool_bytes, failed).await
+        })
 }
 
-/// The session until a signal, then the shutdown: leases fenced and cleaned, receipts delivered as far as 2 s allow.
-async fn run<B: Backend>(link: Link<B>, keeper: &Keeper<B>, news: impl FnMut(News)) -> Result<(), ServeError> {
-    let pool_bytes = link.facts.pool_bytes;
+/// The session until a signal, or until the device has failed; then the shutdown: leases fenced and cleaned, receipts
+/// delivered as far as 2 s allow.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn run<B: Backend>(
+    session: impl Future<Output = SessionError>,
+    keeper: &Keeper<B>,
+    pool_bytes: u64,
+    failed: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     // Memory is overwritten and checked at far more than 1 GiB/s.
     let drain_limit = Duration::from_secs(10 + (pool_bytes >> 30));
     let mut signals = Signals::new().map_err(|source| ServeError::System { what: "signals", source })?;
-    let mut session = pin!(link.run(news));
-    tokio::select! {
+    let mut session = pin!(session);
+    let device_failed = tokio::select! {
         error = &mut session => return Err(error.into()),
-        () = signals.next() => tracing::info!("shutting down: all leases end now"),
-    }
+        () = signals.next() => {
+            tracing::info!("shutting down: all leases end now");
+            false
+        }
+        () = failed => {
+            tracing::error!("the device has failed: all leases end now, and the provider stops");
+            true
+        }
+    };
     // The session goes on meanwhile: orders are answered, receipts delivered. Its own end no longer matters.
     let session = async {
         session.await;
@@ -196,7 +222,12 @@ async fn run<B: Backend>(link: Link<B>, keeper: &Keeper<B>, news: impl FnMut(New
         () = signals.next() => false,
     };
     let free = keeper.look().await.map_or(0, |(heartbeat, _)| heartbeat.free_bytes);
-    if drained && free == pool_bytes { Ok(()) } else { Err(ServeError::Unclean { bytes: pool_bytes - free }) }
+    let bytes = pool_bytes - free;
+    match (device_failed, drained && bytes == 0) {
+        (true, _) => Err(ServeError::DeviceFailed { unclean: bytes }),
+        (false, true) => Ok(()),
+        (false, false) => Err(ServeError::Unclean { bytes }),
+    }
 }
 
 struct Signals(Signal, Signal);

@@ -183,8 +183,11 @@ async fn each_refusal_has_its_status_and_names_the_thing() {
     assert!(status == 2 && errors.contains("lots"), "{status}: {errors}");
     let (status, errors) = run(&["--device", "nosuch0"]);
     assert!(status == 1 && errors.contains("nosuch0"), "{status}: {errors}");
-    let (status, errors) = run(&["--address", "192.0.2.1"]);
-    assert!(status == 1 && errors.contains("192.0.2.1"), "{status}: {errors}");
+    if device_name() == "soft" {
+        // A real device has addresses of its own, and takes one of those.
+        let (status, errors) = run(&["--address", "192.0.2.1"]);
+        assert!(status == 1 && errors.contains("192.0.2.1"), "{status}: {errors}");
+    }
 
     let preloaded = command(&address, state.path(), &[]).env("LD_PRELOAD", "/nonexistent.so").output().expect("runs");
     assert_eq!(preloaded.status.code(), Some(12));

@@ -2,7 +2,6 @@
 
 mod scene;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,10 +10,10 @@ use overbank_fabric::identity::Identity;
 use overbank_fabric::message::{Call, RefusalCode, Reply};
 use overbank_fabric::receipt::{EndReason, Step};
 use overbank_fabric::token::{Rights, Scope, Token};
-use overbank_provider::backend::{Backend, Fault, RemoteKey, Verbs};
+use overbank_provider::backend::Verbs;
 use overbank_provider::clock::BootTime;
 use overbank_provider::session::{News, SessionError};
-use overbank_verbs::{Endpoint, Op, WcStatus};
+use overbank_verbs::{Op, WcStatus};
 use scene::*;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -126,87 +125,28 @@ async fn attaching_again_cuts_the_old_queue_pair_off_before_it_is_answered() {
 }
 
 /// Holds every wipe back until the gate is opened.
-struct Gated {
-    verbs: Verbs,
-    open: AtomicBool,
-}
-
-impl Backend for Gated {
-    type Domain = <Verbs as Backend>::Domain;
-    type Region = <Verbs as Backend>::Region;
-    type Queue = <Verbs as Backend>::Queue;
-
-    fn open_domain(&self) -> Result<Self::Domain, Fault> {
-        self.verbs.open_domain()
-    }
-    fn register(&self, domain: &Self::Domain, bytes: Range<u64>, rights: Rights) -> Result<Self::Region, Fault> {
-        self.verbs.register(domain, bytes, rights)
-    }
-    fn remote_key(&self, region: &Self::Region) -> RemoteKey {
-        self.verbs.remote_key(region)
-    }
-    fn create_queue(&self, domain: &Self::Domain) -> Result<Self::Queue, Fault> {
-        self.verbs.create_queue(domain)
-    }
-    fn connect(&self, queue: &Self::Queue, remote: &Endpoint, rights: Rights) -> Result<Endpoint, Fault> {
-        self.verbs.connect(queue, remote, rights)
-    }
-    fn destroy(&self, queue: Self::Queue) -> Result<(), Fault> {
-        self.verbs.destroy(queue)
-    }
-    fn deregister(&self, region: Self::Region) -> Result<(), Fault> {
-        self.verbs.deregister(region)
-    }
-    fn wipe(&self, bytes: Range<u64>) -> Result<(), Fault> {
-        while !self.open.load(Ordering::Acquire) {
+fn gated(gate: &Arc<AtomicBool>) -> impl FnOnce(Verbs) -> Hooked + use<> {
+    let gate = Arc::clone(gate);
+    Hooked::before_wipe(move |_, _| {
+        while !gate.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.verbs.wipe(bytes)
-    }
-    fn first_nonzero(&self, bytes: Range<u64>) -> Result<Option<u64>, Fault> {
-        self.verbs.first_nonzero(bytes)
-    }
-}
-
-/// WRITEs ever new bytes until told to stop, through a broken queue pair too. Returns how many WRITEs succeeded.
-fn flood(mut borrower: Borrower, remote: Endpoint, stop: &AtomicBool) -> u64 {
-    let (mut done, mut written, mut value) = (Vec::new(), 0, 1_u8);
-    while !stop.load(Ordering::Acquire) {
-        let batch: Vec<_> = (0..borrower.slots.len())
-            .map(|slot| {
-                value = value.checked_add(1).unwrap_or(1);
-                let (address, rkey) = borrower.block(slot as u64);
-                borrower.lane.bytes_mut(borrower.slots[slot]).expect("held").fill(value);
-                borrower.transfer(slot, Op::Write, STRIDE, address, rkey)
-            })
-            .collect();
-        borrower.lane.post(&batch).expect("posts");
-        let status = borrower.finish();
-        borrower.lane.poll(&mut done).expect("the device works");
-        if status == WcStatus::SUCCESS {
-            written += batch.len() as u64;
-        } else {
-            borrower.lane.renew().expect("renews");
-            borrower.connect(&remote);
-        }
-    }
-    written
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_byte_changes_after_the_fence_under_a_flood_of_writes() {
     let mut authd = Authd::start().await;
-    let gated = |verbs| Gated { verbs, open: AtomicBool::new(false) };
-    let provider = Provider::start_with(&authd, Arc::new(Identity::generate()), None, gated);
+    let gate = Arc::new(AtomicBool::new(false));
+    let provider = Provider::start_with(&authd, Arc::new(Identity::generate()), None, gated(&gate));
     authd.session().await;
     authd.order(carve(provider.boot, lease(1), "a", 16, 60_000)).await.expect("carves");
     let mut borrower = Borrower::new(&device());
     borrower.attach(&authd, &provider, lease(1), 16, 60_000).await.expect("attaches");
-    let remote = Endpoint::from_bytes(&borrower.answer.as_ref().expect("attached").lanes[0].0).expect("an endpoint");
     let stop = Arc::new(AtomicBool::new(false));
     let flooding = std::thread::spawn({
         let stop = Arc::clone(&stop);
-        move || flood(borrower, remote, &stop)
+        move || flood(borrower, &stop)
     });
     sleep(Duration::from_millis(300)).await;
     let before = snapshot(&provider.backend.verbs);
@@ -220,21 +160,21 @@ async fn no_byte_changes_after_the_fence_under_a_flood_of_writes() {
         assert!(snapshot(&provider.backend.verbs) == fenced, "a byte changed after the fence");
         sleep(Duration::from_millis(5)).await;
     }
-    provider.backend.open.store(true, Ordering::Release);
+    gate.store(true, Ordering::Release);
     let receipt = authd.receipt(&provider.key, lease(1)).await;
     assert!(receipt.is_complete() && receipt.reason == EndReason::Released);
     assert!(is_clean(&provider.backend.verbs));
     sleep(Duration::from_millis(200)).await;
     assert!(is_clean(&provider.backend.verbs), "and stays clean");
     stop.store(true, Ordering::Release);
-    assert!(flooding.join().expect("no panic") > 0, "the flood reached the memory before");
+    assert!(flooding.join().expect("no panic").batches > 0, "the flood reached the memory before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_slow_wipe_keeps_no_other_lease_from_being_fenced() {
     let mut authd = Authd::start().await;
-    let gated = |verbs| Gated { verbs, open: AtomicBool::new(false) };
-    let provider = Provider::start_with(&authd, Arc::new(Identity::generate()), None, gated);
+    let gate = Arc::new(AtomicBool::new(false));
+    let provider = Provider::start_with(&authd, Arc::new(Identity::generate()), None, gated(&gate));
     authd.session().await;
     for id in 1..=3 {
         authd
@@ -248,7 +188,7 @@ async fn one_slow_wipe_keeps_no_other_lease_from_being_fenced() {
     assert_eq!(authd.order(fence(lease(3))).await, Ok(Reply::Done), "expired meanwhile");
     let (heartbeat, held) = provider.keeper.look().await.expect("alive");
     assert_eq!((held.len(), heartbeat.free_bytes), (3, POOL as u64 - 3 * 5 * 4096), "fenced, and not free");
-    provider.backend.open.store(true, Ordering::Release);
+    gate.store(true, Ordering::Release);
     for id in 1..=3 {
         let receipt = authd.receipt(&provider.key, lease(id)).await;
         assert!(receipt.is_complete());

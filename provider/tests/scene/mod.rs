@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use overbank_fabric::receipt::{EndReason, Receipt};
 use overbank_fabric::signed::Signed;
 use overbank_fabric::time::{Deadline, Tick};
 use overbank_fabric::token::{Rights, Scope, Token};
-use overbank_provider::backend::{Backend, Verbs};
+use overbank_provider::backend::{Backend, Fault, RemoteKey, Verbs};
 use overbank_provider::clock::{BootTime, SystemClock};
 use overbank_provider::keeper::Keeper;
 use overbank_provider::known_authd::KnownAuthd;
@@ -289,6 +291,61 @@ pub(crate) fn extend(boot: BootId, id: LeaseId, ms: u64) -> Call {
     Call::Extend(Extend { lease: id, deadline: Deadline { boot, tick: tick_in(ms) } })
 }
 
+type BeforeWipe = Box<dyn Fn(&Verbs, Range<u64>) + Send + Sync>;
+
+/// The real device and memory, with a test's hands in between.
+pub(crate) struct Hooked {
+    pub(crate) verbs: Verbs,
+    /// Called before bytes are overwritten.
+    before_wipe: BeforeWipe,
+    /// No region can be deregistered any more.
+    pub(crate) broken: AtomicBool,
+}
+
+impl Hooked {
+    pub(crate) fn before_wipe(hook: impl Fn(&Verbs, Range<u64>) + Send + Sync + 'static) -> impl FnOnce(Verbs) -> Self {
+        |verbs| Self { verbs, before_wipe: Box::new(hook), broken: AtomicBool::new(false) }
+    }
+}
+
+impl Backend for Hooked {
+    type Domain = <Verbs as Backend>::Domain;
+    type Region = <Verbs as Backend>::Region;
+    type Queue = <Verbs as Backend>::Queue;
+
+    fn open_domain(&self) -> Result<Self::Domain, Fault> {
+        self.verbs.open_domain()
+    }
+    fn register(&self, domain: &Self::Domain, bytes: Range<u64>, rights: Rights) -> Result<Self::Region, Fault> {
+        self.verbs.register(domain, bytes, rights)
+    }
+    fn remote_key(&self, region: &Self::Region) -> RemoteKey {
+        self.verbs.remote_key(region)
+    }
+    fn create_queue(&self, domain: &Self::Domain) -> Result<Self::Queue, Fault> {
+        self.verbs.create_queue(domain)
+    }
+    fn connect(&self, queue: &Self::Queue, remote: &Endpoint, rights: Rights) -> Result<Endpoint, Fault> {
+        self.verbs.connect(queue, remote, rights)
+    }
+    fn destroy(&self, queue: Self::Queue) -> Result<(), Fault> {
+        self.verbs.destroy(queue)
+    }
+    fn deregister(&self, region: Self::Region) -> Result<(), Fault> {
+        match self.broken.load(Ordering::Acquire) {
+            true => Err(Fault::new("deregistering a region", "the device does not answer")),
+            false => self.verbs.deregister(region),
+        }
+    }
+    fn wipe(&self, bytes: Range<u64>) -> Result<(), Fault> {
+        (self.before_wipe)(&self.verbs, bytes.clone());
+        self.verbs.wipe(bytes)
+    }
+    fn first_nonzero(&self, bytes: Range<u64>) -> Result<Option<u64>, Fault> {
+        self.verbs.first_nonzero(bytes)
+    }
+}
+
 // -- a borrower -------------------------------------------------------------------------------------------------------
 
 pub(crate) struct Borrower {
@@ -430,6 +487,41 @@ impl Borrower {
         let answer = self.answer.as_ref().expect("attached");
         (answer.address + block * u64::from(answer.stride), answer.rkey)
     }
+}
+
+/// What a flood has done.
+pub(crate) struct Flooded {
+    /// Batches of WRITEs that succeeded.
+    pub(crate) batches: u64,
+    /// When the last of them did.
+    pub(crate) last: BootTime,
+}
+
+/// WRITEs ever new bytes all over the attached range until told to stop; through a broken queue pair too, by a fresh
+/// one to the same endpoint.
+pub(crate) fn flood(mut borrower: Borrower, stop: &AtomicBool) -> Flooded {
+    let remote = Endpoint::from_bytes(&borrower.answer.as_ref().expect("attached").lanes[0].0).expect("an endpoint");
+    let (mut flooded, mut value) = (Flooded { batches: 0, last: BootTime(0) }, 1_u8);
+    while !stop.load(Ordering::Acquire) {
+        let batch: Vec<_> = (0..borrower.slots.len())
+            .map(|slot| {
+                value = value.checked_add(1).unwrap_or(1);
+                let (address, rkey) = borrower.block(slot as u64);
+                borrower.lane.bytes_mut(borrower.slots[slot]).expect("held").fill(value);
+                borrower.transfer(slot, Op::Write, STRIDE, address, rkey)
+            })
+            .collect();
+        borrower.lane.post(&batch).expect("posts");
+        if borrower.finish() == WcStatus::SUCCESS {
+            flooded.batches += 1;
+            flooded.last = BootTime::now();
+        } else {
+            borrower.lane.renew().expect("renews");
+            borrower.finish();
+            borrower.connect(&remote);
+        }
+    }
+    flooded
 }
 
 /// All of the pool's bytes.
