@@ -1,15 +1,10 @@
 use super::*;
+use crate::soft::vectors::{self, hex};
 
 /// From a packet exchange of a UDP socket (10.9.0.2) with the rxe of Linux 6.1 (10.9.0.1) in a virtual machine: a WRITE that
 /// rxe took, sent with IPv4 identification 0 and don't-fragment, from port 4791 to port 4791.
 const WRITE_TAKEN_BY_RXE: &str = "0a40ffff000000118000138800007f68374530640000027d0000002468656c6c6f2066726f6d206120\
     55445020736f636b65742c206e6f7420616e20524e4943674b9328";
-/// rxe's answer, from port 49152. Its IPv4 identification was not recorded; a few packets later that was 40222.
-const ACK_OF_RXE: &str = "1100ffff00100001000013881f0000017bd8b86f";
-
-fn hex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
-}
 
 fn split(packet: &[u8]) -> (&[u8], u32) {
     let (covered, icrc) = packet.split_last_chunk().unwrap();
@@ -65,16 +60,25 @@ fn a_packet_that_the_kernel_took() {
 }
 
 #[test]
-fn a_packet_that_the_kernel_sent() {
-    let packet = hex(ACK_OF_RXE);
-    let (covered, icrc) = split(&packet);
-    let mut direction = between("10.9.0.1:4791", "10.9.0.2:4791");
-    assert!(!direction.matches_some_id(covered, icrc));
-    direction.set_source_port(49152);
-    assert!(direction.matches_some_id(covered, icrc));
-    assert_ne!(direction.of(covered), icrc, "its identification was not 0");
-    let id = id_behind(direction.of(covered) ^ icrc, IPV4_HEAD + covered.len() - ID_END);
-    assert_eq!(id, Some(40218), "a few packets before 40222");
+fn packets_that_the_kernel_sent() {
+    for vector in vectors::rxe() {
+        let (name, (covered, icrc)) = (vector.name, vector.split());
+        let (source, target) = (vector.source.to_string(), vector.target.to_string());
+        assert_eq!(slow(&source, &target, covered, vector.id), icrc, "{name}: over the identification in its header");
+        // As we see it: the source port is known, the identification is not.
+        let mut direction = Icrc::new(SocketAddr::new(vector.source.ip(), 4791), vector.target);
+        assert!(!direction.matches_some_id(covered, icrc), "{name}: from another port");
+        direction.set_source_port(vector.source.port());
+        assert!(direction.matches_some_id(covered, icrc), "{name}");
+        assert_ne!(direction.of(covered), icrc, "{name}: its identification is not 0");
+        let id = id_behind(direction.of(covered) ^ icrc, IPV4_HEAD + covered.len() - ID_END);
+        assert_eq!(id, Some(vector.id), "{name}");
+        for bit in (0..covered.len() * 8).filter(|bit| bit / 8 != 4) {
+            let mut damaged = covered.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(!direction.matches_some_id(&damaged, icrc), "{name}: bit {bit}");
+        }
+    }
 }
 
 #[test]

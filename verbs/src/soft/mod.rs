@@ -31,3 +31,5 @@ mod responder_tests;
 mod sim_tests;
 #[cfg(test)]
 mod test_peer;
+#[cfg(test)]
+mod vectors;

@@ -1,10 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-
-fn hex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
-}
+use crate::soft::vectors;
 
 const BTH: Bth = Bth {
     opcode: Opcode::WRITE_LAST,
@@ -57,24 +54,56 @@ fn sec_9_3_5_ack_extended_transport_header() {
     }
 }
 
-// Captured from the rxe of Linux 6.1 (rdma-core 44) in a virtual machine: what it answered to a WRITE of a wrong rkey, of a
-// good one, and to a READ of a wrong rkey.
-const CAPTURED: [(&str, u32, u32, u8, u32); 3] = [
-    ("1100ffff0010001200015f9062000000f49af657", 0x0010_0012, 90_000, 0x62, 0),
-    ("1100ffff00100001000013881f0000017bd8b86f", 0x0010_0001, 5000, 0x1f, 1),
-    ("1100ffff001000130001731862000000a9b70a1c", 0x0010_0013, 95_000, 0x62, 0),
-];
+/// The payload of every message that rxe's packets are of.
+fn payload(range: std::ops::Range<usize>) -> Vec<u8> {
+    range.map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8).wrapping_add(1)).collect()
+}
 
+// Of 5 bytes, and of 825 with a path MTU of 256.
 #[test]
-fn answers_of_the_kernel_are_read() {
-    for (text, qpn, psn, syndrome, msn) in CAPTURED {
-        let bytes = hex(text);
-        let packet = Packet::new(&bytes).unwrap();
-        assert_eq!(packet.bth.opcode, Opcode::ACKNOWLEDGE);
-        assert_eq!((packet.bth.qpn, packet.bth.psn.get(), packet.bth.pkey), (qpn, psn, DEFAULT_PKEY));
-        assert!(!packet.bth.migrated);
-        let aeth = Aeth { syndrome: Syndrome(syndrome), msn };
-        assert_eq!(packet.body().unwrap(), Body { reth: None, aeth: Some(aeth), data: &[] });
+fn packets_of_the_kernel_are_read_and_written_again() {
+    let reth = |len| Some((None, Some(len)));
+    let aeth = |syndrome| Some((Some(syndrome), None));
+    let expected = [
+        ("WRITE_FIRST", 0x06, reth(825), payload(0..256)),
+        ("WRITE_MIDDLE", 0x07, None, payload(256..512)),
+        ("WRITE_LAST", 0x08, None, payload(768..825)),
+        ("WRITE_ONLY", 0x0a, reth(5), payload(0..5)),
+        ("READ_REQUEST", 0x0c, reth(5), vec![]),
+        ("READ_RESPONSE_FIRST", 0x0d, aeth(0x1f), payload(0..256)),
+        ("READ_RESPONSE_MIDDLE", 0x0e, None, payload(256..512)),
+        ("READ_RESPONSE_LAST", 0x0f, aeth(0x1f), payload(768..825)),
+        ("READ_RESPONSE_ONLY", 0x10, aeth(0x1f), payload(1..6)),
+        ("ACK", 0x11, aeth(0x1f), vec![]),
+        ("NAK_SEQUENCE", 0x11, aeth(0x60), vec![]),
+        ("NAK_REMOTE_ACCESS", 0x11, aeth(0x62), vec![]),
+    ];
+    for (vector, (name, opcode, extension, data)) in vectors::rxe().iter().zip(expected) {
+        assert_eq!(vector.name, name);
+        let packet = Packet::new(&vector.datagram).unwrap();
+        let (bth, body) = (packet.bth, packet.body().unwrap());
+        assert_eq!((bth.opcode, usize::from(bth.pad)), (Opcode(opcode), data.len().wrapping_neg() & 3), "{name}");
+        assert_eq!((bth.pkey, bth.version, bth.migrated, bth.solicited), (DEFAULT_PKEY, 0, false, false), "{name}");
+        let (syndrome, len) = extension.unwrap_or_default();
+        assert_eq!(body.aeth.map(|aeth| aeth.syndrome.0), syndrome, "{name}");
+        assert_eq!(body.reth.map(|reth| reth.len), len, "{name}");
+        assert_eq!(body.data, data, "{name}");
+
+        let mut again = vec![0; Bth::LEN];
+        bth.emit(again.first_chunk_mut().unwrap());
+        if let Some(reth) = body.reth {
+            let mut bytes = [0; Reth::LEN];
+            reth.emit(&mut bytes);
+            again.extend(bytes);
+        }
+        if let Some(aeth) = body.aeth {
+            let mut bytes = [0; Aeth::LEN];
+            aeth.emit(&mut bytes);
+            again.extend(bytes);
+        }
+        again.extend(body.data);
+        again.extend(&[0; 3][..bth.pad.into()]);
+        assert_eq!(again, vector.split().0, "{name}");
     }
 }
 

@@ -1,0 +1,245 @@
+//! A real device here, a soft one in the other network namespace, and queue pairs between them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use overbank_verbs::{
+    Access, Backing, Completion, CompletionQueue, Counters, Device, DeviceOptions, Memory, MemoryRegion, Mtu, Op,
+    ProtectionDomain, QpCaps, QueuePair, Retry, WcStatus, WorkRequest,
+};
+
+/// Beside the bytes that a case moves, so that a stray one shows.
+pub(crate) const GUARD: u8 = 0xa5;
+pub(crate) const ALL: Access = Access::all();
+pub(crate) const REMOTE: Access = Access::REMOTE_READ.union(Access::REMOTE_WRITE);
+pub(crate) const PATIENT: Retry = Retry { timeout: Duration::from_millis(100), count: 7 };
+pub(crate) const SEND_QUEUE: usize = 64;
+const CAPS: QpCaps = QpCaps { send_queue: SEND_QUEUE, outstanding_reads: 8 };
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The two devices. One case at a time has them: the wire is one.
+pub(crate) struct Scene {
+    pub(crate) real: Device,
+    pub(crate) soft: Device,
+    /// The soft device's counters, and the real one's, when the case began.
+    before: (Counters, BTreeMap<String, u64>),
+}
+
+/// Which of the two asks; the other answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asker {
+    Real,
+    Soft,
+}
+
+pub(crate) const BOTH: [Asker; 2] = [Asker::Soft, Asker::Real];
+
+pub(crate) fn setting(name: &str) -> Option<String> {
+    std::env::var(format!("OVERBANK_INTEROP_{name}")).ok().filter(|value| !value.is_empty())
+}
+
+/// The scene, or None with a word about what is missing.
+pub(crate) fn scene() -> Option<MutexGuard<'static, Scene>> {
+    static SCENE: OnceLock<Result<Mutex<Scene>, String>> = OnceLock::new();
+    match SCENE.get_or_init(|| Scene::open().map(Mutex::new)) {
+        Ok(scene) => {
+            let mut scene = scene.lock().unwrap_or_else(PoisonError::into_inner);
+            scene.before = scene.counters();
+            Some(scene)
+        }
+        Err(missing) => {
+            println!("SKIPPED: {missing}");
+            None
+        }
+    }
+}
+
+pub(crate) fn namespace() -> String {
+    setting("NAMESPACE").unwrap_or_else(|| "far".to_owned())
+}
+
+pub(crate) fn namespace_handle() -> Option<PathBuf> {
+    let handles = ["/run/netns", "/var/run/netns"].map(|dir| Path::new(dir).join(namespace()));
+    handles.into_iter().find(|handle| handle.exists())
+}
+
+impl Scene {
+    fn open() -> Result<Self, String> {
+        let name = setting("DEVICE").ok_or("OVERBANK_INTEROP_DEVICE names no real device to talk to")?;
+        let handle = namespace_handle()
+            .ok_or_else(|| format!("no network namespace '{}' for the other end of the wire", namespace()))?;
+        let real = Device::open(&name, &DeviceOptions::new(IpAddr::from([127, 0, 0, 1]))).expect("the device opens");
+        let address = setting("ADDRESS").unwrap_or_else(|| "10.9.0.2".to_owned());
+        let mut options = DeviceOptions::new(address.parse().expect("an IP address"));
+        options.port = Some(4791);
+        if let Some(mtu) = setting("MTU") {
+            let mtu = Mtu::ALL.into_iter().find(|known| known.bytes().to_string() == mtu);
+            options.mtu = mtu.expect("OVERBANK_INTEROP_MTU is a path MTU");
+        }
+        let soft = inside(&handle, move || Device::open("soft", &options).expect("the soft device opens"));
+        println!("{}\n{}", real.describe(), soft.describe());
+        let mut scene = Self { real, soft, before: Default::default() };
+        scene.before = scene.counters();
+        Ok(scene)
+    }
+
+    /// Both ends, connected: the asker may do what `rights` says, the other nothing.
+    pub(crate) fn pair(&self, asker: Asker, rights: Access, retry: Retry) -> (End, End) {
+        let (a, b) = (End::on(self.device(asker)), End::on(self.device(asker.other())));
+        connect(&a, Access::empty(), &b, rights, retry);
+        (a, b)
+    }
+
+    pub(crate) fn device(&self, asker: Asker) -> &Device {
+        match asker {
+            Asker::Real => &self.real,
+            Asker::Soft => &self.soft,
+        }
+    }
+
+    /// Payload bytes of a full packet between them.
+    pub(crate) fn mtu(&self) -> usize {
+        let [real, soft] = BOTH.map(|asker| End::on(self.device(asker)).qp.endpoint().mtu);
+        real.min(soft).bytes()
+    }
+
+    /// What the soft device counts, and what the real one's driver does.
+    fn counters(&self) -> (Counters, BTreeMap<String, u64>) {
+        let dir = format!("/sys/class/infiniband/{}/ports/1/hw_counters", self.real.name());
+        let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let real = files.filter_map(|file| {
+            let value = std::fs::read_to_string(file.path()).ok()?.trim().parse().ok()?;
+            Some((file.file_name().to_string_lossy().into_owned(), value))
+        });
+        (self.soft.counters(), real.collect())
+    }
+
+    /// One line about what was on the wire in this case.
+    pub(crate) fn report(&self, what: &str) {
+        let ((soft, real), (soft_before, real_before)) = (self.counters(), &self.before);
+        let grown =
+            |(name, value): (&str, u64), before: u64| (value > before).then(|| format!("{name} {}", value - before));
+        let dropped = soft
+            .dropped
+            .iter()
+            .filter_map(|(name, value)| grown((name, *value), soft_before.dropped.get(name).copied().unwrap_or(0)));
+        let real =
+            real.iter().filter_map(|(name, value)| grown((name, *value), real_before.get(name).copied().unwrap_or(0)));
+        println!(
+            "{what}; path MTU {}; soft: sent {}, taken {}, repeated {}, dropped {:?}; {}: {:?}",
+            self.mtu(),
+            soft.sent - soft_before.sent,
+            soft.received - soft_before.received,
+            soft.retransmitted - soft_before.retransmitted,
+            dropped.collect::<Vec<_>>(),
+            self.real.name(),
+            real.collect::<Vec<_>>(),
+        );
+        let is_whole = !soft.dropped.contains_key("ICRC") || setting("NETEM").is_some();
+        assert!(is_whole, "the real device's ICRC did not fit: {soft:?}");
+    }
+}
+
+impl Asker {
+    pub(crate) fn other(self) -> Self {
+        if self == Self::Real { Self::Soft } else { Self::Real }
+    }
+}
+
+/// Runs something on a thread in another network namespace. Sockets stay in the one they were made in, and a thread that
+/// is started there stays there.
+pub(crate) fn inside<T: Send + 'static>(handle: &Path, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let handle = File::open(handle).expect("the network namespace opens");
+    let thread = std::thread::spawn(move || {
+        setns(handle, CloneFlags::CLONE_NEWNET).expect("entering a network namespace takes root");
+        work()
+    });
+    thread.join().expect("the thread in the namespace ends")
+}
+
+/// One side of a connection.
+pub(crate) struct End {
+    pub(crate) pd: ProtectionDomain,
+    pub(crate) cq: CompletionQueue,
+    pub(crate) qp: QueuePair,
+}
+
+impl End {
+    pub(crate) fn on(device: &Device) -> Self {
+        let pd = device.alloc_pd().unwrap();
+        let cq = device.create_cq(2 * SEND_QUEUE).unwrap();
+        let qp = pd.create_qp(&cq, CAPS).unwrap();
+        Self { pd, cq, qp }
+    }
+
+    pub(crate) fn register(&self, memory: &Arc<Memory>, access: Access) -> MemoryRegion {
+        self.pd.register(memory, 0..memory.len(), access).unwrap()
+    }
+
+    /// Completions until there are `count`, with a limit of time.
+    pub(crate) fn completions(&self, count: usize) -> Vec<Completion> {
+        let mut all = Vec::new();
+        let deadline = Instant::now() + LIMIT;
+        while all.len() < count {
+            assert!(self.cq.wait(deadline).unwrap(), "only {} of {count} completions in time: {all:?}", all.len());
+            self.cq.poll(count - all.len(), &mut all).unwrap();
+        }
+        all
+    }
+
+    /// Posts one request and returns how it ended.
+    pub(crate) fn run(&self, request: WorkRequest<'_>) -> WcStatus {
+        self.qp.post(&[request]).unwrap();
+        let completion = self.completions(1)[0];
+        assert_eq!((completion.id, completion.op), (request.id, request.op));
+        completion.status
+    }
+
+    /// Posts all and waits for all: in order, and each a success.
+    pub(crate) fn run_all(&self, batch: &[WorkRequest<'_>]) {
+        self.qp.post(batch).unwrap();
+        for (completion, request) in self.completions(batch.len()).iter().zip(batch) {
+            assert_eq!((completion.id, completion.status), (request.id, WcStatus::SUCCESS), "{request:?}");
+        }
+    }
+}
+
+/// Connects two ends; each says what the other may do.
+pub(crate) fn connect(a: &End, a_allows: Access, b: &End, b_allows: Access, retry: Retry) {
+    a.qp.connect(&b.qp.endpoint(), a_allows, retry).unwrap();
+    b.qp.connect(&a.qp.endpoint(), b_allows, retry).unwrap();
+}
+
+pub(crate) fn memory(len: usize, fill: u8) -> Arc<Memory> {
+    let memory = Memory::map(len, Backing::Ordinary).unwrap();
+    memory.copy_in(0, &vec![fill; len]).unwrap();
+    Arc::new(memory)
+}
+
+/// Bytes without a short period, different for each seed.
+pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8).wrapping_add(seed)).collect()
+}
+
+pub(crate) fn bytes(memory: &Memory, range: Range<usize>) -> Vec<u8> {
+    let mut bytes = vec![0; range.len()];
+    memory.copy_out(range.start, &mut bytes).unwrap();
+    bytes
+}
+
+pub(crate) fn request<'a>(
+    (id, op): (u64, Op),
+    region: &'a MemoryRegion,
+    local: Range<usize>,
+    remote: &MemoryRegion,
+    offset: usize,
+) -> WorkRequest<'a> {
+    let (remote_address, rkey) = (remote.address() + offset as u64, remote.rkey());
+    WorkRequest { id, op, region, offset: local.start, len: local.len(), remote_address, rkey }
+}
