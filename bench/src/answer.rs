@@ -9,9 +9,10 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use crate::cpus::{self, Cpus};
+use crate::ends;
 use crate::error::BenchError;
 use crate::peer::Peer;
-use crate::{raw, tcp, udp};
+use crate::{one_sided, ping_pong, tcp, udp};
 
 /// What `answer` takes.
 #[derive(clap::Args)]
@@ -21,6 +22,9 @@ pub(crate) struct Answer {
     /// Its device, where it has one
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Bytes of its memory, or of its WRITEs
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=ends::MAX_SIZE as u64))]
+    size: u64,
 }
 
 /// What answers.
@@ -30,8 +34,10 @@ pub(crate) enum Kind {
     Udp,
     /// One stream.
     Tcp,
-    /// READs.
-    Raw,
+    /// READs and WRITEs.
+    OneSided,
+    /// WRITEs, with WRITEs.
+    PingPong,
 }
 
 impl Kind {
@@ -39,7 +45,8 @@ impl Kind {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
-            Self::Raw => "raw",
+            Self::OneSided => "one-sided",
+            Self::PingPong => "ping-pong",
         }
     }
 }
@@ -71,12 +78,15 @@ pub(crate) fn run(answer: &Answer) -> Result<(), BenchError> {
     match answer.kind {
         Kind::Udp => udp::answer(|at| say(&at.to_string())),
         Kind::Tcp => tcp::answer(|at| say(&at.to_string())),
-        Kind::Raw => raw::answer(&answer.device, say, || {
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).map_err(BenchError::io("hear who reads"))?;
-            Ok(line)
-        }),
+        Kind::OneSided => one_sided::answer(&answer.device, answer.size as usize, say, hear),
+        Kind::PingPong => ping_pong::answer(&answer.device, answer.size as usize, say, hear),
     }
+}
+
+fn hear() -> Result<String, BenchError> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(BenchError::io("hear the asking end"))?;
+    Ok(line)
 }
 
 fn say(line: &str) {

@@ -23,35 +23,84 @@ pub(crate) struct Plan {
     pub(crate) warmup: u64,
 }
 
-/// Something whose time is taken, one operation at a time.
+/// Something whose time is taken.
 pub(crate) struct Subject<'a> {
     /// As it appears in the result.
-    pub(crate) name: &'static str,
-    /// Does it once and says how many nanoseconds it took.
-    pub(crate) once: Box<dyn FnMut() -> Result<u64, BenchError> + 'a>,
+    pub(crate) name: String,
+    /// Takes one turn: how many nanoseconds each operation took that counts.
+    pub(crate) turn: Box<Turn<'a>>,
 }
 
+type Turn<'a> = dyn FnMut(&Plan) -> Result<Histogram<u64>, BenchError> + 'a;
+
 impl<'a> Subject<'a> {
-    /// Timed from outside, by two looks at the clock (about 25 ns each, in every figure alike).
-    pub(crate) fn timed(name: &'static str, mut once: impl FnMut() -> Result<(), BenchError> + 'a) -> Self {
-        let once = Box::new(move || {
-            let start = Instant::now();
-            once()?;
-            Ok(start.elapsed().as_nanos() as u64)
+    /// Timed from outside, from one look at the clock to the next (about 25 ns, in every figure alike).
+    pub(crate) fn timed(name: impl Into<String>, mut once: impl FnMut() -> Result<(), BenchError> + 'a) -> Self {
+        let turn = Box::new(move |plan: &Plan| {
+            let mut looks = Looks::new(plan);
+            for _ in 0..plan.warmup {
+                once()?;
+            }
+            looks.look();
+            for _ in 0..plan.count {
+                once()?;
+                looks.look();
+            }
+            looks.times(1)
         });
-        Self { name, once }
+        Self { name: name.into(), turn }
+    }
+
+    /// One operation at a time, which says by itself how many nanoseconds it took.
+    pub(crate) fn sampled(name: impl Into<String>, mut once: impl FnMut() -> Result<u64, BenchError> + 'a) -> Self {
+        let turn = Box::new(move |plan: &Plan| {
+            let mut times = histogram()?;
+            for _ in 0..plan.warmup {
+                once()?;
+            }
+            for _ in 0..plan.count {
+                times.saturating_record(once()?);
+            }
+            Ok(times)
+        });
+        Self { name: name.into(), turn }
+    }
+}
+
+/// When each operation of a turn ended and the next began. Sorted into a histogram only afterwards: between two looks
+/// nothing happens but the operation.
+pub(crate) struct Looks(Vec<Instant>);
+
+impl Looks {
+    /// For one turn.
+    pub(crate) fn new(plan: &Plan) -> Self {
+        Self(Vec::with_capacity(plan.count as usize + 1))
+    }
+
+    /// Now.
+    pub(crate) fn look(&mut self) {
+        self.0.push(Instant::now());
+    }
+
+    /// Nanoseconds from each look to the next, of operations that are `parts` of what is timed.
+    pub(crate) fn times(&self, parts: u64) -> Result<Histogram<u64>, BenchError> {
+        let mut times = histogram()?;
+        for (start, end) in self.0.iter().zip(self.0.iter().skip(1)) {
+            times.saturating_record(end.duration_since(*start).as_nanos() as u64 / parts);
+        }
+        Ok(times)
     }
 }
 
 /// All that was measured of one subject: a histogram of nanoseconds for each round.
 pub(crate) struct Measured {
     /// The subject's name.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Round by round.
     pub(crate) rounds: Vec<Histogram<u64>>,
 }
 
-/// Nanoseconds: of each percentile the median over the rounds, and the extremes of all of them.
+/// Nanoseconds: of each percentile and the mean the median over the rounds, and the extremes of all of them.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figures {
     /// Operations timed, in all rounds.
@@ -62,6 +111,8 @@ pub(crate) struct Figures {
     pub(crate) p99_ns: u64,
     /// 999 of 1000 took at most this long.
     pub(crate) p999_ns: u64,
+    /// Mean.
+    pub(crate) mean_ns: u64,
     /// Shortest.
     pub(crate) min_ns: u64,
     /// Longest.
@@ -72,17 +123,11 @@ pub(crate) struct Figures {
 
 /// Lets every subject take its turn in every round, so that what disturbs the machine disturbs them all.
 pub(crate) fn measure(plan: &Plan, subjects: &mut [Subject<'_>]) -> Result<Vec<Measured>, BenchError> {
-    let mut all: Vec<_> = subjects.iter().map(|subject| Measured { name: subject.name, rounds: Vec::new() }).collect();
+    let none = |subject: &Subject<'_>| Measured { name: subject.name.clone(), rounds: Vec::new() };
+    let mut all: Vec<_> = subjects.iter().map(none).collect();
     for _ in 0..plan.rounds {
         for (subject, measured) in subjects.iter_mut().zip(&mut all) {
-            let mut histogram = histogram()?;
-            for _ in 0..plan.warmup {
-                (subject.once)()?;
-            }
-            for _ in 0..plan.count {
-                histogram.saturating_record((subject.once)()?);
-            }
-            measured.rounds.push(histogram);
+            measured.rounds.push((subject.turn)(plan)?);
         }
     }
     Ok(all)
@@ -103,6 +148,7 @@ impl Measured {
             p50_ns: percentile(0.5),
             p99_ns: percentile(0.99),
             p999_ns: percentile(0.999),
+            mean_ns: median(self.rounds.iter().map(|round| round.mean().round() as u64).collect()),
             min_ns: self.rounds.iter().map(Histogram::min).min().unwrap_or(0),
             max_ns: self.rounds.iter().map(Histogram::max).max().unwrap_or(0),
             p50_ns_by_round: self.rounds.iter().map(|round| round.value_at_quantile(0.5)).collect(),
@@ -131,15 +177,15 @@ mod tests {
     #[test]
     fn percentiles_are_those_of_the_values() {
         let mut next = 0;
-        let once = Box::new(|| {
+        let counting = Subject::sampled("counting", || {
             next += 1;
             Ok(next)
         });
         let plan = Plan { rounds: 1, count: 1000, warmup: 0 };
-        let measured = measure(&plan, &mut [Subject { name: "counting", once }]).expect("nothing fails");
+        let measured = measure(&plan, &mut [counting]).expect("nothing fails");
         let figures = measured[0].figures();
         assert_eq!((figures.p50_ns, figures.p99_ns, figures.p999_ns), (500, 990, 999));
-        assert_eq!((figures.count, figures.min_ns, figures.max_ns), (1000, 1, 1000));
+        assert_eq!((figures.count, figures.min_ns, figures.max_ns, figures.mean_ns), (1000, 1, 1000, 501));
     }
 
     #[test]

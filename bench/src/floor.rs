@@ -44,8 +44,8 @@ pub(crate) fn run(floor: &Floor) -> Result<(), BenchError> {
         Subject::timed("udp_write", || udp.borrow_mut().exchange(size, HEAD)),
         Subject::timed("tcp_read", || tcp.borrow_mut().exchange(HEAD, size)),
         Subject::timed("tcp_write", || tcp.borrow_mut().exchange(size, HEAD)),
-        Subject { name: "memcpy_hot", once: Box::new(|| Ok(hot.sample())) },
-        Subject { name: "memcpy_random", once: Box::new(|| Ok(random.sample())) },
+        Subject::sampled("memcpy_hot", || Ok(hot.sample())),
+        Subject::sampled("memcpy_random", || Ok(random.sample())),
     ];
     let mut report = Report::new("floor", cpus, plan, measure(&plan, &mut subjects)?)?;
     report.setting("size", size);

@@ -4,13 +4,15 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 
 use overbank::{Config, DEFAULT_AUTHD, LeaseId};
+use overbank_verbs::Op;
 
 use crate::answer::{self, Kind};
 use crate::cpus::{self, Cpus};
+use crate::ends::Ends;
 use crate::error::BenchError;
 use crate::figures::{Subject, measure};
+use crate::one_sided::OneSided;
 use crate::options::Measuring;
-use crate::raw::RawRead;
 use crate::report::Report;
 use crate::sealed::Sealed;
 use crate::stack::Stack;
@@ -69,7 +71,7 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     ];
     if let Some(floor) = &floor {
         subjects.extend([
-            Subject::timed("raw_read", || floor.raw.borrow_mut().read()),
+            Subject::timed("raw_read", || floor.raw.borrow_mut().once(Op::Read)),
             Subject::timed("udp_read", || floor.udp.borrow_mut().exchange(HEAD, wire)),
             Subject::timed("udp_write", || floor.udp.borrow_mut().exchange(wire, HEAD)),
         ]);
@@ -102,9 +104,12 @@ fn existing(latency: &Latency) -> Result<Config, BenchError> {
     Ok(config.map_err(overbank::Error::from)?)
 }
 
+/// Memory that the raw READs go round in, like the sealed ones.
+const SPAN: usize = 4 << 20;
+
 /// What the sealed operations are compared with.
 struct Floor {
-    raw: RefCell<RawRead>,
+    raw: RefCell<OneSided>,
     udp: RefCell<UdpPing>,
     _udp_peer: crate::peer::Peer,
 }
@@ -117,7 +122,7 @@ impl Floor {
             return Err(BenchError::Usage(message));
         }
         let (udp_peer, udp) = answer::start(Kind::Udp, cpus)?;
-        let raw = RefCell::new(RawRead::start(device, wire, cpus)?);
+        let raw = RefCell::new(OneSided::start(&Ends::on(device), wire, SPAN, cpus)?);
         Ok(Self { raw, udp: RefCell::new(UdpPing::connect(udp)?), _udp_peer: udp_peer })
     }
 }

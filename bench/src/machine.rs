@@ -23,6 +23,8 @@ pub(crate) struct Machine {
     pub(crate) load: String,
     /// `release`, or `debug`: figures of a debug build mean nothing.
     pub(crate) build: &'static str,
+    /// Which commit this program is built from.
+    pub(crate) commit: &'static str,
     /// Version of this program.
     pub(crate) version: &'static str,
 }
@@ -49,6 +51,7 @@ impl Machine {
                 .and_then(|line| line.split(' ').next().map(str::to_owned))
                 .unwrap_or_else(unknown),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
+            commit: env!("OVERBANK_COMMIT"),
             version: env!("CARGO_PKG_VERSION"),
         }
     }

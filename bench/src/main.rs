@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod compare;
 mod cpus;
+mod ends;
 mod error;
 mod figures;
 mod floor;
@@ -12,9 +14,12 @@ mod machine;
 mod maps;
 mod memcpy;
 mod needles;
+mod one_sided;
 mod options;
 mod patience;
 mod peer;
+mod perftest;
+mod ping_pong;
 mod raw;
 mod report;
 mod sealed;
@@ -40,6 +45,10 @@ enum Command {
     Floor(floor::Floor),
     /// Sealed reads and writes, one at a time, busy polling; with --with-floor beside what they cannot beat
     Latency(latency::Latency),
+    /// Plain READs and WRITEs between two RDMA devices, one at a time, busy polling
+    Raw(raw::Raw),
+    /// The same beside other programs on the same devices, taking turns
+    Compare(compare::Compare),
     /// Look into a running process's memory: for a file's bytes, or for anything but zeros
     Inspect(inspect::Inspect),
     /// The other end of a measurement
@@ -51,6 +60,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
         Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),
+        Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
+        Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Answer(answer) => answer::run(&answer).map(|()| ExitCode::SUCCESS),
     };

@@ -6,6 +6,9 @@ use crate::error::BenchError;
 use crate::figures::Plan;
 use crate::report::Report;
 
+/// Most operations of one turn: when each of them ended is kept until its end.
+const MOST: u64 = 10_000_000;
+
 /// How often, where, and what is kept.
 #[derive(clap::Args)]
 pub(crate) struct Measuring {
@@ -32,8 +35,9 @@ pub(crate) struct Measuring {
 impl Measuring {
     /// How often, if that makes a figure.
     pub(crate) fn plan(&self) -> Result<Plan, BenchError> {
-        if self.rounds == 0 || self.count == 0 {
-            return Err(BenchError::Usage("--rounds and --count are at least 1".to_owned()));
+        if self.rounds == 0 || !(1..=MOST).contains(&self.count) || self.warmup > MOST {
+            let message = format!("--rounds is at least 1, --count 1 to {MOST}, --warmup at most that");
+            return Err(BenchError::Usage(message));
         }
         Ok(Plan { rounds: self.rounds, count: self.count, warmup: self.warmup })
     }

@@ -53,10 +53,41 @@ impl Peer {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => Err(BenchError::Silent { what: "a peer", after: PATIENCE }),
             Err(RecvTimeoutError::Disconnected) => {
-                let said = self.errors.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-                Err(self.failed(&format!("ended before it was ready: {}", said.trim())))
+                Err(self.failed(&format!("ended before it was ready: {}", self.complaint())))
             }
         }
+    }
+
+    /// Every line that it still says; waits for its end, which must be a good one.
+    pub(crate) fn rest(&mut self, patience: Duration) -> Result<Vec<String>, BenchError> {
+        let end = Instant::now() + patience;
+        let mut said = Vec::new();
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => said.push(line),
+                Err(RecvTimeoutError::Timeout) => return Err(self.failed(&format!("did not end within {patience:?}"))),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let status = loop {
+            match self.child.try_wait().map_err(BenchError::io(format!("wait for {}", self.program)))? {
+                Some(status) => break status,
+                None if Instant::now() > end => return Err(self.failed(&format!("did not end within {patience:?}"))),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        if status.success() { Ok(said) } else { Err(self.failed(&format!("failed ({status}): {}", self.complaint()))) }
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What it wrote to its standard error, where that was kept.
+    pub(crate) fn complaint(&self) -> String {
+        let said = self.errors.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        said.trim().to_owned()
     }
 
     /// Sends one line to the process.

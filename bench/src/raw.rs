@@ -1,110 +1,150 @@
-//! A plain READ through the same device: what the sealed read adds is the difference.
+//! `overbank-bench raw`: plain READs and WRITEs between two devices, one at a time, without sealing and without a lease.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
-use overbank_verbs::{
-    Access, Backing, Device, DeviceOptions, Done, Endpoint, Lane, Memory, Mtu, Op, QpCaps, QueuePair, Retry, Transfer,
-    WcStatus,
-};
+use overbank_verbs::Op;
 
-use crate::answer::{self, Kind};
-use crate::cpus::Cpus;
+use crate::cpus::{self, Cpus};
+use crate::ends::{Ends, MAX_SIZE, Reach};
 use crate::error::BenchError;
-use crate::patience::Patience;
-use crate::peer::Peer;
+use crate::figures::{Subject, measure};
+use crate::one_sided::OneSided;
+use crate::options::Measuring;
+use crate::ping_pong::PingPong;
+use crate::report::Report;
 
-/// Both ends poll as long as this after the last packet; in its turn an end never sleeps.
-pub(crate) const SPIN: Duration = Duration::from_millis(10);
-const RETRY: Retry = Retry { timeout: Duration::from_millis(100), count: 7 };
-/// Memory that reads go round in.
-const MEMORY: usize = 4 << 20;
+/// Operations go round in as many bytes of the answering end (perftest's do too).
+const SPAN: usize = 4096;
 
-/// The asking end, connected.
-pub(crate) struct RawRead {
-    lane: Lane,
-    done: Vec<Done>,
-    transfer: Transfer,
-    base: u64,
-    strides: u64,
-    next: u64,
-    /// Ends the answering process when dropped.
-    _peer: Peer,
+const EXAMPLES: &str = "\
+Two processes, each on a processor of its own; both poll. On a real device the answering end sleeps, but in a ping-pong.
+
+Examples
+  overbank-bench raw --device rxe0 --size 64,4096 --json
+  overbank-bench raw --device rxe0 --peer-device rxe1 --op read --rounds 7
+  overbank-bench raw --device soft --op write,ping-pong --count 5000
+  scripts/rxe-vm -- target/release/overbank-bench raw --device rxe0";
+
+/// What `raw` takes.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Raw {
+    #[command(flatten)]
+    ends: Ends,
+    /// What is timed
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kind::Read, Kind::Write, Kind::PingPong])]
+    op: Vec<Kind>,
+    /// Bytes of one operation, 1 to 8388608; several with commas
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 4096])]
+    size: Vec<usize>,
+    #[command(flatten)]
+    measuring: Measuring,
 }
 
-impl RawRead {
-    /// Starts an answering process and connects to it. Reads of `len` bytes, at most 1 MiB.
-    pub(crate) fn start(device_name: &str, len: usize, cpus: Cpus) -> Result<Self, BenchError> {
-        let mut peer = answer::spawn(Kind::Raw, &["--device", device_name], cpus)?;
-        let hello = peer.line()?;
-        let unreadable = |peer: &Peer| peer.failed(&format!("said '{hello}', not where it can be read"));
-        let Some((endpoint, base, rkey)) = parse(&hello) else { return Err(unreadable(&peer)) };
-        let mut lane = Lane::new(&open(device_name)?, 1, len)?;
-        peer.say(&hex(&lane.endpoint().to_bytes()))?;
-        peer.line()?;
-        lane.connect(&endpoint, RETRY)?;
-        let slot = lane.take().ok_or_else(|| BenchError::Usage("a lane has no slot".to_owned()))?;
-        let transfer = Transfer { slot, op: Op::Read, len, remote_address: base, rkey };
-        let strides = (MEMORY / len) as u64;
-        Ok(Self { lane, done: Vec::with_capacity(1), transfer, base, strides, next: 0, _peer: peer })
-    }
+/// What is timed of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// A READ, from posting it to its completion
+    Read,
+    /// A WRITE, from posting it to its completion
+    Write,
+    /// WRITEs that each end answers with a WRITE when it sees them in its memory: half of each round trip
+    PingPong,
+}
 
-    /// Reads the next bytes, and polls until they are here.
-    pub(crate) fn read(&mut self) -> Result<(), BenchError> {
-        self.transfer.remote_address = self.base + self.next % self.strides * self.transfer.len as u64;
-        self.next += 1;
-        self.lane.post(&[self.transfer])?;
-        self.done.clear();
-        let mut patience = Patience::with("the RDMA peer");
-        while self.lane.poll(&mut self.done)? == 0 {
-            patience.spin()?;
+impl Kind {
+    /// As it appears in results.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::PingPong => "ping_pong",
         }
-        match self.done.first() {
-            Some(done) if done.status == WcStatus::SUCCESS => Ok(()),
-            other => Err(BenchError::Usage(format!("a plain READ ended as {other:?}"))),
+    }
+}
+
+/// Measures and reports.
+pub(crate) fn run(raw: &Raw) -> Result<(), BenchError> {
+    let plan = raw.measuring.plan()?;
+    let cpus = Cpus::choose(raw.measuring.cpus.as_deref())?;
+    cpus::pin(cpus.asker)?;
+    let mut ours = Ours::start(&raw.ends, &raw.op, &raw.size, cpus)?;
+    let mut subjects: Vec<_> = ours.subjects("").into_iter().map(|(_, _, subject)| subject).collect();
+    let measured = measure(&plan, &mut subjects)?;
+    drop(subjects);
+    let mut report = Report::new("raw", cpus, plan, measured)?;
+    ours.describe(&raw.ends, &mut report);
+    raw.measuring.finish(&report)
+}
+
+/// Our ends, connected: for each size what is needed of the operations.
+pub(crate) struct Ours {
+    sizes: Vec<Connections>,
+}
+
+struct Connections {
+    size: usize,
+    ops: BTreeSet<Kind>,
+    one_sided: Option<RefCell<OneSided>>,
+    ping_pong: Option<PingPong>,
+}
+
+impl Ours {
+    /// Starts them.
+    pub(crate) fn start(ends: &Ends, ops: &[Kind], sizes: &[usize], cpus: Cpus) -> Result<Self, BenchError> {
+        if let Some(size) = sizes.iter().find(|size| !(1..=MAX_SIZE).contains(*size)) {
+            return Err(BenchError::Usage(format!("--size is 1 to {MAX_SIZE} bytes, not {size}")));
+        }
+        let mut ours = Self { sizes: Vec::new() };
+        let distinct: BTreeSet<_> = sizes.iter().copied().collect();
+        for size in distinct {
+            let one_sided = match ops.contains(&Kind::Read) || ops.contains(&Kind::Write) {
+                true => Some(RefCell::new(OneSided::start(ends, size, SPAN, cpus)?)),
+                false => None,
+            };
+            let ping_pong = match ops.contains(&Kind::PingPong) {
+                true => Some(PingPong::start(ends, size, cpus)?),
+                false => None,
+            };
+            ours.sizes.push(Connections { size, ops: ops.iter().copied().collect(), one_sided, ping_pong });
+        }
+        Ok(ours)
+    }
+
+    /// What is timed, size by size, each with its name behind `prefix`.
+    pub(crate) fn subjects(&mut self, prefix: &str) -> Vec<(Kind, usize, Subject<'_>)> {
+        let mut subjects = Vec::new();
+        for Connections { size, ops, one_sided, ping_pong } in &mut self.sizes {
+            let mut ping_pong = ping_pong.as_mut();
+            for &kind in &*ops {
+                let name = format!("{prefix}{}_{size}", kind.name());
+                let op = if kind == Kind::Read { Op::Read } else { Op::Write };
+                let subject = match (kind, &*one_sided) {
+                    (Kind::PingPong, _) => {
+                        ping_pong.take().map(|ping_pong| Subject { name, turn: Box::new(|plan| ping_pong.turn(plan)) })
+                    }
+                    (_, Some(one_sided)) => Some(Subject::timed(name, move || one_sided.borrow_mut().once(op))),
+                    (_, None) => None,
+                };
+                subjects.extend(subject.map(|subject| (kind, *size, subject)));
+            }
+        }
+        subjects
+    }
+
+    /// Notes in the report where the ends are.
+    pub(crate) fn describe(&self, ends: &Ends, report: &mut Report) {
+        report.setting("device", ends.device.as_str());
+        report.setting("peer_device", ends.peer_device());
+        let reach = |one: &Connections| -> Option<(Reach, Reach)> {
+            let one_sided = one.one_sided.as_ref().map(|one_sided| one_sided.borrow().reach());
+            one_sided.or_else(|| one.ping_pong.as_ref().map(PingPong::reach))
+        };
+        if let Some((own, other)) = self.sizes.first().and_then(reach) {
+            report.setting("mtu", own.path_mtu(&other));
+            report.setting("gid", own.endpoint.socket_addr().ip().to_string());
+            report.setting("peer_gid", other.endpoint.socket_addr().ip().to_string());
         }
     }
-}
-
-/// The answering end: says where it can be read through `say`, learns who reads by `hear`, then answers until it is ended.
-pub(crate) fn answer(
-    device_name: &str,
-    mut say: impl FnMut(&str),
-    mut hear: impl FnMut() -> Result<String, BenchError>,
-) -> Result<(), BenchError> {
-    let device = open(device_name)?;
-    let pd = device.alloc_pd()?;
-    let memory = Arc::new(Memory::map(MEMORY, Backing::Ordinary)?);
-    let region = pd.register(&memory, 0..MEMORY, Access::REMOTE_READ)?;
-    let queue = device.create_cq(16)?;
-    let qp: QueuePair = pd.create_qp(&queue, QpCaps { send_queue: 1, outstanding_reads: 16 })?;
-    say(&format!("{} {} {}", hex(&qp.endpoint().to_bytes()), region.address(), region.rkey()));
-    let line = hear()?;
-    let asker = endpoint(line.trim()).ok_or_else(|| BenchError::Usage(format!("'{line}' is no endpoint")))?;
-    qp.connect(&asker, Access::REMOTE_READ, RETRY)?;
-    say("connected");
-    loop {
-        // The device answers by itself; this process ends with its parent.
-        std::thread::park();
-    }
-}
-
-fn open(name: &str) -> Result<Device, BenchError> {
-    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    Ok(Device::open(name, &DeviceOptions { address, port: None, spin: SPIN, mtu: Mtu::Mtu4096 })?)
-}
-
-fn parse(hello: &str) -> Option<(Endpoint, u64, u32)> {
-    let mut fields = hello.split(' ');
-    Some((endpoint(fields.next()?)?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-}
-
-fn endpoint(text: &str) -> Option<Endpoint> {
-    let bytes = overbank_fabric::ids::unhex::<{ Endpoint::LEN }>("an endpoint", text).ok()?;
-    Endpoint::from_bytes(&bytes).ok()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    overbank_fabric::ids::hex(bytes)
 }

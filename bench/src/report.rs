@@ -20,6 +20,8 @@ use crate::machine::Machine;
 pub(crate) struct Report {
     /// Which command.
     pub(crate) command: &'static str,
+    /// All that the command line said behind the program's name.
+    pub(crate) arguments: Vec<String>,
     /// On what.
     pub(crate) machine: Machine,
     /// Where the two ends ran.
@@ -59,10 +61,11 @@ impl Report {
         for one in &measured {
             let figures =
                 serde_json::to_value(one.figures()).map_err(|error| BenchError::Histogram(error.to_string()))?;
-            results.insert(one.name.to_owned(), figures);
+            results.insert(one.name.clone(), figures);
         }
         let (settings, ratios) = (Map::new(), Map::new());
-        Ok(Self { command, machine, cpus, plan, settings, warnings, results, ratios, measured })
+        let arguments = std::env::args().skip(1).collect();
+        Ok(Self { command, arguments, machine, cpus, plan, settings, warnings, results, ratios, measured })
     }
 
     /// Notes something that the command was told or found.
@@ -94,11 +97,14 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut text = format!("{:<18}{:>12}{:>12}{:>12}\n", "µs", "p50", "p99", "p99.9");
+        let mut text = format!("{:<24}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "µs", "p50", "p99", "p99.9", "mean", "min");
         for one in &self.measured {
             let figures = one.figures();
-            let [p50, p99, p999] = [figures.p50_ns, figures.p99_ns, figures.p999_ns].map(|ns| ns as f64 / 1000.0);
-            text += &format!("{:<18}{p50:>12.2}{p99:>12.2}{p999:>12.2}\n", one.name);
+            text += &format!("{:<24}", one.name);
+            for ns in [figures.p50_ns, figures.p99_ns, figures.p999_ns, figures.mean_ns, figures.min_ns] {
+                text += &format!("{:>12.2}", ns as f64 / 1000.0);
+            }
+            text.push('\n');
         }
         for (name, ratio) in &self.ratios {
             text += &format!("{name}: {ratio}\n");
@@ -129,7 +135,7 @@ impl Report {
             .begin_log_with(log, &mut serializer)
             .map_err(BenchError::io("write a histogram"))?;
         for one in &self.measured {
-            let tag = Tag::new(one.name).ok_or_else(|| BenchError::Histogram(format!("'{}' is no tag", one.name)))?;
+            let tag = Tag::new(&one.name).ok_or_else(|| BenchError::Histogram(format!("'{}' is no tag", one.name)))?;
             for (round, histogram) in one.rounds.iter().enumerate() {
                 let start = Duration::from_secs(round as u64);
                 writer

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use overbank::{AttachOptions, Client, Config, Lease, LeaseId, LeaseRequest};
 
+use crate::ends::SPIN;
 use crate::error::BenchError;
-use crate::raw::SPIN;
 
 /// Bytes that operations go round in.
 const SPAN: u64 = 16 << 20;
