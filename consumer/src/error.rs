@@ -187,6 +187,8 @@ pub enum ErrorKind {
     Deadline,
     /// A local file.
     Local,
+    /// This machine's RDMA device: it has failed, its port is down, or it cannot be used.
+    Device,
 }
 
 impl Error {
@@ -207,9 +209,8 @@ impl Error {
             Self::Data(error) => data_kind(error),
             Self::DoesNotFit { .. } => ErrorKind::DoesNotFit,
             Self::KeyFile(_) | Self::Pins(_) | Self::LeaseFile(_) => ErrorKind::Local,
-            Self::Refused { .. } | Self::Device(_) | Self::MisbehavingAuthd(_) | Self::MisbehavingProvider { .. } => {
-                ErrorKind::Other
-            }
+            Self::Device(_) => ErrorKind::Device,
+            Self::Refused { .. } | Self::MisbehavingAuthd(_) | Self::MisbehavingProvider { .. } => ErrorKind::Other,
         }
     }
 
@@ -240,6 +241,7 @@ fn data_kind(error: &DataError) -> ErrorKind {
         DataError::LeaseOver => ErrorKind::LeaseOver,
         DataError::Timeout => ErrorKind::Deadline,
         DataError::Refused { .. } | DataError::ProviderSilent | DataError::Detached => ErrorKind::LeaseLost,
+        DataError::Device(_) | DataError::Status(_) => ErrorKind::Device,
         error if error.is_contents() => ErrorKind::Contents,
         _ => ErrorKind::Other,
     }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use overbank_fabric::ids::{LeaseId, Tenant};
 use overbank_fabric::message::RefusalCode;
-use overbank_verbs::{Device, DeviceOptions};
+use overbank_verbs::{Device, DeviceOptions, Health, VerbsError};
 
 use crate::attach::{self, AttachOptions, MAX_LANES};
 use crate::client::Client;
 use crate::clock::{self, Until};
 use crate::data::{Contents, DataError, SealedLane, bounce_lane};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::freshness::Freshness;
 use crate::grant;
 use crate::lease_file::{Facts, LeaseFile, LeaseFileError};
@@ -122,7 +122,8 @@ impl Lease {
     ///
     /// # Errors
     /// [`Error::DoesNotFit`]; [`Error::Data`] where the contents are not what was written, or the provider does not answer;
-    /// [`Error::LeaseOver`], [`Error::LeaseLost`], and what [`Lease::attach`] says.
+    /// [`Error::Device`] where this machine's device is down; [`Error::LeaseOver`], [`Error::LeaseLost`], and what
+    /// [`Lease::attach`] says.
     pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let result = fits(offset, buffer.len(), self.bytes());
         let result = result.and_then(|()| self.transfer(|lane, deadline| lane.read(offset, buffer, deadline)));
@@ -153,7 +154,8 @@ impl Lease {
         self.in_time()?;
         self.ready(Instant::now() + self.options.deadline)?;
         let (lease, bytes, deadline) = (self.file.facts().lease, self.contents.bytes, self.options.deadline);
-        Ok(self.lanes.iter_mut().map(|lane| LeaseLane { lane, lease, bytes, deadline }).collect())
+        let device = self.device.as_ref();
+        Ok(self.lanes.iter_mut().map(|lane| LeaseLane { lane, device, lease, bytes, deadline }).collect())
     }
 
     /// Moves the deadline to `ttl` from now; never sooner. Returns how long the lease can be used from now on.
@@ -200,7 +202,11 @@ impl Lease {
     }
 
     /// Does `step`, attaching anew where the connection breaks under it.
-    fn transfer(
+    fn transfer(&mut self, step: impl FnMut(&mut SealedLane, Instant) -> Result<(), DataError>) -> Result<(), Error> {
+        self.try_transfer(step).map_err(|error| blame(self.device.as_ref(), error))
+    }
+
+    fn try_transfer(
         &mut self,
         mut step: impl FnMut(&mut SealedLane, Instant) -> Result<(), DataError>,
     ) -> Result<(), Error> {
@@ -348,6 +354,7 @@ impl Drop for Lease {
 /// One of the lanes of a [`Lease`] that was split: for one thread.
 pub struct LeaseLane<'a> {
     lane: &'a mut SealedLane,
+    device: Option<&'a Device>,
     lease: LeaseId,
     bytes: u64,
     deadline: Duration,
@@ -357,24 +364,24 @@ impl LeaseLane<'_> {
     /// Reads bytes from `offset` on. Those that were never written are zeros. On an error `buffer` holds zeros.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`], [`Error::LeaseOver`] and [`Error::Data`].
+    /// [`Error::DoesNotFit`], [`Error::LeaseOver`], [`Error::Device`] and [`Error::Data`].
     pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         if let Err(error) = fits(offset, buffer.len(), self.bytes) {
             buffer.fill(0);
             return Err(error);
         }
         let deadline = Instant::now() + self.deadline;
-        self.lane.read(offset, buffer, deadline).map_err(|error| of(self.lease, error))
+        self.lane.read(offset, buffer, deadline).map_err(|error| blame(self.device, of(self.lease, error)))
     }
 
     /// Writes bytes from `offset` on. When this returns they are in the provider's memory. On an error some may be.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`], [`Error::LeaseOver`] and [`Error::Data`].
+    /// [`Error::DoesNotFit`], [`Error::LeaseOver`], [`Error::Device`] and [`Error::Data`].
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         fits(offset, bytes.len(), self.bytes)?;
         let deadline = Instant::now() + self.deadline;
-        self.lane.write(offset, bytes, deadline).map_err(|error| of(self.lease, error))
+        self.lane.write(offset, bytes, deadline).map_err(|error| blame(self.device, of(self.lease, error)))
     }
 }
 
@@ -393,5 +400,21 @@ fn of(lease: LeaseId, error: DataError) -> Error {
             Error::LeaseOver { lease: Some(lease), why: "its time is over: renew it earlier".to_owned() }
         }
         error => Error::Data(error),
+    }
+}
+
+/// The device's own word, where it explains the failure.
+fn blame(device: Option<&Device>, error: Error) -> Error {
+    // Other: the provider may say that it cannot reach us.
+    let explained = [ErrorKind::Device, ErrorKind::LeaseLost, ErrorKind::Deadline, ErrorKind::Other];
+    let Some(device) = device.filter(|_| explained.contains(&error.kind())) else { return error };
+    let name = device.name().to_owned();
+    match device.health() {
+        Health::Good => error,
+        Health::PortDown => {
+            let reason = "its port is down; bring its network interface up (`rdma link` names it), and try again";
+            Error::Device(VerbsError::DeviceUnusable { name, reason: reason.to_owned() })
+        }
+        Health::Fatal => Error::Device(VerbsError::DeviceFatal { name }),
     }
 }

@@ -184,7 +184,7 @@ fn help_shows_examples_and_every_exit_status() {
     let text = String::from_utf8(help.stdout).expect("text");
     assert_eq!(help.status.code(), Some(0));
     assert!(text.contains("Examples:"), "{text}");
-    for status in (0..=12).chain([130]) {
+    for status in (0..=13).chain([130]) {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{status}  "))), "{status} in {text}");
     }
     for command in [&["id"][..], &["join"], &["put"], &["get"], &["lease", "create"], &["trust", "approve"]] {

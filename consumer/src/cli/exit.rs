@@ -24,6 +24,7 @@ Exit statuses:
   10  does not fit: more bytes than the lease has there
   11  the deadline passed
   12  a local file: key, pins or lease file is missing, damaged, in use or open to others
+  13  this machine's RDMA device has failed, is down or cannot be used
  130  interrupted";
 
 /// Why the command failed.
@@ -65,10 +66,11 @@ impl Failure {
                 ErrorKind::DoesNotFit => (10, "does-not-fit"),
                 ErrorKind::Deadline => (11, "deadline"),
                 ErrorKind::Local => (12, "local"),
+                ErrorKind::Device => (13, "device"),
                 _ => (1, "other"),
             },
             Self::Usage(_) => (2, "usage"),
-            Self::Device { .. } => (1, "device"),
+            Self::Device { .. } => (13, "device"),
             Self::File { .. } | Self::Closed => (1, "other"),
             Self::DoesNotFit(_) => (10, "does-not-fit"),
             Self::Interrupted => (130, "interrupted"),

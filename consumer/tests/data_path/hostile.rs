@@ -184,9 +184,16 @@ fn after_a_crash_each_policy_keeps_its_word() {
 fn a_block_that_does_not_open_is_fetched_a_few_times() {
     let (_, lender, mut lane) = written();
     lender.flip(7, 400);
-    let before = lender.device.counters().received;
+    let counted = || {
+        // A kernel looks at what it counts now and then only.
+        std::thread::sleep(Duration::from_millis(30));
+        lender.device.counters().received
+    };
+    let before = counted();
     assert!(lane.read(7 * SIZE as u64, &mut [0; SIZE], soon()).is_err());
-    let asked = lender.device.counters().received - before;
+    let packets = counted() - before;
+    // A real device counts for both sides: each time a request, and an answer of two packets.
+    let asked = if device_name() == "soft" { packets } else { packets / 3 };
     assert!((4..=12).contains(&asked), "asked {asked} times");
 
     // One that is good for most of the time is found so.
