@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cq::CompletionQueue;
-use crate::endpoint::Mtu;
+use crate::endpoint::{Endpoint, Mtu};
 use crate::found::FoundDevices;
 #[cfg(feature = "ibv")]
 use crate::ibv::device::IbvDevice;
@@ -140,13 +140,26 @@ impl Device {
         }
     }
 
-    /// What it did so far.
+    /// What it did so far; of a real device, what it did for all processes.
     #[must_use]
     pub fn counters(&self) -> Counters {
         match &self.0 {
             Backend::Soft(device) => device.counters(),
             #[cfg(feature = "ibv")]
             Backend::Ibv(device) => device.counters(),
+        }
+    }
+
+    /// Sees whether a peer can be reached at its endpoint's address, before anything depends on it. A real device takes
+    /// a second where nobody answers there; the soft one does not wait for its peers, and only looks at the endpoint.
+    ///
+    /// # Errors
+    /// What [`QueuePair::connect`](crate::QueuePair::connect) would say.
+    pub fn reach(&self, remote: &Endpoint) -> Result<(), VerbsError> {
+        match &self.0 {
+            Backend::Soft(device) => device.reach(remote),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(device) => device.reach(remote),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What one side of a connection tells the other: where its queue pair is.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::VerbsError;
 
@@ -114,7 +114,7 @@ impl Endpoint {
             bad("packet sequence number")
         } else if port == 0 {
             bad("UDP port")
-        } else if address.is_unspecified() || address.is_multicast() {
+        } else if address.is_unspecified() || address.is_multicast() || address == Ipv4Addr::BROADCAST {
             bad("address")
         } else {
             Ok(Self { flags: bytes[1], mtu, qpn, psn, port, lid, gid })

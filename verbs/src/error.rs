@@ -32,6 +32,16 @@ pub enum VerbsError {
         /// Which.
         name: String,
     },
+    /// The device did not make what was asked for.
+    #[error("{call} failed: {source}; most likely {likely}")]
+    Refused {
+        /// What was called.
+        call: &'static str,
+        /// What most often stands behind it.
+        likely: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A queue pair did not go from one state to the next.
     #[error("the queue pair did not go from {from:?} to {to:?} ({attributes}): {source}; most likely {likely}")]
     Transition {

@@ -77,7 +77,7 @@ pub struct Lane {
 }
 
 /// READs under way at once, each way.
-const OUTSTANDING_READS: u8 = 16;
+pub(crate) const OUTSTANDING_READS: u8 = 16;
 
 impl Lane {
     /// A lane with `slots` slots of `slot_len` bytes, which only this side's own requests may write.

@@ -1,15 +1,19 @@
 //! An adapter, or the kernel's soft-RoCE: found, judged, opened, and watched.
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::cq::IbvCq;
 use super::gid;
 use super::pd::IbvPd;
 use super::sys::{self, Context, Library, Pd, Port};
-use crate::{Counters, DeviceOptions, FoundDevice, Gid, Health, Limits, Mtu, VerbsError};
+use crate::lane::OUTSTANDING_READS;
+use crate::{
+    Access, Counters, DeviceOptions, Endpoint, FoundDevice, Gid, Health, Limits, Mtu, QpCaps, Retry, VerbsError,
+};
 
 const INITIALISING: u32 = 2;
 const ARMED: u32 = 3;
@@ -34,17 +38,36 @@ fn broken(name: &str, reason: String) -> FoundDevice {
 /// # Errors
 /// Why there can be none: libibverbs is missing or refuses.
 pub(crate) fn find(address: IpAddr) -> Result<Vec<FoundDevice>, String> {
-    let library = library()?;
-    let names = library.names().map_err(|error| no_devices(&error))?;
-    Ok(names
-        .iter()
-        .flat_map(|name| match open_context(library, name) {
-            Ok((context, limits, ports)) => {
-                (1..=ports).map(|port| look(&context, limits, name, port, address)).collect()
-            }
-            Err(reason) => vec![broken(name, reason)],
-        })
-        .collect())
+    let known = kernel_names();
+    let all_broken = |reason: String| match known.is_empty() {
+        true => Err(reason),
+        false => Ok(known.iter().map(|name| broken(name, reason.clone())).collect()),
+    };
+    let library = match library() {
+        Ok(library) => library,
+        Err(reason) => return all_broken(reason),
+    };
+    let names = match library.names() {
+        Ok(names) => names,
+        Err(error) => return all_broken(no_devices(&error)),
+    };
+    let usable = names.iter().flat_map(|name| match open_context(library, name) {
+        Ok((context, limits, ports)) => (1..=ports).map(|port| look(&context, limits, name, port, address)).collect(),
+        Err(reason) => vec![broken(name, reason)],
+    });
+    let unknown = known.iter().filter(|name| !names.contains(name)).map(|name| broken(name, NO_DRIVER.to_owned()));
+    Ok(usable.chain(unknown).collect())
+}
+
+const NO_DRIVER: &str = "libibverbs has no driver for it (Debian: apt-get install ibverbs-providers), or the kernel's \
+    module ib_uverbs is not loaded (modprobe ib_uverbs)";
+
+/// Devices that the kernel has, whether or not libibverbs knows them.
+fn kernel_names() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/sys/class/infiniband") else { return Vec::new() };
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    names
 }
 
 fn library() -> Result<&'static Library, String> {
@@ -92,7 +115,7 @@ fn look(context: &Context, limits: Limits, name: &str, port: u8, address: IpAddr
         Err(error) => return broken(&full_name, format!("port {port} does not answer: {error}")),
     };
     let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
-    let usable = judge(&attributes, &gids, Kind::of(name, port), address);
+    let usable = enough(&limits).and_then(|()| judge(&attributes, &gids, Kind::of(name, port), address));
     FoundDevice {
         name: full_name,
         soft: false,
@@ -103,6 +126,12 @@ fn look(context: &Context, limits: Limits, name: &str, port: u8, address: IpAddr
         limits: Some(limits),
         usable,
     }
+}
+
+/// Whether it has what each connection of this library asks for.
+fn enough(limits: &Limits) -> Result<(), String> {
+    let (has, needs) = (limits.outstanding_reads, OUTSTANDING_READS);
+    if has >= needs { Ok(()) } else { Err(format!("it has {has} READs under way at once, and {needs} are needed")) }
 }
 
 /// The address to use, or why there is none and what mends it.
@@ -156,6 +185,19 @@ pub(super) fn limit(what: &'static str, value: usize, min: usize, max: usize) ->
     if (min..=max).contains(&value) { Ok(()) } else { Err(VerbsError::Limit { what, value, min, max }) }
 }
 
+/// What the device did not make.
+pub(super) fn refused(call: &'static str, source: io::Error) -> VerbsError {
+    let likely = match source.raw_os_error() {
+        Some(libc::ENOMEM | libc::EAGAIN) => {
+            "the limit on locked memory is too low (ulimit -l unlimited, or LimitMEMLOCK=infinity), or the device is full"
+        }
+        Some(libc::EPERM | libc::EACCES) => "this user may not use the device",
+        Some(libc::EFAULT) => "the memory is not there, or of a kind that cannot be pinned",
+        _ => "the device's driver refused; the kernel's log may say more (dmesg)",
+    };
+    VerbsError::Refused { call, likely, source }
+}
+
 /// An open device, at one port and address of it.
 pub(crate) struct IbvDevice {
     context: Arc<Context>,
@@ -168,7 +210,9 @@ pub(crate) struct IbvDevice {
     pub(super) limits: Limits,
     pub(super) options: DeviceOptions,
     why: String,
-    health: AtomicU8,
+    health: Mutex<Health>,
+    /// The kernel's counters when it was opened.
+    opened: Counters,
 }
 
 impl IbvDevice {
@@ -183,9 +227,13 @@ impl IbvDevice {
 
     fn open_port(name: &str, port: u8, options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
         let unusable = |reason| VerbsError::DeviceUnusable { name: name.to_owned(), reason };
-        let library = library().map_err(unusable)?;
-        let names = library.names().map_err(|error| unusable(no_devices(&error)))?;
+        let none = |reason| unusable(format!("{reason}; the soft device needs nothing of it"));
+        let library = library().map_err(none)?;
+        let names = library.names().map_err(|error| none(no_devices(&error)))?;
         if sys::plain_name(name).is_none() || !names.iter().any(|known| known == name) {
+            if kernel_names().iter().any(|known| known == name) {
+                return Err(unusable(NO_DRIVER.to_owned()));
+            }
             let available = names.iter().map(String::as_str).chain(["auto", "soft"]).collect::<Vec<_>>().join(", ");
             return Err(VerbsError::DeviceNotFound { name: name.to_owned(), available });
         }
@@ -196,9 +244,10 @@ impl IbvDevice {
         let attributes =
             context.port(port).map_err(|error| unusable(format!("port {port} does not answer: {error}")))?;
         let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
+        enough(&limits).map_err(unusable)?;
         let gid = judge(&attributes, &gids, Kind::of(name, port), options.address).map_err(unusable)?;
         let active = u8::try_from(attributes.active_mtu).ok().and_then(Mtu::from_code).unwrap_or(Mtu::Mtu256);
-        Ok(Self {
+        let mut device = Self {
             context: Arc::new(context),
             name: name.to_owned(),
             port,
@@ -209,8 +258,11 @@ impl IbvDevice {
             limits,
             options: options.clone(),
             why,
-            health: AtomicU8::new(Health::Good as u8),
-        })
+            health: Mutex::new(Health::Good),
+            opened: Counters::default(),
+        };
+        device.opened = device.kernel_counters();
+        Ok(device)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -234,35 +286,61 @@ impl IbvDevice {
 
     /// Takes what the device reported since the last call.
     pub(crate) fn health(&self) -> Health {
-        const FATAL: [u32; 1] = [8];
-        const PORT_ACTIVE: u32 = 9;
-        const PORT_ERROR: u32 = 10;
+        // `ibv_event_type`. An overrun of a completion queue is one too: there is room for all that is posted.
+        const CQ_ERROR: i32 = 0;
+        const DEVICE_FATAL: i32 = 8;
+        const PORT_ACTIVE: i32 = 9;
+        const PORT_ERROR: i32 = 10;
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(event) = self.context.take_event() {
-            let health = match event {
-                event if FATAL.contains(&event) => Health::Fatal,
-                PORT_ERROR => Health::PortDown,
-                PORT_ACTIVE => Health::Good,
+            let here = event.port == i32::from(self.port);
+            let next = match event.kind {
+                CQ_ERROR | DEVICE_FATAL => Health::Fatal,
+                PORT_ERROR if here => Health::PortDown,
+                PORT_ACTIVE if here => Health::Good,
                 _ => {
-                    tracing::debug!(device = %self.name, event, "asynchronous event");
+                    tracing::debug!(device = %self.name, ?event, "asynchronous event");
                     continue;
                 }
             };
-            tracing::warn!(device = %self.name, event, ?health, "the device reports a change");
+            tracing::warn!(device = %self.name, ?event, health = ?next, "the device reports a change");
             // Nothing mends a fatal state but opening the device again.
-            self.health.fetch_max(health as u8, Ordering::Relaxed);
-            if health == Health::Good && self.health.load(Ordering::Relaxed) == Health::PortDown as u8 {
-                self.health.store(Health::Good as u8, Ordering::Relaxed);
+            if *health != Health::Fatal {
+                *health = next;
             }
         }
-        match self.health.load(Ordering::Relaxed) {
-            0 => Health::Good,
-            1 => Health::PortDown,
-            _ => Health::Fatal,
-        }
+        *health
     }
 
-    /// The kernel's own counters of the port, where it keeps them (rxe does).
+    /// Sees whether the peer's address can be reached: the kernel resolves it when a queue pair becomes ready to
+    /// receive, which takes a second where nobody has asked for it before, or nobody answers.
+    pub(crate) fn reach(self: &Arc<Self>, remote: &Endpoint) -> Result<(), VerbsError> {
+        let (pd, cq) = (self.alloc_pd()?, Arc::new(self.create_cq(1)?));
+        let qp = pd.create_qp(&cq, QpCaps { send_queue: 1, outstanding_reads: 1 })?;
+        // It serves nobody: the peer's queue pair knows nothing of it, and it grants nothing.
+        let reached = qp.connect(remote, Access::empty(), Retry { timeout: Duration::ZERO, count: 0 });
+        qp.destroy()?;
+        reached
+    }
+
+    /// The kernel's own counters of the port, where it keeps them (rxe does), since the device was opened. They count
+    /// for every process that uses it.
     pub(crate) fn counters(&self) -> Counters {
+        let (now, before) = (self.kernel_counters(), &self.opened);
+        let mut counters = Counters {
+            sent: now.sent.saturating_sub(before.sent),
+            received: now.received.saturating_sub(before.received),
+            retransmitted: now.retransmitted.saturating_sub(before.retransmitted),
+            dropped: now.dropped,
+        };
+        for (reason, count) in &mut counters.dropped {
+            *count = count.saturating_sub(before.dropped.get(reason).copied().unwrap_or(0));
+        }
+        counters.dropped.retain(|_, count| *count > 0);
+        counters
+    }
+
+    fn kernel_counters(&self) -> Counters {
         let read = |counter: &str| {
             let path = format!("/sys/class/infiniband/{}/ports/{}/hw_counters/{counter}", self.name, self.port);
             fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
@@ -279,7 +357,7 @@ impl IbvDevice {
     }
 
     pub(crate) fn alloc_pd(self: &Arc<Self>) -> Result<IbvPd, VerbsError> {
-        let pd = Pd::new(&self.context).map_err(|source| VerbsError::System { call: "ibv_alloc_pd", source })?;
+        let pd = Pd::new(&self.context).map_err(|source| refused("ibv_alloc_pd", source))?;
         Ok(IbvPd::new(self, pd))
     }
 

@@ -35,6 +35,8 @@ pub(super) enum NoGid {
     Empty,
     /// Only RoCE v1: the interface or the adapter has version 2 switched off.
     OnlyVersion1,
+    /// Only addresses that reach nobody but this machine.
+    OnlyLoopback,
     /// Only link-local addresses, which name no interface and reach no other network.
     OnlyLinkLocal,
 }
@@ -46,6 +48,11 @@ impl NoGid {
             Self::Empty => format!("{interface} has no address; give it one (ip addr add ADDRESS/LEN dev {interface})"),
             Self::OnlyVersion1 => {
                 "it has RoCE v1 addresses only, which do not route; switch RoCE v2 on (cma_roce_mode, or the adapter's own tool)"
+                    .to_owned()
+            }
+            Self::OnlyLoopback => {
+                "its only RoCE v2 addresses are of this machine alone; ask for one (--address 127.0.0.1), or use a device \
+                 on another interface"
                     .to_owned()
             }
             Self::OnlyLinkLocal => format!(
@@ -65,13 +72,18 @@ pub(super) fn choose(table: &[Gid], wanted: IpAddr) -> Result<Gid, NoGid> {
     if version_2.is_empty() {
         return Err(NoGid::OnlyVersion1);
     }
+    // Others reach it there; who asked for an address of this machine alone does not need that.
+    let far = |gid: &&&Gid| !gid.is_link_local() && (wanted.is_loopback() || !gid.address().is_loopback());
     version_2
         .iter()
         .find(|gid| gid.address() == wanted)
-        .or_else(|| version_2.iter().find(|gid| gid.address().is_ipv4() == wanted.is_ipv4() && !gid.is_link_local()))
-        .or_else(|| version_2.iter().find(|gid| !gid.is_link_local()))
+        .or_else(|| version_2.iter().filter(far).find(|gid| gid.address().is_ipv4() == wanted.is_ipv4()))
+        .or_else(|| version_2.iter().find(far))
         .map(|gid| **gid)
-        .ok_or(NoGid::OnlyLinkLocal)
+        .ok_or(match version_2.iter().any(|gid| gid.is_link_local()) {
+            true => NoGid::OnlyLinkLocal,
+            false => NoGid::OnlyLoopback,
+        })
 }
 
 #[cfg(test)]
@@ -105,6 +117,9 @@ mod tests {
         assert_eq!(index("fe80::1"), Ok(1), "asked for by name");
         assert_eq!(choose(&table[..1], "10.0.0.1".parse().expect("an address")), Err(NoGid::OnlyVersion1));
         assert_eq!(choose(&table[..2], "10.0.0.1".parse().expect("an address")), Err(NoGid::OnlyLinkLocal));
+        let here = [gid(0, "127.0.0.1", RoceV2)];
+        assert_eq!(choose(&here, "10.0.0.1".parse().expect("an address")), Err(NoGid::OnlyLoopback));
+        assert_eq!(choose(&here, "127.0.0.1".parse().expect("an address")), Ok(here[0]));
         assert_eq!(choose(&[], "10.0.0.1".parse().expect("an address")), Err(NoGid::Empty));
     }
 }

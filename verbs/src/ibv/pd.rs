@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cq::IbvCq;
-use super::device::IbvDevice;
+use super::device::{IbvDevice, refused};
 use super::mr::IbvMr;
 use super::qp::IbvQp;
 use super::sys::{Mr, Pd};
@@ -28,14 +28,7 @@ impl IbvPd {
     ) -> Result<IbvMr, VerbsError> {
         let (start, len) = (range.start, range.len());
         let mr =
-            Mr::new(&self.pd, memory, start, len, flags(access)).map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOMEM) => VerbsError::Permission {
-                    what: "pin the memory of a region",
-                    remedy: "raise the limit on locked memory (ulimit -l unlimited, or LimitMEMLOCK=infinity)",
-                    source,
-                },
-                _ => VerbsError::System { call: "ibv_reg_mr", source },
-            })?;
+            Mr::new(&self.pd, memory, start, len, flags(access)).map_err(|source| refused("ibv_reg_mr", source))?;
         Ok(IbvMr { pd: Arc::clone(&self.pd), mr, access, address: memory.address() + start as u64, len })
     }
 

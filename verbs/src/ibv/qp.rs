@@ -1,18 +1,19 @@
 //! Queue pairs of an `ibv` device.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::time::{Duration, Instant};
 
 use rdma_sys::{ibv_mtu, ibv_qp_attr_mask as Mask, ibv_qp_state as state};
 
-use super::cq::{IbvCq, Ledger, locked};
-use super::device::{IbvDevice, limit};
+use super::cq::IbvCq;
+use super::device::{IbvDevice, limit, refused};
 use super::mr::IbvMr;
 use super::pd::flags;
 use super::sys::{Batch, Pd, Posting, Qp, QpAttr};
-use crate::{Access, Completion, Endpoint, Op, QpCaps, QpState, Retry, VerbsError, WcStatus, WorkRequest};
+use crate::{Access, Endpoint, Op, QpCaps, QpState, Retry, VerbsError, WorkRequest};
 
 /// UDP port of every real RoCEv2 device.
 const ROCE_PORT: u16 = 4791;
@@ -23,6 +24,12 @@ const RETRIES: u8 = 6;
 /// Inline costs a copy and saves the device a read of host memory; beyond this the copy costs more.
 const INLINE: u32 = 128;
 
+/// Not connected: nothing may be posted. Devices differ in what they do with it, and rxe carries it out later.
+const FRESH: u8 = 0;
+const CONNECTED: u8 = 1;
+/// In the error state without ever having been connected: what is posted is flushed here.
+const STOPPED: u8 = 2;
+
 pub(crate) struct IbvQp {
     device: Arc<IbvDevice>,
     pd: Arc<Pd>,
@@ -31,7 +38,10 @@ pub(crate) struct IbvQp {
     inline: u32,
     caps: QpCaps,
     endpoint: Endpoint,
-    ledger: Ledger,
+    /// Of its ledger in the completion queue.
+    key: u64,
+    /// Whether the device is given requests: only between the connection and the end.
+    phase: AtomicU8,
     exists: bool,
 }
 
@@ -49,7 +59,7 @@ impl IbvQp {
         limit("outstanding READs", caps.outstanding_reads.into(), 0, device.limits.outstanding_reads.into())?;
         let (qp, inline) = Qp::new(pd, &cq.cq, caps.send_queue as u32, INLINE)
             .or_else(|_| Qp::new(pd, &cq.cq, caps.send_queue as u32, 0))
-            .map_err(|source| VerbsError::System { call: "ibv_create_qp", source })?;
+            .map_err(|source| refused("ibv_create_qp", source))?;
         let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(|error| VerbsError::System { call: "getrandom", source: error.into() })?;
         let endpoint = Endpoint {
@@ -61,10 +71,10 @@ impl IbvQp {
             lid: if device.infiniband() { device.lid } else { 0 },
             gid: device.gid.raw,
         };
-        let ledger: Ledger = Arc::new(Mutex::new(VecDeque::with_capacity(caps.send_queue)));
-        cq.lock().ledgers.push((endpoint.qpn, Arc::clone(&ledger)));
+        let key = cq.lock().open(endpoint.qpn, caps.send_queue);
         let (device, pd, cq) = (Arc::clone(device), Arc::clone(pd), Arc::clone(cq));
-        Ok(Self { device, pd, cq, qp, inline, caps, endpoint, ledger, exists: true })
+        let phase = AtomicU8::new(FRESH);
+        Ok(Self { device, pd, cq, qp, inline, caps, endpoint, key, phase, exists: true })
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
@@ -164,10 +174,18 @@ impl IbvQp {
                 attr.sq_psn = self.endpoint.psn;
                 attr.max_rd_atomic = self.caps.outstanding_reads;
             },
-        )
+        )?;
+        if self.phase.compare_exchange(FRESH, CONNECTED, AcqRel, Acquire).is_err() {
+            self.to_error()?;
+            return Err(VerbsError::State { what: "connect", state: QpState::Error });
+        }
+        Ok(())
     }
 
     pub(crate) fn state(&self) -> QpState {
+        if self.phase.load(Acquire) == STOPPED {
+            return QpState::Error;
+        }
         match self.qp.state() {
             Ok(state::IBV_QPS_RESET) => QpState::Reset,
             Ok(state::IBV_QPS_INIT) => QpState::Init,
@@ -188,16 +206,40 @@ impl IbvQp {
             if !Arc::ptr_eq(&mr.pd, &self.pd) {
                 return Err(VerbsError::Foreign { what: "memory region", owner: "protection domain" });
             }
+            if request.op == Op::Read && self.caps.outstanding_reads == 0 {
+                return Err(VerbsError::Limit { what: "READs of this queue pair", value: 1, min: 0, max: 0 });
+            }
             if request.op == Op::Read && !mr.access.contains(Access::LOCAL_WRITE) {
                 return Err(VerbsError::Rights { has: mr.access, needs: Access::LOCAL_WRITE });
             }
         }
-        let mut ledger = locked(&self.ledger);
-        let (capacity, held) = (self.caps.send_queue, ledger.len());
+        let mut state = self.cq.lock();
+        let what = "completion queue";
+        let Some(ledger) = state.ledger(self.key) else { return Err(VerbsError::Gone { what: "queue pair" }) };
+        let (capacity, held) = (self.caps.send_queue, ledger.posted.len() + ledger.refused.len());
         if held + count > capacity {
             return Err(VerbsError::QueueFull { what: "send queue", asked: count, free: capacity - held, capacity });
         }
+        match self.phase.load(Acquire) {
+            CONNECTED => {}
+            STOPPED => {
+                let capacity = self.cq.entries();
+                state.promise(count, capacity).map_err(|free| VerbsError::QueueFull {
+                    what,
+                    asked: count,
+                    free,
+                    capacity,
+                })?;
+                batch.for_each(|(request, _)| state.flush((request.id, request.op), self.endpoint.qpn));
+                return Ok(());
+            }
+            _ => return Err(VerbsError::State { what: "post", state: self.state() }),
+        }
+        let capacity = self.cq.entries();
+        state.promise(count, capacity).map_err(|free| VerbsError::QueueFull { what, asked: count, free, capacity })?;
+        let Some(ledger) = state.ledger(self.key) else { return Ok(()) };
         let mut rest = batch;
+        let mut first = true;
         loop {
             let mut batch = Batch::new();
             for (request, mr) in rest.by_ref().take(Batch::MOST) {
@@ -212,37 +254,44 @@ impl IbvQp {
                     remote_address: request.remote_address,
                     rkey: request.rkey,
                 });
-                ledger.push_back((request.id, request.op));
+                ledger.posted.push_back((request.id, request.op));
             }
             let filled = batch.len();
             if filled == 0 {
                 return Ok(());
             }
             if let Err((posted, source)) = self.qp.post(&mut batch) {
-                if held == ledger.len() - filled && posted == 0 {
-                    ledger.truncate(held);
-                    let state = self.state();
-                    let connected = matches!(state, QpState::ReadyToSend | QpState::Error);
-                    return Err(if connected {
-                        VerbsError::System { call: "ibv_post_send", source }
-                    } else {
-                        VerbsError::State { what: "post", state }
-                    });
+                let first_unposted = ledger.posted.len() - (filled - posted);
+                if first && posted == 0 {
+                    ledger.posted.truncate(first_unposted);
+                    state.unpromise(count);
+                    return Err(VerbsError::System { call: "ibv_post_send", source });
                 }
-                // Part of it is posted: it cannot be taken back, so all of it fails the same way, by a flush.
+                // Part of it is posted and cannot be taken back: the rest fails the same way, by a flush, after it.
                 tracing::error!(%source, "the device took part of a batch; the queue pair goes to ERROR");
-                let first_unposted = ledger.len() - (filled - posted);
-                let unposted =
-                    ledger.drain(first_unposted..).chain(rest.map(|(request, _)| (request.id, request.op))).collect();
-                drop(ledger);
-                self.set_error()?;
-                self.flush(unposted);
+                ledger.refused.extend(ledger.posted.drain(first_unposted..));
+                ledger.refused.extend(rest.map(|(request, _)| (request.id, request.op)));
+                state.settle(self.key);
+                drop(state);
+                if let Err(error) = self.to_error() {
+                    tracing::error!(%error, "the queue pair cannot be stopped; it ends when it is destroyed");
+                }
                 return Ok(());
             }
+            first = false;
         }
     }
 
     pub(crate) fn set_error(&self) -> Result<(), VerbsError> {
+        // The kernel refuses to move a queue pair from RESET to ERROR, where there is nothing to stop.
+        let fresh = self.phase.compare_exchange(FRESH, STOPPED, AcqRel, Acquire).is_ok();
+        if fresh && matches!(self.qp.state(), Ok(state::IBV_QPS_RESET)) {
+            return Ok(());
+        }
+        self.to_error()
+    }
+
+    fn to_error(&self) -> Result<(), VerbsError> {
         self.qp
             .modify(Mask::IBV_QP_STATE.0, |attr| attr.qp_state = state::IBV_QPS_ERR)
             .map_err(|source| VerbsError::System { call: "ibv_modify_qp to ERROR", source })
@@ -256,29 +305,30 @@ impl IbvQp {
     /// is flushed in the device's stead.
     fn end(&mut self) -> Result<(), VerbsError> {
         self.exists = false;
-        if !locked(&self.ledger).is_empty() {
-            if self.state() != QpState::Error {
-                self.set_error()?;
-            }
-            let until = Instant::now() + FLUSH;
-            while !locked(&self.ledger).is_empty() && Instant::now() < until {
+        let stopped = self.stop();
+        // Under the lock, so that what still lies in the queue is not taken for a later queue pair's of the same number.
+        let mut state = self.cq.lock();
+        self.qp.end().map_err(|source| VerbsError::System { call: "ibv_destroy_qp", source })?;
+        let taken = state.take(&self.cq.cq, usize::MAX);
+        state.close(self.key);
+        // It is destroyed, so nothing depends on this any more.
+        if let Err(error) = stopped.and(taken) {
+            tracing::warn!(%error, "a queue pair was destroyed without its last completions");
+        }
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), VerbsError> {
+        let until = Instant::now() + FLUSH;
+        let under_way = || self.cq.lock().ledger(self.key).is_some_and(|ledger| !ledger.posted.is_empty());
+        if under_way() {
+            self.to_error()?;
+            while under_way() && Instant::now() < until {
                 self.cq.lock().take(&self.cq.cq, usize::MAX)?;
                 std::thread::yield_now();
             }
         }
-        self.qp.end().map_err(|source| VerbsError::System { call: "ibv_destroy_qp", source })?;
-        // What still lies in the queue must not be taken for a later queue pair's of the same number.
-        self.cq.lock().take(&self.cq.cq, usize::MAX)?;
-        let unfinished: Vec<_> = locked(&self.ledger).drain(..).collect();
-        self.flush(unfinished);
-        self.cq.lock().ledgers.retain(|(qpn, _)| *qpn != self.endpoint.qpn);
         Ok(())
-    }
-
-    fn flush(&self, requests: Vec<(u64, Op)>) {
-        let qpn = self.endpoint.qpn;
-        let flushed = requests.into_iter().map(|(id, op)| Completion { id, status: WcStatus::WR_FLUSH_ERR, op, qpn });
-        self.cq.lock().ready.extend(flushed);
     }
 }
 

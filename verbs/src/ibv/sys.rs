@@ -50,10 +50,27 @@ pub(super) struct Library {
     _dynamic: Dynamic,
 }
 
+/// What a device reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Event {
+    /// `ibv_event_type`.
+    pub(super) kind: i32,
+    /// The port, of an event of a port; else of no meaning.
+    pub(super) port: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+union RawElement {
+    object: *mut c_void,
+    port: c_int,
+}
+
 /// `struct ibv_async_event`, with the event's type as the number that it is.
 #[repr(C)]
 struct RawEvent {
-    element: *mut c_void,
+    /// A union of pointers and of an `int`, the number of a port.
+    element: RawElement,
     event_type: c_int,
 }
 
@@ -221,7 +238,9 @@ impl Context {
             regions: number(attr.max_mr),
             domains: number(attr.max_pd),
             region_bytes: attr.max_mr_size,
-            outstanding_reads: u8::try_from(attr.max_qp_rd_atom.clamp(0, 255)).unwrap_or(0),
+            // As the one that answers, and as the one that asks.
+            outstanding_reads: u8::try_from(attr.max_qp_rd_atom.min(attr.max_qp_init_rd_atom).clamp(0, 255))
+                .unwrap_or(0),
         };
         Ok((limits, attr.phys_port_cnt))
     }
@@ -243,19 +262,20 @@ impl Context {
         })
     }
 
-    /// The next asynchronous event's code of `ibv_event_type`, if there is one. Never waits.
-    pub(super) fn take_event(&self) -> Option<u32> {
-        let mut event = RawEvent { element: null_mut(), event_type: 0 };
-        // SAFETY: the call fills the struct, which has the layout of ibv_async_event (a union of pointers and an int,
-        // then an enum); the descriptor does not block. What it got is acknowledged once, here; the objects that it
-        // names are not touched.
-        unsafe {
+    /// The next asynchronous event, if there is one. Never waits.
+    pub(super) fn take_event(&self) -> Option<Event> {
+        let mut event = RawEvent { element: RawElement { object: null_mut() }, event_type: 0 };
+        // SAFETY: the call fills the struct, which has the layout of ibv_async_event; the descriptor does not block.
+        // What it got is acknowledged once, here; the objects that it names are not touched, and all bytes of the
+        // union were set, so that they are some number whatever the event.
+        let port = unsafe {
             if (self.library.get_async_event)(self.raw.as_ptr(), &raw mut event) != 0 {
                 return None;
             }
             (self.library.ack_async_event)(&raw mut event);
-        }
-        u32::try_from(event.event_type).ok()
+            event.element.port
+        };
+        Some(Event { kind: event.event_type, port })
     }
 }
 
@@ -414,7 +434,9 @@ impl Cq {
         let mut entries = [const { MaybeUninit::<c::ibv_wc>::uninit() }; BATCH];
         // SAFETY: the call writes at most BATCH entries and says how many.
         let count = unsafe { c::ibv_poll_cq(self.raw.as_ptr(), BATCH as i32, entries.as_mut_ptr().cast()) };
-        let count = usize::try_from(count).map_err(|_| io::Error::from_raw_os_error(-count))?;
+        // Below zero it is no errno.
+        let count =
+            usize::try_from(count).map_err(|_| io::Error::other("the device's driver cannot read the queue"))?;
         for entry in entries.iter().take(count) {
             // SAFETY: the first `count` entries were written.
             let entry = unsafe { entry.assume_init_ref() };
@@ -568,7 +590,8 @@ impl Qp {
         let posted = unsafe { c::ibv_post_send(self.raw.as_ptr(), first, &raw mut bad) };
         checked(posted).map_err(|error| {
             let size = size_of::<c::ibv_send_wr>();
-            let before = (bad as usize).checked_sub(first as usize).map_or(0, |bytes| bytes / size);
+            // A driver that says nothing may have taken all of it: rxe writes requests down first, and rings after.
+            let before = (bad as usize).checked_sub(first as usize).map_or(batch.len, |bytes| bytes / size);
             (before.min(batch.len), error)
         })
     }

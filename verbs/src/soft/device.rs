@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::driver::{Core, Driver};
 use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
@@ -80,6 +80,14 @@ impl SoftDevice {
 
     pub(crate) fn counters(&self) -> Counters {
         self.driver.control().counters()
+    }
+
+    /// Whether a queue pair could be connected there: the address is of the right kind and the endpoint one of a device.
+    pub(crate) fn reach(self: &Arc<Self>, remote: &Endpoint) -> Result<(), VerbsError> {
+        let pd = Arc::new(self.alloc_pd()?);
+        let cq = Arc::new(self.create_cq(1)?);
+        let qp = pd.create_qp(&cq, QpCaps { send_queue: 1, outstanding_reads: 0 })?;
+        qp.connect(remote, Access::empty(), Retry { timeout: Duration::from_secs(1), count: 0 })
     }
 
     pub(crate) fn alloc_pd(self: &Arc<Self>) -> Result<SoftPd, VerbsError> {

@@ -29,6 +29,99 @@ fn a_queue_pair_is_connected_once_and_works_only_then() {
     a.qp.destroy().unwrap();
 }
 
+#[test]
+fn what_was_refused_before_the_connection_is_never_carried_out() {
+    let (a, b) = (End::on(&open()), End::on(&open_peer()));
+    let (near, spare, far) = (memory(100, 1), memory(100, GUARD), memory(100, 2));
+    let (mr, other, remote) = (a.register(&near, ALL), a.register(&spare, ALL), b.register(&far, ALL));
+    let early = request((1, Op::Read), &other, 0..100, &remote, 0);
+    assert!(matches!(a.qp.post(&[early]), Err(VerbsError::State { .. })));
+    connect(&a, Access::empty(), &b, REMOTE, PATIENT);
+    assert_eq!(a.run(request((2, Op::Write), &mr, 0..100, &remote, 0)), WcStatus::SUCCESS);
+    assert!(!a.cq.wait(Instant::now() + Duration::from_millis(100)).unwrap(), "more completions than requests");
+    assert_eq!(bytes(&spare, 0..100), [GUARD; 100]);
+}
+
+#[test]
+fn a_queue_pair_without_a_connection_is_stopped_and_destroyed() {
+    let (a, b) = (End::on(&open()), End::on(&open_peer()));
+    let (near, far) = (memory(100, 1), memory(100, 2));
+    let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
+    // Real devices refuse this peer before anything happens; the soft one talks to any port.
+    let elsewhere = overbank_verbs::Endpoint { port: 4792, ..b.qp.endpoint() };
+    let _ = a.qp.connect(&elsewhere, Access::empty(), HASTY);
+    a.qp.set_error().unwrap();
+    assert_eq!(a.qp.state(), QpState::Error);
+    assert!(a.qp.connect(&b.qp.endpoint(), Access::empty(), PATIENT).is_err());
+    assert_eq!(a.run(request((1, Op::Write), &mr, 0..100, &remote, 0)), WcStatus::WR_FLUSH_ERR);
+    a.qp.destroy().unwrap();
+    let fresh = End::on(&open());
+    fresh.qp.set_error().unwrap();
+    assert_eq!(fresh.qp.state(), QpState::Error);
+    fresh.qp.destroy().unwrap();
+    End::on(&open()).qp.destroy().unwrap();
+}
+
+#[test]
+fn a_queue_pair_that_asks_for_no_reads_refuses_them() {
+    let (device, b) = (open(), End::on(&open_peer()));
+    let (pd, cq) = (device.alloc_pd().unwrap(), device.create_cq(4).unwrap());
+    let qp = pd.create_qp(&cq, QpCaps { send_queue: 4, outstanding_reads: 0 }).unwrap();
+    qp.connect(&b.qp.endpoint(), Access::empty(), PATIENT).unwrap();
+    b.qp.connect(&qp.endpoint(), REMOTE, PATIENT).unwrap();
+    let (near, far) = (memory(100, 1), memory(100, 2));
+    let (mr, remote) = (pd.register(&near, 0..100, ALL).unwrap(), b.register(&far, ALL));
+    let read = qp.post(&[request((1, Op::Read), &mr, 0..100, &remote, 0)]);
+    assert!(matches!(read, Err(VerbsError::Limit { .. })), "{read:?}");
+    qp.post(&[request((2, Op::Write), &mr, 0..100, &remote, 0)]).unwrap();
+    assert!(cq.wait(Instant::now() + Duration::from_secs(5)).unwrap());
+    let mut done = Vec::new();
+    cq.poll(4, &mut done).unwrap();
+    assert_eq!((done.len(), done[0].id, done[0].status), (1, 2, WcStatus::SUCCESS));
+}
+
+#[test]
+fn no_more_is_posted_than_the_completion_queue_holds() {
+    let (device, b) = (open(), End::on(&open_peer()));
+    let (pd, cq) = (device.alloc_pd().unwrap(), device.create_cq(3).unwrap());
+    let mut qp = pd.create_qp(&cq, QpCaps { send_queue: 8, outstanding_reads: 1 }).unwrap();
+    qp.connect(&b.qp.endpoint(), Access::empty(), PATIENT).unwrap();
+    b.qp.connect(&qp.endpoint(), REMOTE, PATIENT).unwrap();
+    let (near, far) = (memory(100, 1), memory(100, 2));
+    let (mr, remote) = (pd.register(&near, 0..100, ALL).unwrap(), b.register(&far, ALL));
+    let write = |id| request((id, Op::Write), &mr, 0..100, &remote, 0);
+    let full = |posted| matches!(posted, Err(VerbsError::QueueFull { what: "completion queue", .. }));
+    qp.post(&[write(1), write(2)]).unwrap();
+    assert!(full(qp.post(&[write(3), write(4)])));
+    qp.post(&[write(3)]).unwrap();
+    // The room comes back when completions are polled, not when they are made.
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(full(qp.post(&[write(4)])));
+    let mut done = Vec::new();
+    while done.len() < 3 {
+        assert!(cq.wait(Instant::now() + Duration::from_secs(5)).unwrap());
+        cq.poll(1, &mut done).unwrap();
+    }
+    qp.post(&[write(4)]).unwrap();
+    // Nor does it come back with the end of the queue pair.
+    qp.destroy().unwrap();
+    qp = pd.create_qp(&cq, QpCaps { send_queue: 8, outstanding_reads: 1 }).unwrap();
+    qp.set_error().unwrap();
+    assert!(full(qp.post(&[write(5), write(6), write(7)])));
+    qp.post(&[write(5), write(6)]).unwrap();
+    done.clear();
+    while cq.poll(1, &mut done).unwrap() > 0 {}
+    assert_eq!(done.iter().map(|done| done.id).collect::<Vec<_>>(), [4, 5, 6]);
+}
+
+#[test]
+fn a_peer_is_reached_or_it_is_said_why_not() {
+    let (device, b) = (open(), End::on(&open_peer()));
+    device.reach(&b.qp.endpoint()).unwrap();
+    let nobody = overbank_verbs::Endpoint { gid: [0; 16], ..b.qp.endpoint() };
+    assert!(device.reach(&nobody).is_err());
+}
+
 /// The peer's silence ends in RETRY_EXC_ERR between the first timeout and a bound, and everything else is flushed, in
 /// the order it was posted.
 fn silence(end: impl FnOnce(End) -> Option<End>) {
