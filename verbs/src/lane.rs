@@ -279,7 +279,7 @@ impl Lane {
     }
 
     fn qp(&self) -> Result<&QueuePair, VerbsError> {
-        self.qp.as_ref().ok_or(VerbsError::Gone { what: "queue pair" })
+        self.qp.as_ref().ok_or_else(|| VerbsError::Gone { what: "queue pair" })
     }
 
     /// Offset of a held slot.
