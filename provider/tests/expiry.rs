@@ -16,6 +16,8 @@ use tokio::time::sleep;
 const ROUNDS: u8 = 5;
 const AT_ONCE: u8 = 4;
 const BLOCKS: u64 = 16;
+/// How late a lease may be fenced here: more threads want a processor than there are.
+const LATE_US: u64 = 5_000_000;
 /// How long before the end a flood's last success may lie: so long it can wait for a processor.
 const GAP_US: u64 = 500_000;
 
