@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use overbank_fabric::message::{Refusal, RefusalCode};
 use overbank_fabric::token::Rights;
 use overbank_verbs::{
     Access, CompletionQueue, Device, Endpoint, Memory, MemoryRegion, ProtectionDomain, QpCaps, QueuePair, Retry,
@@ -24,6 +25,12 @@ impl Fault {
     /// `doing`: what was being done, as in "deregistering a region".
     pub fn new(doing: &'static str, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { doing, source: source.into() }
+    }
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self::new(RefusalCode::Internal, format!("the provider's device failed at {fault}"))
     }
 }
 
@@ -60,6 +67,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Where a region is.
     fn remote_key(&self, region: &Self::Region) -> RemoteKey;
 
+    /// Finds the way to an address, so that [`connect`](Self::connect) need not. May take a second.
+    ///
+    /// # Errors
+    /// Why no queue pair could be connected to it.
+    fn reach(&self, remote: &Endpoint) -> Result<(), Fault>;
+
     /// A new queue pair that serves nobody yet.
     ///
     /// # Errors
@@ -72,7 +85,7 @@ pub trait Backend: Send + Sync + 'static {
     /// What the device says.
     fn connect(&self, queue: &Self::Queue, remote: &Endpoint, rights: Rights) -> Result<Endpoint, Fault>;
 
-    /// To ERROR, and destroyed.
+    /// After Ok it is gone, and serves nobody.
     ///
     /// # Errors
     /// Where it may still live.
@@ -153,6 +166,10 @@ impl Backend for Verbs {
         RemoteKey { address: region.address(), rkey: region.rkey() }
     }
 
+    fn reach(&self, remote: &Endpoint) -> Result<(), Fault> {
+        self.device.reach(remote).map_err(|error| Fault::new("finding the way to it", error))
+    }
+
     fn create_queue(&self, domain: &ProtectionDomain) -> Result<QueuePair, Fault> {
         // It only answers: nothing is ever posted to it.
         let caps = QpCaps { send_queue: 1, outstanding_reads: 16 };
@@ -168,9 +185,11 @@ impl Backend for Verbs {
     }
 
     fn destroy(&self, queue: QueuePair) -> Result<(), Fault> {
-        let stopped = queue.set_error();
-        queue.destroy().map_err(|error| Fault::new("destroying a queue pair", error))?;
-        stopped.map_err(|error| Fault::new("moving a queue pair to ERROR", error))
+        if let Err(error) = queue.set_error() {
+            // It ends a moment later, then.
+            tracing::debug!(%error, "a queue pair that is to be destroyed would not go to ERROR first");
+        }
+        queue.destroy().map_err(|error| Fault::new("destroying a queue pair", error))
     }
 
     fn deregister(&self, region: MemoryRegion) -> Result<(), Fault> {

@@ -4,19 +4,22 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use overbank_fabric::token::Rights;
 use overbank_verbs::{Endpoint, Mtu};
 
 use crate::backend::{Backend, Fault, RemoteKey};
 use crate::clock::{BootTime, Clock};
+use crate::waiting::Ending;
 
 /// Calls that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     OpenDomain,
     Register,
+    Reach,
     CreateQueue,
     Connect,
     Destroy,
@@ -29,9 +32,10 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::OpenDomain,
         Self::Register,
+        Self::Reach,
         Self::CreateQueue,
         Self::Connect,
         Self::Destroy,
@@ -65,6 +69,16 @@ pub(crate) struct World {
     pub(crate) queues: BTreeMap<u64, QueueState>,
     /// Fail the next call of this kind.
     pub(crate) fail: Option<Call>,
+    /// Endpoints that were reached, or not.
+    pub(crate) reached: Vec<Endpoint>,
+    /// Endpoints that were connected to.
+    pub(crate) connected: Vec<Endpoint>,
+    /// Begins during the first connect.
+    pub(crate) end_in_connect: Option<Ending>,
+    /// Calls of this kind do not return until this is changed.
+    hang: Option<Call>,
+    /// How many do not.
+    hanging: usize,
     next: u64,
 }
 
@@ -113,15 +127,38 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
 
 /// The device.
 #[derive(Default)]
-pub(crate) struct Double(Mutex<World>);
+pub(crate) struct Double(Mutex<World>, Condvar);
 
 impl Double {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self(Mutex::new(World { memory: vec![0; bytes], ..World::default() }))
+        Self(Mutex::new(World { memory: vec![0; bytes], ..World::default() }), Condvar::new())
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.0.lock().expect("no test panicked in here")
+    }
+
+    /// From now on calls of this kind, and no others, do not return.
+    pub(crate) fn hang(&self, call: Option<Call>) {
+        self.world().hang = call;
+        self.1.notify_all();
+    }
+
+    /// Returns when so many calls hang.
+    pub(crate) fn until_hanging(&self, calls: usize) {
+        let (world, patience) = (self.world(), Duration::from_secs(20));
+        let waited = self.1.wait_timeout_while(world, patience, |world| world.hanging < calls);
+        assert!(!waited.expect("no test panicked in here").1.timed_out(), "{calls} calls never came");
+    }
+
+    fn maybe_hang(&self, call: Call) -> MutexGuard<'_, World> {
+        let mut world = self.world();
+        let hangs = world.hang == Some(call);
+        world.hanging += usize::from(hangs);
+        self.1.notify_all();
+        let mut world = self.1.wait_while(world, |world| world.hang == Some(call)).expect("no test panicked in here");
+        world.hanging -= usize::from(hangs);
+        world
     }
 }
 
@@ -163,6 +200,12 @@ impl Backend for Double {
         RemoteKey { address: self.world().regions[region].bytes.start, rkey: u32::try_from(*region).unwrap() }
     }
 
+    fn reach(&self, remote: &Endpoint) -> Result<(), Fault> {
+        let mut world = self.maybe_hang(Call::Reach);
+        world.reached.push(*remote);
+        world.try_call(Call::Reach)
+    }
+
     fn create_queue(&self, domain: &u64) -> Result<u64, Fault> {
         let mut world = self.world();
         world.try_call(Call::CreateQueue)?;
@@ -172,7 +215,11 @@ impl Backend for Double {
     }
 
     fn connect(&self, queue: &u64, remote: &Endpoint, rights: Rights) -> Result<Endpoint, Fault> {
-        let mut world = self.world();
+        let mut world = self.maybe_hang(Call::Connect);
+        if let Some(ending) = &world.end_in_connect {
+            ending.begin();
+        }
+        world.connected.push(*remote);
         world.try_call(Call::Connect)?;
         world.queues.get_mut(queue).expect("made").remote = Some((*remote, rights));
         Ok(endpoint(u32::try_from(*queue).unwrap()))

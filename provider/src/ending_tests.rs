@@ -7,6 +7,7 @@ use super::*;
 use crate::attach::Admission;
 use crate::double::{Call, Double, TestClock, endpoint};
 use crate::hold::Shape;
+use crate::waiting::Ending;
 
 const PAGE: u64 = 4096;
 const SHAPE: Shape = Shape { blocks: 10, stride: 544 };
@@ -23,8 +24,8 @@ fn admission(first_block: u64, blocks: u64, rights: Rights) -> Admission {
 fn attached(backend: &Double, pool: &mut Pool) -> Hold<Double> {
     let extent = pool.take(SHAPE.bytes()).expect("room");
     let mut hold = Hold::open(backend, extent, SHAPE).map_err(|(_, fault)| fault).expect("opens");
-    hold.bind(backend, &admission(0, 10, Rights::READ_WRITE)).expect("binds");
-    hold.bind(backend, &admission(3, 2, Rights::WRITE)).expect("binds");
+    hold.bind(backend, &admission(0, 10, Rights::READ_WRITE), &Ending::default()).expect("binds");
+    hold.bind(backend, &admission(3, 2, Rights::WRITE), &Ending::default()).expect("binds");
     backend.world().peers_write(0xa5);
     hold
 }

@@ -22,6 +22,10 @@ fn admission(holder: u8, range: std::ops::Range<u64>, rights: Rights, first_qpn:
     Admission { scope, root: true, remotes, request: [0; 32], nonce: Nonce([3; 16]) }
 }
 
+fn bind(hold: &mut Hold<Double>, backend: &Double, admission: &Admission) -> Result<Binding, Refusal> {
+    hold.bind(backend, admission, &Ending::default())
+}
+
 /// Endpoints that are served.
 fn served(backend: &Double) -> Vec<u32> {
     backend.world().queues.values().filter_map(|queue| queue.remote.as_ref()).map(|(remote, _)| remote.qpn).collect()
@@ -31,8 +35,8 @@ fn served(backend: &Double) -> Vec<u32> {
 fn a_narrowed_attach_reaches_just_its_blocks_with_just_its_rights() {
     let backend = Double::new(1 << 16);
     let mut hold = open(&backend);
-    let whole = hold.bind(&backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
-    let part = hold.bind(&backend, &admission(2, 4..6, Rights::READ, 20)).expect("binds");
+    let whole = bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
+    let part = bind(&mut hold, &backend, &admission(2, 4..6, Rights::READ, 20)).expect("binds");
     assert_eq!((whole.key.address, part.key.address), (0, 4 * 544));
     let world = backend.world();
     for (lane, qpn) in whole.lanes.iter().zip(10..) {
@@ -55,7 +59,7 @@ fn a_narrowed_attach_reaches_just_its_blocks_with_just_its_rights() {
 fn read_only_on_all_blocks_is_narrow_too() {
     let backend = Double::new(1 << 16);
     let mut hold = open(&backend);
-    let binding = hold.bind(&backend, &admission(1, 0..10, Rights::READ, 10)).expect("binds");
+    let binding = bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ, 10)).expect("binds");
     assert_eq!(backend.world().regions[&u64::from(binding.key.rkey)].rights, Rights::READ);
 }
 
@@ -64,9 +68,9 @@ fn attaching_again_leaves_only_the_new_queue_pairs() {
     let backend = Double::new(1 << 16);
     let mut hold = open(&backend);
     for range in [0..10, 2..4] {
-        hold.bind(&backend, &admission(1, range.clone(), Rights::READ_WRITE, 10)).expect("binds");
-        hold.bind(&backend, &admission(2, range.clone(), Rights::READ_WRITE, 20)).expect("another holder");
-        hold.bind(&backend, &admission(1, range.clone(), Rights::READ_WRITE, 30)).expect("again");
+        bind(&mut hold, &backend, &admission(1, range.clone(), Rights::READ_WRITE, 10)).expect("binds");
+        bind(&mut hold, &backend, &admission(2, range.clone(), Rights::READ_WRITE, 20)).expect("another holder");
+        bind(&mut hold, &backend, &admission(1, range.clone(), Rights::READ_WRITE, 30)).expect("again");
     }
     assert_eq!(served(&backend).len(), 8);
     assert!(!served(&backend).contains(&10));
@@ -78,14 +82,28 @@ fn a_failed_attach_leaves_nothing_half_made() {
     for call in [Call::OpenDomain, Call::Register, Call::CreateQueue, Call::Connect] {
         let backend = Double::new(1 << 16);
         let mut hold = open(&backend);
-        hold.bind(&backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
+        bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
         backend.world().fail = Some(call);
-        let refusal = hold.bind(&backend, &admission(2, 1..3, Rights::READ, 20)).expect_err("fails");
+        let refusal = bind(&mut hold, &backend, &admission(2, 1..3, Rights::READ, 20)).expect_err("fails");
         assert_eq!(refusal.code, RefusalCode::Internal);
         assert_eq!((served(&backend), backend.world().queues.len()), (vec![10, 11], 2), "{call:?}");
         assert_eq!(backend.world().regions.len(), 1, "{call:?}");
-        hold.bind(&backend, &admission(2, 1..3, Rights::READ, 20)).expect("the next one works");
+        bind(&mut hold, &backend, &admission(2, 1..3, Rights::READ, 20)).expect("the next one works");
     }
+}
+
+#[test]
+fn an_attach_stops_between_two_queue_pairs_when_the_end_has_begun() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
+    let ending = Ending::default();
+    backend.world().end_in_connect = Some(ending.clone());
+    let refusal = hold.bind(&backend, &admission(2, 1..3, Rights::READ, 20), &ending).expect_err("ended");
+    assert_eq!(refusal.code, RefusalCode::LeaseEnded);
+    let connected: Vec<_> = backend.world().connected.iter().map(|remote| remote.qpn).collect();
+    assert_eq!(connected, [10, 11, 20], "and not 21");
+    assert_eq!((served(&backend), backend.world().regions.len()), (vec![10, 11], 1), "nothing half-made stays");
 }
 
 #[test]
@@ -93,10 +111,10 @@ fn what_cannot_be_destroyed_ends_all_attaching() {
     for call in [Call::Destroy, Call::Deregister] {
         let backend = Double::new(1 << 16);
         let mut hold = open(&backend);
-        hold.bind(&backend, &admission(1, 1..3, Rights::READ, 10)).expect("binds");
+        bind(&mut hold, &backend, &admission(1, 1..3, Rights::READ, 10)).expect("binds");
         backend.world().fail = Some(call);
         for holder in [1, 2] {
-            let refusal = hold.bind(&backend, &admission(holder, 1..3, Rights::READ, 20)).expect_err("stuck");
+            let refusal = bind(&mut hold, &backend, &admission(holder, 1..3, Rights::READ, 20)).expect_err("stuck");
             assert_eq!(refusal.code, RefusalCode::Internal, "{call:?}");
         }
         let (_, faults) = hold.destroy_queues(&backend);
@@ -110,19 +128,20 @@ fn holders_are_bounded() {
     let mut hold = open(&backend);
     for holder in 0..MAX_ATTACHMENTS {
         let admission = admission(u8::try_from(holder).expect("few"), 0..10, Rights::READ_WRITE, 10);
-        hold.bind(&backend, &admission).expect("binds");
+        bind(&mut hold, &backend, &admission).expect("binds");
     }
-    let refusal = hold.bind(&backend, &admission(255, 0..10, Rights::READ_WRITE, 10)).expect_err("one too many");
+    let refusal = bind(&mut hold, &backend, &admission(255, 0..10, Rights::READ_WRITE, 10)).expect_err("one too many");
     assert_eq!(refusal.code, RefusalCode::Busy);
-    hold.bind(&backend, &admission(0, 0..10, Rights::READ_WRITE, 10)).expect("an attached one again");
+    bind(&mut hold, &backend, &admission(0, 0..10, Rights::READ_WRITE, 10)).expect("an attached one again");
 }
 
 #[test]
 fn a_narrowed_token_s_attachment_ends_with_the_token() {
     let backend = Double::new(1 << 16);
     let mut hold = open(&backend);
-    hold.bind(&backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
-    hold.bind(&backend, &Admission { root: false, ..admission(2, 0..10, Rights::READ_WRITE, 20) }).expect("binds");
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
+    bind(&mut hold, &backend, &Admission { root: false, ..admission(2, 0..10, Rights::READ_WRITE, 20) })
+        .expect("binds");
     assert_eq!(hold.next_detach(), Some(Tick(1000)));
     hold.detach_due(&backend, Tick(999));
     assert_eq!(served(&backend).len(), 4);

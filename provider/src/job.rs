@@ -5,12 +5,12 @@ use overbank_fabric::ids::LeaseId;
 use overbank_fabric::message::Refusal;
 use overbank_fabric::time::Tick;
 
-use crate::attach::Admission;
 use crate::backend::{Backend, Fault};
 use crate::clock::Clock;
 use crate::ending::{Clean, Closed, Failed, Fenced};
 use crate::hold::{Binding, Hold, Shape};
 use crate::pool::Extent;
+use crate::waiting::{REACHERS, Waiting};
 
 /// Something to be done about a lease. `T` is whom to answer.
 pub struct Job<B: Backend, T> {
@@ -24,8 +24,10 @@ pub struct Job<B: Backend, T> {
 pub enum Task<B: Backend, T> {
     /// Register a new lease's blocks.
     Open(Extent, Shape),
+    /// Reach a holder's addresses.
+    Reach(Waiting<T>),
     /// Attach a holder.
-    Bind(Hold<B>, Box<Admission>, T),
+    Bind(Hold<B>, Waiting<T>),
     /// End the attachments whose tokens have run out by this tick.
     Detach(Hold<B>, Tick),
     /// Make its memory unreachable.
@@ -37,8 +39,12 @@ pub enum Task<B: Backend, T> {
 /// Who does which jobs: a long one never keeps a more urgent one waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// Registers and attaches.
+    /// Registers.
     Opener,
+    /// Reach addresses, without a lease.
+    Reachers,
+    /// Attaches.
+    Binder,
     /// Fences, before all.
     Fencer,
     /// Overwrites.
@@ -47,7 +53,13 @@ pub enum Lane {
 
 impl Lane {
     /// All.
-    pub const ALL: [Self; 3] = [Self::Opener, Self::Fencer, Self::Wiper];
+    pub const ALL: [Self; 5] = [Self::Opener, Self::Reachers, Self::Binder, Self::Fencer, Self::Wiper];
+
+    /// How many threads it has.
+    #[must_use]
+    pub fn threads(self) -> usize {
+        if self == Self::Reachers { REACHERS } else { 1 }
+    }
 }
 
 /// A job that is done, well or not.
@@ -62,8 +74,10 @@ pub struct Done<B: Backend, T> {
 pub enum Outcome<B: Backend, T> {
     /// Of [`Task::Open`].
     Opened(Result<Hold<B>, (Extent, Fault)>),
+    /// Of [`Task::Reach`].
+    Reached(Waiting<T>, Result<(), Refusal>),
     /// Of [`Task::Bind`].
-    Bound(Hold<B>, Box<Admission>, T, Result<Binding, Refusal>),
+    Bound(Hold<B>, Waiting<T>, Result<Binding, Refusal>),
     /// Of [`Task::Detach`].
     Detached(Hold<B>),
     /// Of [`Task::Fence`].
@@ -77,7 +91,9 @@ impl<B: Backend, T> Job<B, T> {
     #[must_use]
     pub fn lane(&self) -> Lane {
         match self.task {
-            Task::Open(..) | Task::Bind(..) => Lane::Opener,
+            Task::Open(..) => Lane::Opener,
+            Task::Reach(..) => Lane::Reachers,
+            Task::Bind(..) => Lane::Binder,
             Task::Detach(..) | Task::Fence(..) => Lane::Fencer,
             Task::Wipe(..) => Lane::Wiper,
         }
@@ -87,9 +103,13 @@ impl<B: Backend, T> Job<B, T> {
     pub fn run(self, backend: &B, clock: &impl Clock) -> Done<B, T> {
         let outcome = match self.task {
             Task::Open(extent, shape) => Outcome::Opened(Hold::open(backend, extent, shape)),
-            Task::Bind(mut hold, admission, ticket) => {
-                let binding = hold.bind(backend, &admission);
-                Outcome::Bound(hold, admission, ticket, binding)
+            Task::Reach(waiting) => {
+                let reached = waiting.reach(backend, clock);
+                Outcome::Reached(waiting, reached)
+            }
+            Task::Bind(mut hold, waiting) => {
+                let binding = hold.bind(backend, &waiting.admission, &waiting.ending);
+                Outcome::Bound(hold, waiting, binding)
             }
             Task::Detach(mut hold, now) => {
                 hold.detach_due(backend, now);

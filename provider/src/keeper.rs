@@ -1,8 +1,8 @@
 //! The thread that owns the lease table, and the threads that do its jobs. It wakes up by itself when a lease is due,
 //! whether or not anybody talks to it, and never does anything that takes long.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{io, process, thread};
 
@@ -208,19 +208,26 @@ impl<B: Backend> Lanes<B> {
         let mut lanes = Vec::new();
         for lane in Lane::ALL {
             let (jobs, inbox) = channel::<Job<B, Ticket>>();
-            let (backend, clock, events) = (Arc::clone(backend), clock.clone(), events.clone());
+            let inbox = Arc::new(Mutex::new(inbox));
             let name = match lane {
                 Lane::Opener => "opener",
+                Lane::Reachers => "reacher",
+                Lane::Binder => "binder",
                 Lane::Fencer => "fencer",
                 Lane::Wiper => "wiper",
             };
-            spawn(name, move || {
-                for job in inbox {
-                    if events.send(Event::Done(job.run(&*backend, &clock))).is_err() {
-                        return;
+            for _ in 0..lane.threads() {
+                let (backend, clock, events) = (Arc::clone(backend), clock.clone(), events.clone());
+                let inbox = Arc::clone(&inbox);
+                let next = move || inbox.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
+                spawn(name, move || {
+                    while let Some(job) = next() {
+                        if events.send(Event::Done(job.run(&*backend, &clock))).is_err() {
+                            return;
+                        }
                     }
-                }
-            })?;
+                })?;
+            }
             lanes.push((lane, jobs));
         }
         Ok(Self(lanes))
@@ -252,3 +259,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
         })
         .map(drop)
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -14,7 +14,7 @@
 //!
 //! An end that comes while a job has the hold closes the lease at once and fences it as soon as the hold is back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::mem;
 
 use overbank_fabric::identity::Identity;
@@ -30,9 +30,8 @@ use crate::clock::BootTime;
 use crate::ending::{Closed, Steps};
 use crate::hold::{Hold, Shape};
 use crate::job::{Job, Task};
+use crate::waiting::Ending;
 
-/// Most attach requests of one lease that wait for their turn.
-pub const MAX_WAITING: usize = 64;
 /// Most nonces of unexpired tokens that are remembered for one lease.
 pub const MAX_NONCES: usize = 16_384;
 
@@ -53,20 +52,14 @@ pub struct Lease<B: Backend, T> {
     pub phase: Phase<B>,
     /// Set once its end has begun.
     pub end: Option<End>,
+    /// Says so to others.
+    pub ending: Ending,
     /// Who waits for it to be carved.
     pub carving: Vec<T>,
     /// Who waits for it to be fenced.
     pub fencing: Vec<T>,
-    binding: VecDeque<Waiting<T>>,
     /// Used nonces, with the deadline of the token that each came with.
     nonces: HashMap<Nonce, Tick>,
-}
-
-struct Waiting<T> {
-    ticket: T,
-    admission: Box<Admission>,
-    /// After this the asker is gone.
-    until: BootTime,
 }
 
 /// How a lease's end began.
@@ -114,7 +107,7 @@ impl<B: Backend, T> Lease<B, T> {
             end: None,
             carving: vec![carver],
             fencing: Vec::new(),
-            binding: VecDeque::new(),
+            ending: Ending::default(),
             nonces: HashMap::new(),
         }
     }
@@ -132,26 +125,12 @@ impl<B: Backend, T> Lease<B, T> {
         Some(detach.map_or(self.deadline, |detach| detach.min(self.deadline)))
     }
 
-    /// Queues an attach request whose contents are allowed, or refuses it.
-    pub fn enqueue(
-        &mut self,
-        now: BootTime,
-        ticket: T,
-        admission: Box<Admission>,
-        until: BootTime,
-        answers: &mut Vec<Answer<T>>,
-    ) {
-        if let Err(refusal) = self.check(now, &admission) {
-            return answers.push((ticket, Err(refusal)));
-        }
-        self.nonces.insert(admission.nonce, admission.scope.deadline.tick);
-        self.binding.push_back(Waiting { ticket, admission, until });
-    }
-
-    fn check(&mut self, now: BootTime, admission: &Admission) -> Result<(), Refusal> {
-        if self.end.is_some() {
-            return Err(ended());
-        }
+    /// Allows an attach request whose contents are allowed, once.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn admit(&mut self, now: BootTime, admission: &Admission) -> Result<(), Refusal> {
+        self.ending.check()?;
         let scope = &admission.scope;
         if scope.deadline.tick <= now.tick() {
             return Err(Refusal::new(
@@ -175,43 +154,36 @@ impl<B: Backend, T> Lease<B, T> {
                 format!("this lease was attached {MAX_NONCES} times; renew it, or wait until older tokens expire");
             return Err(Refusal::new(RefusalCode::Busy, why));
         }
-        if self.binding.len() >= MAX_WAITING {
-            return Err(Refusal::new(RefusalCode::Busy, "too many attaches of this lease at once; try again"));
-        }
+        self.nonces.insert(admission.nonce, scope.deadline.tick);
         Ok(())
     }
 
     /// Begins the end, if it has not begun: from here on there is no new attach.
-    pub fn close(&mut self, now: BootTime, reason: EndReason, due: BootTime, answers: &mut Vec<Answer<T>>) {
-        if self.end.is_none() {
-            self.end = Some(End { reason, due, closed: now });
-            answers.extend(self.binding.drain(..).map(|waiting| (waiting.ticket, Err(ended()))));
+    pub fn close(&mut self, now: BootTime, reason: EndReason, due: BootTime) {
+        self.ending.begin();
+        self.end.get_or_insert(End { reason, due, closed: now });
+    }
+
+    /// Its hold, for a job, if nobody works on it.
+    pub fn take_hold(&mut self) -> Option<Hold<B>> {
+        match mem::replace(&mut self.phase, Phase::Busy) {
+            Phase::Open(hold) => Some(hold),
+            other => {
+                self.phase = other;
+                None
+            }
         }
     }
 
-    /// What to do next, if nobody works on the lease and something waits: its end before all, then attachments that are
-    /// over, then new ones.
-    pub fn next_job(&mut self, id: LeaseId, now: BootTime, answers: &mut Vec<Answer<T>>) -> Option<Job<B, T>> {
-        let hold = match mem::replace(&mut self.phase, Phase::Busy) {
-            Phase::Open(hold) => hold,
-            other => {
-                self.phase = other;
-                return None;
-            }
-        };
+    /// What to do next, if nobody works on the lease: its end before all, then attachments that are over.
+    pub fn next_job(&mut self, id: LeaseId, now: BootTime) -> Option<Job<B, T>> {
+        let hold = self.take_hold()?;
         if let Some(end) = self.end {
             self.phase = Phase::Fencing;
             return Some(Job { lease: id, task: Task::Fence(Closed::new(hold, end.closed)) });
         }
         if hold.next_detach().is_some_and(|tick| tick <= now.tick()) {
             return Some(Job { lease: id, task: Task::Detach(hold, now.tick()) });
-        }
-        while let Some(Waiting { ticket, admission, until }) = self.binding.pop_front() {
-            if now < until {
-                return Some(Job { lease: id, task: Task::Bind(hold, admission, ticket) });
-            }
-            let why = "the provider was too busy with this lease; try again";
-            answers.push((ticket, Err(Refusal::new(RefusalCode::Deadline, why))));
         }
         self.phase = Phase::Open(hold);
         None
@@ -234,10 +206,4 @@ impl<B: Backend, T> Lease<B, T> {
         self.phase = Phase::Over { receipt: Signed::new(&receipt, identity), fenced };
         self.nonces = HashMap::new();
     }
-}
-
-/// The refusal for a lease whose end has begun.
-#[must_use]
-pub fn ended() -> Refusal {
-    Refusal::new(RefusalCode::LeaseEnded, "the lease has ended; make a new one")
 }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`cli`], [`serve`], [`process`], [`pages`], [`watch`] | the command, its set-up and its shutdown |
 //! | [`session`], [`orders`], [`known_authd`] | the link to the auth daemon |
-//! | [`attach`] | who may attach |
+//! | [`attach`], [`waiting`] | who may attach, and when |
 //! | [`keeper`], [`job`] | the threads |
 //! | [`table`], [`lease`], [`hold`], [`ending`] | the life of a lease, without threads, sockets or a clock |
 //! | [`pool`], [`clock`], [`backend`] | pages, time, and the device |
@@ -33,4 +33,5 @@ pub mod process;
 pub mod serve;
 pub mod session;
 pub mod table;
+pub mod waiting;
 pub mod watch;

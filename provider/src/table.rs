@@ -23,8 +23,9 @@ use crate::clock::BootTime;
 use crate::ending::Failed;
 use crate::hold::{Binding, Shape};
 use crate::job::{Done, Job, Outcome, Task};
-use crate::lease::{Answer, Lease, Phase, ended};
+use crate::lease::{Answer, Lease, Phase};
 use crate::pool::Pool;
+use crate::waiting::{Queue, Waiting, ended, too_late};
 
 /// Most leases held, and receipts not yet acknowledged, together: as many as an offer can list in one message.
 pub const MAX_LEASES: usize = 12_288;
@@ -63,6 +64,7 @@ pub struct Table<B: Backend, T> {
     terms: Terms,
     pool: Pool,
     leases: BTreeMap<LeaseId, Lease<B, T>>,
+    attaches: Queue<T>,
     effects: Effects<B, T>,
     /// Of quarantined memory; they may keep alive what a device still uses.
     faults: Vec<Fault>,
@@ -73,8 +75,8 @@ impl<B: Backend, T> Table<B, T> {
     /// No leases, and a pool.
     #[must_use]
     pub fn new(terms: Terms, pool: Pool) -> Self {
-        let (leases, effects, faults) = (BTreeMap::new(), Effects::default(), Vec::new());
-        Self { terms, pool, leases, effects, faults, draining: false }
+        let (leases, attaches, faults) = (BTreeMap::new(), Queue::default(), Vec::new());
+        Self { terms, pool, leases, attaches, effects: Effects::default(), faults, draining: false }
     }
 
     /// What has come up since the last call.
@@ -154,8 +156,13 @@ impl<B: Backend, T> Table<B, T> {
         let Some(lease) = self.leases.get_mut(&id) else {
             return self.answer(ticket, Err(no_such_lease()));
         };
-        lease.enqueue(now, ticket, admission, until, &mut self.effects.answers);
-        self.settle(id, now);
+        let admitted = self.attaches.check_room(&lease.tenant).and_then(|()| lease.admit(now, &admission));
+        if let Err(refusal) = admitted {
+            return self.answer(ticket, Err(refusal));
+        }
+        let (tenant, ending) = (lease.tenant.clone(), lease.ending.clone());
+        self.attaches.push(Waiting { ticket, admission, until, tenant, ending });
+        self.attach_next();
     }
 
     /// Moves a deadline, later only.
@@ -206,6 +213,8 @@ impl<B: Backend, T> Table<B, T> {
 
     /// Lets the clock do its part: ends what is due.
     pub fn tick(&mut self, now: BootTime) {
+        let gone = self.attaches.remove(|waiting| waiting.until <= now);
+        self.effects.answers.extend(gone.map(|ticket| (ticket, Err(too_late()))));
         let due = |lease: &Lease<B, T>| lease.next_due().is_some_and(|tick| tick <= now.tick());
         let ids: Vec<_> = self.leases.iter().filter(|(_, lease)| due(lease)).map(|(id, _)| *id).collect();
         for id in ids {
@@ -228,29 +237,34 @@ impl<B: Backend, T> Table<B, T> {
     pub fn done(&mut self, now: BootTime, done: Done<B, T>) {
         self.tick(now);
         let id = done.lease;
-        let Some(lease) = self.leases.get_mut(&id) else {
-            return tracing::error!(lease = %id, "a job for a lease that nobody knows: a defect; its memory is withheld");
-        };
-        match done.outcome {
-            Outcome::Opened(Ok(hold)) => {
+        match (done.outcome, self.leases.get_mut(&id)) {
+            (Outcome::Reached(waiting, reached), _) => {
+                if let Err((ticket, refusal)) = self.attaches.reached(waiting, reached) {
+                    self.answer(ticket, Err(refusal));
+                }
+            }
+            (_, None) => {
+                tracing::error!(lease = %id, "a job for a lease that nobody knows: a defect; its memory is withheld");
+            }
+            (Outcome::Opened(Ok(hold)), Some(lease)) => {
                 lease.phase = Phase::Open(hold);
                 let over = lease.end.is_some();
                 let outcome = || if over { Err(ended()) } else { Ok(Reply::Done) };
                 self.effects.answers.extend(lease.carving.drain(..).map(|ticket| (ticket, outcome())));
                 self.settle(id, now);
             }
-            Outcome::Opened(Err((extent, fault))) => {
+            (Outcome::Opened(Err((extent, fault))), Some(_)) => {
                 self.pool.give_back(extent);
+                // For the attaches that already wait.
+                self.close(id, now, EndReason::Stopped, now);
                 if let Some(mut lease) = self.leases.remove(&id) {
-                    // Closing it answers the attaches that already wait.
-                    lease.close(now, EndReason::Stopped, now, &mut self.effects.answers);
-                    let failed =
-                        || Refusal::new(RefusalCode::Internal, format!("the provider's device failed at {fault}"));
-                    self.effects.answers.extend(lease.carving.drain(..).map(|ticket| (ticket, Err(failed()))));
+                    let failed = Refusal::from(fault);
+                    self.effects.answers.extend(lease.carving.drain(..).map(|ticket| (ticket, Err(failed.clone()))));
                     self.effects.answers.extend(lease.fencing.drain(..).map(|ticket| (ticket, Err(no_such_lease()))));
                 }
             }
-            Outcome::Bound(hold, admission, ticket, binding) => {
+            (Outcome::Bound(hold, Waiting { ticket, admission, .. }, binding), Some(lease)) => {
+                self.attaches.bound();
                 let until =
                     if admission.root { lease.deadline } else { lease.deadline.min(admission.scope.deadline.tick) };
                 lease.phase = Phase::Open(hold);
@@ -266,23 +280,24 @@ impl<B: Backend, T> Table<B, T> {
                 self.answer(ticket, outcome);
                 self.settle(id, now);
             }
-            Outcome::Detached(hold) => {
+            (Outcome::Detached(hold), Some(lease)) => {
                 lease.phase = Phase::Open(hold);
                 self.settle(id, now);
             }
-            Outcome::Fenced(Ok(fenced)) => {
+            (Outcome::Fenced(Ok(fenced)), Some(lease)) => {
                 lease.phase = Phase::Wiping;
                 self.effects.answers.extend(lease.fencing.drain(..).map(|ticket| (ticket, Ok(Reply::Done))));
                 self.effects.jobs.push(Job { lease: id, task: Task::Wipe(fenced) });
             }
-            Outcome::Wiped(Ok(clean)) => {
+            (Outcome::Wiped(Ok(clean)), Some(lease)) => {
                 let steps = clean.free(&mut self.pool, now);
                 lease.finish(id, self.terms.boot, &self.terms.identity, steps);
                 self.effects.receipts = true;
                 tracing::info!(lease = %id, reason = %lease.end.map_or(EndReason::Unknown, |end| end.reason), "ended, memory clean");
             }
-            Outcome::Fenced(Err(failed)) | Outcome::Wiped(Err(failed)) => self.quarantine(id, *failed),
+            (Outcome::Fenced(Err(failed)) | Outcome::Wiped(Err(failed)), Some(_)) => self.quarantine(id, *failed),
         }
+        self.attach_next();
     }
 
     fn quarantine(&mut self, id: LeaseId, failed: Failed) {
@@ -299,16 +314,37 @@ impl<B: Backend, T> Table<B, T> {
     }
 
     fn end(&mut self, id: LeaseId, now: BootTime, reason: EndReason, due: BootTime) {
+        self.close(id, now, reason, due);
+        self.settle(id, now);
+    }
+
+    /// Takes no more attaches, and refuses those that wait.
+    fn close(&mut self, id: LeaseId, now: BootTime, reason: EndReason, due: BootTime) {
         if let Some(lease) = self.leases.get_mut(&id) {
-            lease.close(now, reason, due, &mut self.effects.answers);
-            self.settle(id, now);
+            lease.close(now, reason, due);
+            let waiting = self.attaches.remove(|waiting| waiting.lease() == id);
+            self.effects.answers.extend(waiting.map(|ticket| (ticket, Err(ended()))));
         }
     }
 
     /// Gives out the lease's next job, if it has one.
     fn settle(&mut self, id: LeaseId, now: BootTime) {
         if let Some(lease) = self.leases.get_mut(&id) {
-            self.effects.jobs.extend(lease.next_job(id, now, &mut self.effects.answers));
+            self.effects.jobs.extend(lease.next_job(id, now));
+        }
+    }
+
+    /// Gives out attaches, as far as threads are free for them. A lease's hold goes with one only when that runs at once.
+    fn attach_next(&mut self) {
+        while let Some(waiting) = self.attaches.next_to_reach() {
+            self.effects.jobs.push(Job { lease: waiting.lease(), task: Task::Reach(waiting) });
+        }
+        let is_open = |id| self.leases.get(&id).is_some_and(|lease| matches!(lease.phase, Phase::Open(_)));
+        if let Some(waiting) = self.attaches.next_to_bind(is_open) {
+            let id = waiting.lease();
+            if let Some(hold) = self.leases.get_mut(&id).and_then(Lease::take_hold) {
+                self.effects.jobs.push(Job { lease: id, task: Task::Bind(hold, waiting) });
+            }
         }
     }
 

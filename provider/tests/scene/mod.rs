@@ -322,6 +322,9 @@ impl Backend for Hooked {
     fn remote_key(&self, region: &Self::Region) -> RemoteKey {
         self.verbs.remote_key(region)
     }
+    fn reach(&self, remote: &Endpoint) -> Result<(), Fault> {
+        self.verbs.reach(remote)
+    }
     fn create_queue(&self, domain: &Self::Domain) -> Result<Self::Queue, Fault> {
         self.verbs.create_queue(domain)
     }
