@@ -107,7 +107,7 @@ async fn a_refused_attach_costs_the_lease_nothing() {
     assert_eq!(borrower.write(0, 0x77), WcStatus::SUCCESS);
     let refused = attach_at(&authd, &provider, &borrower, 1, 4, &[bad]).await;
     assert!(refused.is_err());
-    assert_eq!(borrower.read(0), Ok(vec![0x77; STRIDE]), "the attachment that stands does not notice");
+    assert!(borrower.read(0) == Ok(vec![0x77; STRIDE]), "the attachment that stands does not notice");
     authd.order(fence(lease(1))).await.expect("fences");
     let receipt = authd.receipt(&provider.key, lease(1)).await;
     assert!(receipt.is_complete() && receipt.reason == EndReason::Released, "{receipt:?}");
