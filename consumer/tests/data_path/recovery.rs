@@ -28,7 +28,8 @@ fn a_silent_provider_is_said_to_be_silent_and_the_lane_goes_on_after_an_attach()
     let begun = Instant::now();
     assert!(matches!(lane.read(0, &mut out, soon()), Err(DataError::ProviderSilent)));
     assert!(matches!(lane.write(0, &out, soon()), Err(DataError::ProviderSilent)));
-    assert!(begun.elapsed() < Duration::from_millis(5));
+    // Three sendings take 30 ms.
+    assert!(begun.elapsed() < Duration::from_millis(25));
 
     lender.attach_anew(&mut lane);
     assert!(!lane.is_broken());

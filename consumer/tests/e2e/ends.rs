@@ -1,10 +1,9 @@
 //! How a lease ends, and what is left of it: nothing.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use crate::memory::{Memory, STRIDE};
-use crate::stack::{Stack, noise, text};
+use crate::stack::{Stack, noise, seconds, text, ttl};
 
 #[test]
 fn a_full_pool_says_so() {
@@ -42,7 +41,7 @@ fn a_released_lease_is_over_and_its_memory_zero() {
 fn an_expired_lease_is_over_and_its_memory_zero() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let lease = user.lease("1MiB", "4s");
+    let lease = user.lease("1MiB", &ttl(4));
     user.put(&lease, &noise(1 << 20, 2)).expect(0);
     let memory = Memory::of(&stack, "an_expired_lease_is_over_and_its_memory_zero");
     stack.wait_ended(&user, &lease);
@@ -62,11 +61,11 @@ fn an_expired_lease_is_over_and_its_memory_zero() {
 fn a_renewed_lease_outlives_its_first_deadline() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let lease = user.lease("64KiB", "4s");
+    let lease = user.lease("64KiB", &ttl(4));
     user.put(&lease, b"still here").expect(0);
     let answer = user.run(&["lease", "renew", &lease, "--ttl", "10m", "--json"]).expect(0).json();
-    assert!((590_000..600_000).contains(&answer["left_ms"].as_u64().expect("a number")), "{answer}");
-    std::thread::sleep(Duration::from_millis(4500));
+    assert!((570_000..600_000).contains(&answer["left_ms"].as_u64().expect("a number")), "{answer}");
+    std::thread::sleep(seconds(4.5));
     assert_eq!(user.get(&lease, 10), b"still here");
     // And a renewal never shortens.
     let answer = user.run(&["lease", "renew", &lease, "--ttl", "1s", "--json"]).expect(0).json();

@@ -8,23 +8,23 @@ use nix::unistd::Pid;
 
 use crate::memory::Memory;
 use crate::process::eventually;
-use crate::stack::{Stack, noise, text};
+use crate::stack::{Stack, noise, seconds, text, ttl};
 
 #[test]
 fn a_borrower_killed_while_writing_leaves_unknown_freshness_and_then_nothing() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let lease = user.lease("6MiB", "8s");
+    let lease = user.lease("6MiB", &ttl(8));
     let memory = Memory::of(&stack, "a_borrower_killed_while_writing_leaves_unknown_freshness_and_then_nothing");
     let first = noise(4 << 20, 1);
     let (mut running, _stdin) = user.half_way(&lease, &first);
     match &memory {
         // Until the last of its first blocks has arrived.
-        Some(memory) => eventually("4 MiB arrive", Duration::from_secs(10), || {
+        Some(memory) => eventually("4 MiB arrive", seconds(10.0), || {
             let all = memory.all();
             all.chunks(4096).filter(|page| page.iter().any(|&byte| byte != 0)).count() >= 1032
         }),
-        None => std::thread::sleep(Duration::from_secs(1)),
+        None => std::thread::sleep(seconds(1.0)),
     }
     running.child.kill().expect("kill -9");
     assert_eq!(running.end().status, -9);
@@ -50,7 +50,7 @@ fn a_borrower_killed_while_writing_leaves_unknown_freshness_and_then_nothing() {
 fn a_lease_that_was_renewed_behind_its_dead_users_back_can_be_taken_up_again() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let lease = user.lease("6MiB", "8s");
+    let lease = user.lease("6MiB", &ttl(8));
     let bytes = noise(4 << 20, 9);
     let (mut running, _stdin) = user.half_way(&lease, &bytes);
     user.run(&["lease", "renew", &lease, "--ttl", "10m"]).expect(0);
@@ -58,7 +58,7 @@ fn a_lease_that_was_renewed_behind_its_dead_users_back_can_be_taken_up_again() {
     running.child.kill().expect("kill -9");
     running.end();
     // The token in its file has run out by now; the lease has not.
-    std::thread::sleep(Duration::from_secs(8));
+    std::thread::sleep(seconds(8.0));
     let got = user.run(&["get", &lease, "-", "--len", "4MiB", "--accept-unknown-freshness"]).expect(0);
     assert!(got.stdout == bytes);
 }
@@ -67,7 +67,7 @@ fn a_lease_that_was_renewed_behind_its_dead_users_back_can_be_taken_up_again() {
 fn a_borrower_that_is_stopped_past_its_deadline_reaches_nothing_when_it_goes_on() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let lease = user.lease("6MiB", "6s");
+    let lease = user.lease("6MiB", &ttl(6));
     let memory = Memory::of(&stack, "a_borrower_that_is_stopped_past_its_deadline_reaches_nothing_when_it_goes_on");
     let (running, mut stdin) = user.half_way(&lease, &noise(4 << 20, 7));
     let pid = Pid::from_raw(running.child.id() as i32);
@@ -99,7 +99,7 @@ fn an_interrupted_put_says_so_and_what_it_wrote_is_known() {
 fn without_the_auth_daemon_the_provider_ends_a_lease_alone_and_reports_it_later() {
     let mut stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let lease = user.lease("1MiB", "5s");
+    let lease = user.lease("1MiB", &ttl(5));
     user.put(&lease, &noise(1 << 20, 3)).expect(0);
     let memory = Memory::of(&stack, "without_the_auth_daemon_the_provider_ends_a_lease_alone_and_reports_it_later");
     stack.authd.take().expect("it runs").kill();
@@ -107,13 +107,11 @@ fn without_the_auth_daemon_the_provider_ends_a_lease_alone_and_reports_it_later(
     user.run(&["get", &lease, "-", "--len", "1"]).expect(3);
     user.run(&["id"]).expect(0);
     match memory {
-        Some(memory) => eventually("the memory is zero", Duration::from_secs(15), || memory.is_zero()),
-        None => std::thread::sleep(Duration::from_secs(6)),
+        Some(memory) => eventually("the memory is zero", seconds(15.0), || memory.is_zero()),
+        None => std::thread::sleep(seconds(6.0)),
     }
     stack.restart_authd();
-    eventually("the receipt is delivered", Duration::from_secs(30), || {
-        stack.lease(&user, &lease)["receipt_in"] == true
-    });
+    eventually("the receipt is delivered", seconds(30.0), || stack.lease(&user, &lease)["receipt_in"] == true);
     let entry = stack.lease(&user, &lease);
     assert_eq!((text(&entry, "state"), text(&entry, "reason")), ("ended", "expired"));
     assert_eq!(entry["receipt"]["complete"].as_bool(), Some(true), "{entry}");
@@ -127,9 +125,7 @@ fn a_lease_survives_a_restart_of_the_auth_daemon() {
     let lease = user.lease("64KiB", "10m");
     user.put(&lease, b"before").expect(0);
     stack.restart_authd();
-    eventually("the provider is back", Duration::from_secs(30), || {
-        user.run(&["get", &lease, "-", "--len", "6"]).status == 0
-    });
+    eventually("the provider is back", seconds(30.0), || user.run(&["get", &lease, "-", "--len", "6"]).status == 0);
     assert_eq!(user.get(&lease, 6), b"before");
 }
 
@@ -142,7 +138,7 @@ fn a_dead_provider_is_a_clear_error_and_a_restarted_one_has_lost_the_lease() {
     stack.provider.take().expect("it runs").kill();
     let outcome = user.try_get(&lease);
     assert!(matches!(outcome.status, 8 | 11), "{outcome:?}");
-    assert!(outcome.took < Duration::from_secs(15), "{outcome:?}");
+    assert!(outcome.took < seconds(15.0), "{outcome:?}");
     stack.provider = Some(stack.start_provider(&[]));
     user.try_get(&lease).expect(8);
     user.put(&lease, b"x").expect(8);
@@ -164,5 +160,5 @@ fn a_provider_that_dies_in_the_middle_of_a_put_is_a_clear_error() {
     drop(stdin);
     let outcome = running.end();
     assert!(matches!(outcome.status, 8 | 11), "{outcome:?}");
-    assert!(outcome.took < Duration::from_secs(30), "{outcome:?}");
+    assert!(outcome.took < seconds(30.0), "{outcome:?}");
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use overbank::{AttachOptions, Client, Config, DataError, Error, ErrorKind, Lease, LeaseRequest, MAX_LANES, OnUnknown};
 
-use crate::stack::{Stack, User, device, noise};
+use crate::stack::{Stack, User, device, noise, seconds, ttl};
 
 fn client(stack: &Stack, user: &User) -> Client {
     let config =
@@ -87,7 +87,7 @@ fn a_dead_provider_is_noticed_within_the_deadline() {
         let (started, mut buffer) = (Instant::now(), [1; 100]);
         let error = lease.read(0, &mut buffer).expect_err("nobody is there");
         assert!(matches!(error.kind(), ErrorKind::LeaseLost | ErrorKind::Deadline), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+        assert!(started.elapsed() < seconds(12.0), "{:?}", started.elapsed());
         assert_eq!(buffer, [0; 100]);
         let error = lease.write(0, b"x").expect_err("nobody is there");
         assert!(matches!(error.kind(), ErrorKind::LeaseLost | ErrorKind::Deadline | ErrorKind::Contents), "{error}");
@@ -185,14 +185,14 @@ fn a_lease_in_use_ends_when_it_is_released_or_expires() {
     assert!(matches!(released.close(), Err(Error::LeaseOver { .. }) | Ok(())));
     assert!(!path.exists(), "a released lease is not written down again");
 
-    let mut short = lease(&client, 1 << 20, Duration::from_secs(4));
+    let mut short = lease(&client, 1 << 20, seconds(4.0));
     short.write(0, b"x").expect("written");
-    assert!(short.time_left() < Duration::from_secs(4));
+    assert!(short.time_left() < seconds(4.0));
     // It was renewed by somebody else meanwhile, so it is not over when it was to be.
-    user.run(&["lease", "renew", &short.id().to_string(), "--ttl", "8s"]).expect(0);
-    std::thread::sleep(Duration::from_millis(4200));
+    user.run(&["lease", "renew", &short.id().to_string(), "--ttl", &ttl(8)]).expect(0);
+    std::thread::sleep(seconds(4.2));
     short.read(0, &mut [0; 1]).expect("renewed elsewhere");
-    std::thread::sleep(Duration::from_millis(4500));
+    std::thread::sleep(seconds(4.5));
     let error = short.read(0, &mut [0; 1]).expect_err("expired");
     assert_eq!(error.kind(), ErrorKind::LeaseOver, "{error}");
 }

@@ -9,6 +9,21 @@ use serde_json::Value;
 
 use crate::process::{Daemon, Outcome, Running, eventually, private, program};
 
+/// How much slower all is than on the soft device: with a real one, these tests run in a virtual machine.
+fn pace() -> u32 {
+    if device() == "soft" { 1 } else { 3 }
+}
+
+/// That much time where all goes at its usual pace.
+pub(crate) fn seconds(count: f64) -> Duration {
+    Duration::from_secs_f64(count) * pace()
+}
+
+/// The same, as a command takes it.
+pub(crate) fn ttl(seconds: u32) -> String {
+    format!("{}s", seconds * pace())
+}
+
 /// The provider's pool: small, so that all of it can be looked at.
 pub(crate) const POOL: usize = 16 << 20;
 
@@ -104,7 +119,7 @@ impl Stack {
 
     /// Waits until the auth daemon has heard of the end of a lease and of its wipe.
     pub(crate) fn wait_ended(&self, user: &User, lease: &str) {
-        eventually("the lease has ended", Duration::from_secs(15), || self.lease(user, lease)["state"] == "ended");
+        eventually("the lease has ended", seconds(15.0), || self.lease(user, lease)["state"] == "ended");
     }
 }
 
@@ -163,7 +178,7 @@ impl User {
         let mut running = Running::start(self.command(&["put", lease, "-", "--len", "6MiB"]).stdin(Stdio::piped()));
         let mut stdin = running.child.stdin.take().expect("piped");
         stdin.write_all(first).expect("taken");
-        eventually("it writes", Duration::from_secs(20), || std::fs::read(&file).expect("it") != before);
+        eventually("it writes", seconds(20.0), || std::fs::read(&file).expect("it") != before);
         (running, stdin)
     }
 
