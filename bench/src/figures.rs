@@ -125,9 +125,13 @@ pub(crate) struct Figures {
 pub(crate) fn measure(plan: &Plan, subjects: &mut [Subject<'_>]) -> Result<Vec<Measured>, BenchError> {
     let none = |subject: &Subject<'_>| Measured { name: subject.name.clone(), rounds: Vec::new() };
     let mut all: Vec<_> = subjects.iter().map(none).collect();
-    for _ in 0..plan.rounds {
+    for round in 1..=plan.rounds {
         for (subject, measured) in subjects.iter_mut().zip(&mut all) {
-            measured.rounds.push((subject.turn)(plan)?);
+            let start = Instant::now();
+            let times = (subject.turn)(plan)?;
+            let (p50, took) = (times.value_at_quantile(0.5) as f64 / 1000.0, start.elapsed().as_secs_f64());
+            eprintln!("round {round} of {}: {}: p50 {p50:.2} µs, in {took:.1} s", plan.rounds, subject.name);
+            measured.rounds.push(times);
         }
     }
     Ok(all)
