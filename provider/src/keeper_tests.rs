@@ -3,6 +3,7 @@ use overbank_fabric::ids::{BootId, Nonce};
 use overbank_fabric::receipt::{EndReason, Step};
 use overbank_fabric::time::{Deadline, Tick};
 use overbank_fabric::token::{Rights, Scope};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
@@ -40,7 +41,7 @@ async fn keeper(backend: &Arc<Double>, leases: &[(u8, &str, u64)]) -> (Keeper<Do
 }
 
 /// Asks for an attach, which is answered some time.
-fn attach(keeper: &Keeper<Double>, number: u8) -> tokio::task::JoinHandle<Result<Reply, Refusal>> {
+fn attach(keeper: &Keeper<Double>, number: u8) -> JoinHandle<Result<Reply, Refusal>> {
     let holder = Identity::from_seed(&[number; 32]).public();
     let (lease, deadline, rights) = (lease(number), deadline(30_000), Rights::READ_WRITE);
     let scope = Scope { lease, deadline, first_block: 0, blocks: 1, rights, holder };
@@ -69,7 +70,9 @@ fn assert_ended_in_time(receipt: &Receipt) {
     assert!(receipt.steps[Step::Deregistered as usize].at_us - receipt.due_us < LATE_US, "{receipt:?}");
 }
 
-fn code(answer: Result<Reply, Refusal>) -> Option<RefusalCode> {
+/// The refusal that it was answered.
+async fn code(attach: JoinHandle<Result<Reply, Refusal>>) -> Option<RefusalCode> {
+    let answer = timeout(PATIENCE, attach).await.expect("an answer").expect("no panic");
     answer.err().map(|refusal| refusal.code)
 }
 
@@ -82,7 +85,7 @@ async fn while_an_address_is_being_reached_its_lease_ends_in_time() {
     backend.until_hanging(1);
     assert_ended_in_time(&receipt(&keeper, &identity, 1).await);
     backend.hang(None);
-    assert_eq!(code(attach.await.expect("no panic")), Some(RefusalCode::LeaseEnded));
+    assert_eq!(code(attach).await, Some(RefusalCode::LeaseEnded));
     assert!(backend.world().connected.is_empty());
 }
 
@@ -96,12 +99,12 @@ async fn while_one_attach_is_slow_the_leases_of_others_that_wait_end_in_time() {
     backend.until_hanging(1);
     let (expiring, fenced) = (attach(&keeper, 2), attach(&keeper, 3));
     assert_ended_in_time(&receipt(&keeper, &identity, 2).await);
-    assert_eq!(code(expiring.await.expect("no panic")), Some(RefusalCode::LeaseEnded));
+    assert_eq!(code(expiring).await, Some(RefusalCode::LeaseEnded));
     let order = Fence { lease: lease(3), reason: EndReason::Released };
     assert_eq!(timeout(PATIENCE, keeper.fence(order)).await.expect("fenced"), Ok(Reply::Done));
-    assert_eq!(code(fenced.await.expect("no panic")), Some(RefusalCode::LeaseEnded));
+    assert_eq!(code(fenced).await, Some(RefusalCode::LeaseEnded));
     backend.hang(None);
-    assert_eq!(code(slow.await.expect("no panic")), None);
+    assert_eq!(code(slow).await, None);
     let connected: Vec<_> = backend.world().connected.iter().map(|remote| remote.qpn).collect();
     assert_eq!(connected, [1, 101], "no other was served");
 }
@@ -118,7 +121,7 @@ async fn an_attach_under_way_at_the_end_costs_the_queue_pair_that_is_being_conne
     let begun = async { while keeper.extend(extend).await.is_ok() {} };
     timeout(PATIENCE, begun).await.expect("ends");
     backend.hang(None);
-    assert_eq!(code(attach.await.expect("no panic")), Some(RefusalCode::LeaseEnded));
+    assert_eq!(code(attach).await, Some(RefusalCode::LeaseEnded));
     assert!(receipt(&keeper, &identity, 1).await.is_complete());
     let connected: Vec<_> = backend.world().connected.iter().map(|remote| remote.qpn).collect();
     assert_eq!(connected, [1], "and not 101");
