@@ -113,14 +113,15 @@ hugepages_back() {
 }
 
 # -- stages -----------------------------------------------------------------------------------------------------------
-# stage NAME COMMAND…: runs it, says how long it took; the status is the command's.
+# stage NAME COMMAND…: runs it, says how long it took; the status is the command's, 77 where it skipped itself.
 stage() {
-    local name=$1 start status=0
+    local name=$1 start status=0 word
     shift
     step "$name"
     start=$(now_ms)
     "$@" || status=$?
-    stages+=("$(printf '%-28s %6s min  %s' "$name" "$(minutes $(($(now_ms) - start)))" "$([ $status = 0 ] && echo ok || echo "FAILED ($status)")")")
+    case $status in 0) word=ok ;; 77) word=skipped ;; *) word="FAILED ($status)" ;; esac
+    stages+=("$(printf '%-28s %6s min  %s' "$name" "$(minutes $(($(now_ms) - start)))" "$word")")
     note "$name: $(minutes $(($(now_ms) - start))) min"
     return $status
 }
