@@ -49,6 +49,11 @@ pub(crate) fn device_name() -> String {
     std::env::var("OVERBANK_TEST_DEVICE").unwrap_or_else(|_| "soft".to_owned())
 }
 
+/// How much slower all is than on the soft device: with a real one, these tests run in a virtual machine.
+pub(crate) fn pace() -> u64 {
+    if device_name() == "soft" { 1 } else { 3 }
+}
+
 pub(crate) fn device() -> Device {
     let options = DeviceOptions { address: HERE, port: None, spin: Duration::from_micros(20), mtu: Mtu::Mtu4096 };
     Device::open(&device_name(), &options).expect("the device opens")
