@@ -17,12 +17,17 @@ use overbank_verbs::{Op, WcStatus};
 use scene::*;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+/// Milliseconds of a lease that ends by itself, and that somebody attaches to and uses before.
+fn short() -> u64 {
+    1500 * pace() * pace()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_go_out_come_back_and_are_zero_after_expiry() {
     let (authd, provider) = connected().await;
-    assert_eq!(authd.order(carve(provider.boot, lease(1), "a", 10, 1500)).await, Ok(Reply::Done));
+    assert_eq!(authd.order(carve(provider.boot, lease(1), "a", 10, short())).await, Ok(Reply::Done));
     let mut borrower = Borrower::new(&device());
-    borrower.attach(&authd, &provider, lease(1), 10, 1500).await.expect("attaches");
+    borrower.attach(&authd, &provider, lease(1), 10, short()).await.expect("attaches");
     for block in 0..10 {
         assert_eq!(borrower.write(block, 0x40 + block as u8), WcStatus::SUCCESS);
     }
@@ -81,12 +86,12 @@ async fn a_share_reaches_its_blocks_with_its_rights_until_its_deadline() {
     }
     let grant = Token::grant(&owner.scope(provider.boot, lease(1), 8, 30_000), &authd.identity);
     let narrow =
-        Scope { first_block: 2, blocks: 3, rights: Rights::READ, ..reader.scope(provider.boot, lease(1), 8, 1500) };
+        Scope { first_block: 2, blocks: 3, rights: Rights::READ, ..reader.scope(provider.boot, lease(1), 8, short()) };
     let share = grant.narrow(&authd.identity.public(), &narrow, &owner.identity).expect("narrower");
     reader.attach_with(&authd, &provider, lease(1), share.clone()).await.expect("attaches");
     let answer = reader.answer.clone().expect("attached");
     assert_eq!((answer.first_block, answer.blocks, answer.rights), (2, 3, Rights::READ));
-    assert!(answer.left_ms <= 1500);
+    assert!(answer.left_ms <= short());
     assert_eq!(reader.read(0), Ok(vec![0x12; STRIDE]));
     assert_eq!(reader.read(2), Ok(vec![0x14; STRIDE]));
     // One block further, one before, and a WRITE: each kills the queue pair, and the share attaches again.
@@ -202,10 +207,10 @@ async fn one_slow_wipe_keeps_no_other_lease_from_being_fenced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_expires_without_the_auth_daemon_which_hears_of_it_later() {
     let (authd, provider) = connected().await;
-    authd.order(carve(provider.boot, lease(1), "a", 10, 1500)).await.expect("carves");
+    authd.order(carve(provider.boot, lease(1), "a", 10, short())).await.expect("carves");
     authd.order(carve(provider.boot, lease(2), "a", 10, 60_000)).await.expect("carves");
     let mut borrower = Borrower::new(&device());
-    borrower.attach(&authd, &provider, lease(1), 10, 1500).await.expect("attaches");
+    borrower.attach(&authd, &provider, lease(1), 10, short()).await.expect("attaches");
     let (identity, address) = authd.die().await;
     assert_eq!(borrower.write(0, 0x77), WcStatus::SUCCESS, "the data path needs no auth daemon");
     until("clean memory", || is_clean(&provider.backend)).await;
