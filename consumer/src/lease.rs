@@ -405,9 +405,10 @@ fn of(lease: LeaseId, error: DataError) -> Error {
 
 /// The device's own word, where it explains the failure.
 fn blame(device: Option<&Device>, error: Error) -> Error {
-    // Other: the provider may say that it cannot reach us.
-    let explained = [ErrorKind::Device, ErrorKind::LeaseLost, ErrorKind::Deadline, ErrorKind::Other];
-    let Some(device) = device.filter(|_| explained.contains(&error.kind())) else { return error };
+    let explained = [ErrorKind::Device, ErrorKind::LeaseLost, ErrorKind::Deadline].contains(&error.kind());
+    // The provider may say that it cannot reach us.
+    let refused = matches!(error, Error::Refused { .. });
+    let Some(device) = device.filter(|_| explained || refused) else { return error };
     let name = device.name().to_owned();
     match device.health() {
         Health::Good => error,
