@@ -16,6 +16,9 @@ use crate::job::Lane;
 use crate::lease::MAX_NONCES;
 use crate::waiting::{MAX_WAITING, MAX_WAITING_EACH, REACHERS, REACHERS_EACH};
 
+#[path = "table_attach_tests.rs"]
+mod attaches;
+
 const PAGE: u64 = 4096;
 const PAGES: u64 = 24;
 const BOOT: BootId = BootId([7; 16]);
@@ -431,132 +434,6 @@ fn receipts_come_in_pages() {
     let first = rig.table.receipts(None, 2);
     let rest = rig.table.receipts(Some(first[1].0), 10);
     assert!(first.iter().chain(&rest).map(|(id, _)| *id).eq((1..=5).map(lease)));
-}
-
-#[test]
-fn a_lease_whose_holder_s_addresses_are_being_reached_ends_in_time() {
-    let (mut rig, _) = Rig::carved(1, 10, 1000);
-    let until = rig.in_ms(1000);
-    let attach = rig.bind(admission(1, 1, 0..10, until, 1));
-    assert!(matches!(&rig.jobs[..], [Job { task: Task::Reach(_), .. }]));
-    rig.advance(1000);
-    rig.run_lane(Lane::Fencer);
-    rig.run_lane(Lane::Wiper);
-    let receipt = rig.receipt(1).expect("over");
-    assert!(receipt.is_complete() && receipt.steps[0].at_us == receipt.due_us);
-    rig.table.acknowledge(lease(1));
-    rig.settle();
-    assert_eq!(rig.answer(attach), Err(RefusalCode::LeaseEnded));
-    assert!(rig.backend.world().reached.is_empty(), "given up before the first address");
-}
-
-#[test]
-fn an_attach_that_was_under_way_at_the_end_is_not_made_at_the_next_lease_of_that_id() {
-    let (mut rig, _) = Rig::carved(1, 10, 1000);
-    let tick = rig.in_ms(5000);
-    let attach = rig.bind(admission(1, 1, 0..10, tick, 1));
-    let Job { lease: id, task: Task::Reach(waiting) } = rig.jobs.remove(0) else { panic!("something else") };
-    let reached = waiting.reach(&rig.backend, &rig.clock);
-    rig.advance(1000);
-    rig.settle();
-    rig.table.acknowledge(id);
-    rig.order(|table, now, ticket| table.carve(now, ticket, carve(1, 10, tick)));
-    rig.settle();
-    let now = rig.now();
-    rig.table.done(now, Done { lease: id, outcome: Outcome::Reached(waiting, reached) });
-    rig.collect();
-    assert_eq!(rig.answer(attach), Err(RefusalCode::LeaseEnded));
-}
-
-#[test]
-fn an_attach_that_waits_for_its_turn_keeps_no_lease_from_its_end() {
-    let (mut rig, _) = Rig::carved(1, 10, 5000);
-    let (soon, late) = (rig.in_ms(1000), rig.in_ms(5000));
-    rig.order(|table, now, ticket| table.carve(now, ticket, Carve { tenant: tenant("u"), ..carve(2, 1, soon) }));
-    rig.settle();
-    let slow = rig.bind(admission(1, 1, 0..10, late, 1));
-    let waiting = rig.bind(admission(2, 2, 0..1, soon, 2));
-    for _ in 0..2 {
-        rig.run_lane(Lane::Reachers);
-    }
-    assert!(matches!(&rig.jobs[..], [Job { lease, task: Task::Bind(..) }] if *lease == self::lease(1)));
-    rig.advance(1000);
-    assert_eq!(rig.answer(waiting), Err(RefusalCode::LeaseEnded), "at once");
-    rig.run_lane(Lane::Fencer);
-    rig.run_lane(Lane::Wiper);
-    let receipt = rig.receipt(2).expect("over");
-    assert!(receipt.is_complete() && receipt.steps[0].at_us == receipt.due_us);
-    rig.settle();
-    assert!(rig.answer(slow).is_ok());
-}
-
-#[test]
-fn an_endpoint_that_cannot_be_reached_is_refused_and_the_lease_does_not_notice() {
-    let (mut rig, _) = Rig::carved(1, 10, 1000);
-    let until = rig.in_ms(1000);
-    rig.bind(admission(1, 1, 0..10, until, 1));
-    rig.settle();
-    rig.backend.world().fail = Some(Call::Reach);
-    let dead = rig.bind(admission(1, 1, 0..10, until, 2));
-    rig.settle();
-    let refusal = rig.answers[&dead].as_ref().expect_err("refused");
-    assert!(refusal.code == RefusalCode::Invalid && refusal.message.contains("Reach was told to fail"), "{refusal}");
-    let served: Vec<_> = rig.backend.world().connected.iter().map(|remote| remote.qpn).collect();
-    assert_eq!((served, rig.backend.world().queues.len()), (vec![1], 1), "the holder's earlier attachment stays");
-    let good = rig.bind(admission(1, 1, 0..10, until, 3));
-    rig.settle();
-    assert!(rig.answer(good).is_ok());
-    rig.advance(1000);
-    rig.settle();
-    assert!(rig.receipt(1).expect("over").is_complete());
-}
-
-#[test]
-fn each_address_is_reached_once_and_the_rest_not_after_the_asker_has_gone() {
-    let (mut rig, _) = Rig::carved(1, 10, 5000);
-    let until = rig.in_ms(5000);
-    let at = |qpn, last, port| overbank_verbs::Endpoint { gid: [last; 16], port, ..endpoint(qpn) };
-    let remotes = vec![at(1, 1, 4791), at(2, 1, 4791), at(3, 2, 4791), at(4, 2, 4792), at(5, 1, 4791)];
-    let ticket = rig.bind(Box::new(Admission { remotes, ..*admission(1, 1, 0..10, until, 1) }));
-    let Some(Job { task: Task::Reach(mut waiting), .. }) = rig.jobs.pop() else { panic!("something else") };
-    let reached = || -> Vec<_> { rig.backend.world().reached.drain(..).map(|remote| remote.qpn).collect() };
-    assert_eq!(waiting.reach(&rig.backend, &rig.clock), Ok(()));
-    assert_eq!(reached(), [1, 3, 4]);
-    // Each look at this clock moves it by 1 µs.
-    waiting.until = BootTime(2);
-    let refusal = waiting.reach(&rig.backend, &TestClock::stepping()).expect_err("too late");
-    assert_eq!((refusal.code, reached()), (RefusalCode::Deadline, vec![1, 3]));
-    assert_eq!(waiting.ticket, ticket);
-}
-
-#[test]
-fn attaches_that_wait_are_bounded_and_no_tenant_has_all_the_threads() {
-    let (mut rig, _) = Rig::carved(1, 1, 5000);
-    let tick = rig.in_ms(5000);
-    let tenants = u8::try_from(MAX_WAITING / MAX_WAITING_EACH + 1).expect("few");
-    for number in 2..=tenants {
-        let tenant = tenant(&format!("t{number}"));
-        rig.order(|table, now, ticket| table.carve(now, ticket, Carve { tenant, ..carve(number, 1, tick) }));
-    }
-    rig.settle();
-    let given = |rig: &Rig, number| rig.jobs.iter().filter(|job| job.lease == lease(number)).count();
-    let (mut nonce, mut tickets) = (0, Vec::new());
-    for number in 1..tenants {
-        for _ in 0..MAX_WAITING_EACH {
-            nonce += 1;
-            tickets.push(rig.bind(admission(number, 1, 0..1, tick, nonce)));
-        }
-        let over = rig.bind(admission(number, 1, 0..1, tick, nonce + 1));
-        assert_eq!(rig.answer(over), Err(RefusalCode::Busy), "tenant {number} has its share");
-        assert_eq!(given(&rig, number), REACHERS_EACH, "tenant {number}");
-    }
-    let over = rig.bind(admission(tenants, 1, 0..1, tick, nonce + 1));
-    assert_eq!(rig.answer(over), Err(RefusalCode::Busy), "all together");
-    rig.settle();
-    // What was refused was not used up.
-    tickets.push(rig.bind(admission(tenants, 1, 0..1, tick, nonce + 1)));
-    rig.settle();
-    assert!(tickets.iter().all(|ticket| rig.answer(*ticket).is_ok()));
 }
 
 // -- random lives -------------------------------------------------------------------------------------------------
