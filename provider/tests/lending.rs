@@ -106,7 +106,7 @@ async fn a_share_reaches_its_blocks_with_its_rights_until_its_deadline() {
         reader.attach_with(&authd, &provider, lease(1), share.clone()).await.expect("attaches again");
     }
     assert_eq!(owner.read(2), Ok(vec![0x12; STRIDE]));
-    sleep(Duration::from_millis(1700)).await;
+    sleep(Duration::from_millis(short() + 200)).await;
     assert_eq!(reader.read(0), Err(WcStatus::RETRY_EXC_ERR), "the share is over");
     assert_eq!(owner.read(2), Ok(vec![0x12; STRIDE]), "the lease is not");
     let refusal = reader.attach_with(&authd, &provider, lease(1), share).await.expect_err("over");
