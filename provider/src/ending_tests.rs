@@ -7,7 +7,6 @@ use super::*;
 use crate::attach::Admission;
 use crate::double::{Call, Double, TestClock, endpoint};
 use crate::hold::Shape;
-use crate::waiting::Ending;
 
 const PAGE: u64 = 4096;
 const SHAPE: Shape = Shape { blocks: 10, stride: 544 };
@@ -24,8 +23,8 @@ fn admission(first_block: u64, blocks: u64, rights: Rights) -> Admission {
 fn attached(backend: &Double, pool: &mut Pool) -> Hold<Double> {
     let extent = pool.take(SHAPE.bytes()).expect("room");
     let mut hold = Hold::open(backend, extent, SHAPE).map_err(|(_, fault)| fault).expect("opens");
-    hold.bind(backend, &admission(0, 10, Rights::READ_WRITE), &Ending::default()).expect("binds");
-    hold.bind(backend, &admission(3, 2, Rights::WRITE), &Ending::default()).expect("binds");
+    hold.bind(backend, &admission(0, 10, Rights::READ_WRITE), |_| Ok(())).expect("binds");
+    hold.bind(backend, &admission(3, 2, Rights::WRITE), |_| Ok(())).expect("binds");
     backend.world().peers_write(0xa5);
     hold
 }

@@ -9,7 +9,6 @@ use overbank_verbs::Endpoint;
 use crate::attach::Admission;
 use crate::backend::{Backend, Fault, RemoteKey};
 use crate::pool::Extent;
-use crate::waiting::Ending;
 
 /// Most attachments (holders, or ranges) of one lease at a time.
 pub const MAX_ATTACHMENTS: usize = 64;
@@ -95,12 +94,17 @@ impl<B: Backend> Hold<B> {
     }
 
     /// Binds queue pairs to the endpoints of a request whose range lies inside the lease. An earlier attachment of the
-    /// same holder to the same blocks with the same rights is destroyed first. On failure nothing half-made stays. Gives up
-    /// between two of them when the lease's end has begun.
+    /// same holder to the same blocks with the same rights is destroyed first. On failure nothing half-made stays. Before
+    /// each queue pair it asks `go_on`, with the tick of the next attachment that ends, and gives up if that refuses.
     ///
     /// # Errors
     /// A refusal. Where something could not be destroyed, this and every later attach is refused.
-    pub fn bind(&mut self, backend: &B, admission: &Admission, ending: &Ending) -> Result<Binding, Refusal> {
+    pub fn bind(
+        &mut self,
+        backend: &B,
+        admission: &Admission,
+        go_on: impl Fn(Option<Tick>) -> Result<(), Refusal>,
+    ) -> Result<Binding, Refusal> {
         if let Some(at) = self.attachments.iter().position(|attachment| attachment.is_for(&admission.scope)) {
             let old = self.attachments.swap_remove(at);
             self.take_apart(backend, old);
@@ -119,7 +123,7 @@ impl<B: Backend> Hold<B> {
             own: None,
             queues: Vec::with_capacity(admission.remotes.len()),
         };
-        match self.build(backend, &mut attachment, &admission.remotes, ending) {
+        match self.build(backend, &mut attachment, &admission.remotes, go_on) {
             Ok(binding) => {
                 self.attachments.push(attachment);
                 Ok(binding)
@@ -136,7 +140,7 @@ impl<B: Backend> Hold<B> {
         backend: &B,
         attachment: &mut Attachment<B>,
         remotes: &[Endpoint],
-        ending: &Ending,
+        go_on: impl Fn(Option<Tick>) -> Result<(), Refusal>,
     ) -> Result<Binding, Refusal> {
         let scope = attachment.scope;
         let whole = scope.rights == Rights::READ_WRITE && scope.first_block == 0 && scope.blocks == self.shape.blocks;
@@ -154,7 +158,7 @@ impl<B: Backend> Hold<B> {
         let mut lanes = Vec::with_capacity(remotes.len());
         for remote in remotes {
             // Each may take a second where its address has died since it was reached.
-            ending.check()?;
+            go_on(self.next_detach())?;
             attachment.queues.push(backend.create_queue(domain)?);
             let queue = attachment.queues.last().expect("just pushed");
             lanes.push(backend.connect(queue, remote, scope.rights)?);

@@ -5,6 +5,7 @@ use overbank_fabric::time::Deadline;
 use super::*;
 use crate::double::{Call, Double, endpoint};
 use crate::pool::Pool;
+use crate::waiting::Ending;
 
 const SHAPE: Shape = Shape { blocks: 10, stride: 544 };
 
@@ -23,7 +24,7 @@ fn admission(holder: u8, range: std::ops::Range<u64>, rights: Rights, first_qpn:
 }
 
 fn bind(hold: &mut Hold<Double>, backend: &Double, admission: &Admission) -> Result<Binding, Refusal> {
-    hold.bind(backend, admission, &Ending::default())
+    hold.bind(backend, admission, |_| Ok(()))
 }
 
 /// Endpoints that are served.
@@ -99,11 +100,26 @@ fn an_attach_stops_between_two_queue_pairs_when_the_end_has_begun() {
     bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
     let ending = Ending::default();
     backend.world().end_in_connect = Some(ending.clone());
-    let refusal = hold.bind(&backend, &admission(2, 1..3, Rights::READ, 20), &ending).expect_err("ended");
+    let refusal = hold.bind(&backend, &admission(2, 1..3, Rights::READ, 20), |_| ending.check()).expect_err("ended");
     assert_eq!(refusal.code, RefusalCode::LeaseEnded);
     let connected: Vec<_> = backend.world().connected.iter().map(|remote| remote.qpn).collect();
     assert_eq!(connected, [10, 11, 20], "and not 21");
     assert_eq!((served(&backend), backend.world().regions.len()), (vec![10, 11], 1), "nothing half-made stays");
+}
+
+#[test]
+fn an_attach_asks_before_each_queue_pair_whether_another_is_due_to_end() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    bind(&mut hold, &backend, &Admission { root: false, ..admission(1, 1..3, Rights::READ, 10) }).expect("binds");
+    let (due, asked) = (hold.next_detach(), std::cell::RefCell::new(Vec::new()));
+    let go_on = |detach| {
+        asked.borrow_mut().push(detach);
+        Ok(())
+    };
+    let lanes = hold.bind(&backend, &admission(2, 0..10, Rights::READ_WRITE, 20), go_on).expect("binds").lanes.len();
+    assert!(due.is_some());
+    assert_eq!(asked.into_inner(), vec![due; lanes]);
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl<B: Backend, T> Job<B, T> {
                 Outcome::Reached(waiting, reached)
             }
             Task::Bind(mut hold, waiting) => {
-                let binding = hold.bind(backend, &waiting.admission, &waiting.ending);
+                let binding = hold.bind(backend, &waiting.admission, |detach| waiting.go_on(clock.now(), detach));
                 Outcome::Bound(hold, waiting, binding)
             }
             Task::Detach(mut hold, now) => {

@@ -239,7 +239,7 @@ impl<B: Backend, T> Table<B, T> {
         let id = done.lease;
         match (done.outcome, self.leases.get_mut(&id)) {
             (Outcome::Reached(waiting, reached), _) => {
-                if let Err((ticket, refusal)) = self.attaches.reached(waiting, reached) {
+                if let Err((ticket, refusal)) = self.attaches.reached(now, waiting, reached) {
                     self.answer(ticket, Err(refusal));
                 }
             }

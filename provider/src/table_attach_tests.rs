@@ -127,3 +127,30 @@ fn attaches_that_wait_are_bounded_and_no_tenant_has_all_the_threads() {
     rig.settle();
     assert!(tickets.iter().all(|ticket| rig.answer(*ticket).is_ok()));
 }
+
+#[test]
+fn an_attach_whose_addresses_were_reached_too_late_is_not_made() {
+    let (mut rig, _) = Rig::carved(1, 10, 9000);
+    let tick = rig.in_ms(9000);
+    let attach = rig.bind(admission(1, 1, 0..10, tick, 1));
+    let Job { lease: id, task: Task::Reach(waiting) } = rig.jobs.remove(0) else { panic!("something else") };
+    let reached = waiting.reach(&rig.backend, &rig.clock);
+    rig.advance(5000);
+    let now = rig.now();
+    rig.table.done(now, Done { lease: id, outcome: Outcome::Reached(waiting, reached) });
+    rig.collect();
+    assert_eq!(rig.answer(attach), Err(RefusalCode::Deadline));
+    assert!(rig.jobs.is_empty(), "bound for an asker who has gone");
+}
+
+#[test]
+fn an_attachment_that_is_over_goes_before_one_that_is_being_made() {
+    let (mut rig, _) = Rig::carved(1, 10, 9000);
+    let tick = rig.in_ms(9000);
+    rig.bind(admission(1, 1, 0..10, tick, 1));
+    let Job { task: Task::Reach(waiting), .. } = rig.jobs.remove(0) else { panic!("something else") };
+    let now = rig.now();
+    assert_eq!(waiting.go_on(now, None), Ok(()));
+    assert_eq!(waiting.go_on(now, Some(now.tick().after_ms(1))), Ok(()));
+    assert_eq!(waiting.go_on(now, Some(now.tick())).map_err(|refusal| refusal.code), Err(RefusalCode::Deadline));
+}

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use overbank_fabric::ids::{LeaseId, Tenant};
 use overbank_fabric::message::{Refusal, RefusalCode};
+use overbank_fabric::time::Tick;
 
 use crate::attach::Admission;
 use crate::backend::Backend;
@@ -72,6 +73,17 @@ impl<T> Waiting<T> {
         self.admission.scope.lease
     }
 
+    /// Whether there is still somebody to do it for, and nothing more urgent to do with its lease: an attachment whose
+    /// time is over at `detach`.
+    ///
+    /// # Errors
+    /// The lease's end; no time left.
+    pub fn go_on(&self, now: BootTime, detach: Option<Tick>) -> Result<(), Refusal> {
+        self.ending.check()?;
+        let over = now >= self.until || detach.is_some_and(|tick| tick <= now.tick());
+        if over { Err(too_late()) } else { Ok(()) }
+    }
+
     /// Makes the device find the way to each of the holder's addresses, so that connecting to them takes no time.
     ///
     /// # Errors
@@ -83,10 +95,7 @@ impl<T> Waiting<T> {
             if reached.contains(&address) {
                 continue;
             }
-            self.ending.check()?;
-            if clock.now() >= self.until {
-                return Err(too_late());
-            }
+            self.go_on(clock.now(), None)?;
             backend.reach(remote).map_err(|fault| {
                 Refusal::new(RefusalCode::Invalid, format!("the provider cannot serve this endpoint: {fault}"))
             })?;
@@ -146,11 +155,16 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     /// Whom to refuse, and how.
-    pub fn reached(&mut self, waiting: Waiting<T>, reached: Result<(), Refusal>) -> Result<(), (T, Refusal)> {
+    pub fn reached(
+        &mut self,
+        now: BootTime,
+        waiting: Waiting<T>,
+        reached: Result<(), Refusal>,
+    ) -> Result<(), (T, Refusal)> {
         if let Some(at) = self.reaching.iter().position(|tenant| *tenant == waiting.tenant) {
             self.reaching.swap_remove(at);
         }
-        if let Err(refusal) = waiting.ending.check().and(reached) {
+        if let Err(refusal) = waiting.go_on(now, None).and(reached) {
             return Err((waiting.ticket, refusal));
         }
         self.to_bind.push(waiting);

@@ -17,7 +17,6 @@ use overbank_provider::clock::{BootTime, SystemClock};
 use overbank_provider::ending::Closed;
 use overbank_provider::hold::{Hold, Shape};
 use overbank_provider::pool::Pool;
-use overbank_provider::waiting::Ending;
 use overbank_verbs::{Backing, Endpoint, Memory, WcStatus};
 use scene::*;
 use tokio::time::{Duration, sleep};
@@ -66,10 +65,10 @@ fn a_queue_pair_that_was_never_connected_is_destroyed_without_a_trace() {
     let scope = borrower.scope(overbank_fabric::ids::BootId([1; 16]), lease(1), 4, 60_000);
     let attach = |remotes| Admission { scope, root: true, remotes, request: [0; 32], nonce: Nonce([3; 16]) };
     for remotes in [vec![bad], vec![good, bad]] {
-        let refusal = hold.bind(&verbs, &attach(remotes), &Ending::default()).expect_err("no such peer");
+        let refusal = hold.bind(&verbs, &attach(remotes), |_| Ok(())).expect_err("no such peer");
         assert!(refusal.message.contains(reason), "{refusal}");
     }
-    let binding = hold.bind(&verbs, &attach(vec![good]), &Ending::default()).expect("takes the next one");
+    let binding = hold.bind(&verbs, &attach(vec![good]), |_| Ok(())).expect("takes the next one");
     borrower.connect(&binding.lanes[0]);
     assert_eq!(borrower.write_to(binding.key.address, binding.key.rkey, 0x77, STRIDE), WcStatus::SUCCESS);
     let fenced = Closed::new(hold, BootTime::now()).fence(&verbs, &SystemClock).map_err(|failed| failed.step);

@@ -131,6 +131,8 @@ impl DataError {
     pub(super) fn of(status: WcStatus) -> Self {
         match status {
             WcStatus::REM_ACCESS_ERR | WcStatus::REM_INV_REQ_ERR | WcStatus::REM_OP_ERR => Self::Refused { status },
+            // These, too, a peer can bring about: an answer too long, a bad answer, not ready, and older kinds of refusal.
+            WcStatus::LOC_LEN_ERR | WcStatus(7 | 13 | 15 | 16) => Self::Refused { status },
             WcStatus::RETRY_EXC_ERR => Self::ProviderSilent,
             WcStatus::WR_FLUSH_ERR => Self::Detached,
             status => Self::Status(status),

@@ -305,10 +305,24 @@ impl IbvQp {
     /// is flushed in the device's stead.
     fn end(&mut self) -> Result<(), VerbsError> {
         self.exists = false;
+        let ended = |error| VerbsError::System { call: "ibv_destroy_qp", source: error };
+        // With nothing under way there is nothing to take, and nobody needs to wait for this one.
+        let idle = {
+            let mut state = self.cq.lock();
+            let idle =
+                state.ledger(self.key).is_none_or(|ledger| ledger.posted.is_empty() && ledger.refused.is_empty());
+            if idle {
+                state.close(self.key);
+            }
+            idle
+        };
+        if idle {
+            return self.qp.end().map_err(ended);
+        }
         let stopped = self.stop();
         // Under the lock, so that what still lies in the queue is not taken for a later queue pair's of the same number.
         let mut state = self.cq.lock();
-        self.qp.end().map_err(|source| VerbsError::System { call: "ibv_destroy_qp", source })?;
+        self.qp.end().map_err(ended)?;
         let taken = state.take(&self.cq.cq, usize::MAX);
         state.close(self.key);
         // It is destroyed, so nothing depends on this any more.
