@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::cq::CompletionQueue;
 use crate::endpoint::{Endpoint, Mtu};
-use crate::found::FoundDevices;
+use crate::found::{self, FoundDevice, FoundDevices};
 #[cfg(feature = "ibv")]
 use crate::ibv::device::IbvDevice;
 use crate::pd::ProtectionDomain;
@@ -74,6 +74,17 @@ enum Backend {
     Ibv(Arc<IbvDevice>),
 }
 
+/// Every real device, judged for use with this address; or why there can be none.
+fn find_real(address: IpAddr) -> Result<Vec<FoundDevice>, String> {
+    #[cfg(feature = "ibv")]
+    return crate::ibv::device::find(address);
+    #[cfg(not(feature = "ibv"))]
+    {
+        let _ = address;
+        Err(NO_IBV.to_owned())
+    }
+}
+
 impl Device {
     /// Opens a device: "soft"; a real one by the name that [`Device::find`] gives it ("mlx5_0", or "mlx5_0:2" for its
     /// port 2); or "auto": a real one where one is active, else soft. [`Device::describe`] says which, and why.
@@ -83,9 +94,10 @@ impl Device {
     /// permission.
     pub fn open(name: &str, options: &DeviceOptions) -> Result<Self, VerbsError> {
         if name == "auto" {
-            let mut found = Self::find(options);
-            let (index, why) = found.auto;
-            return Self::open_known(&found.devices.swap_remove(index).name, options, format!("chosen because {why}"));
+            let real = find_real(options.address);
+            let (chosen, why) = found::choose(&real, options.address);
+            let chosen = chosen.and_then(|index| Some(&real.as_ref().ok()?.get(index)?.name));
+            return Self::open_known(chosen.map_or("soft", String::as_str), options, format!("chosen because {why}"));
         }
         Self::open_known(name, options, "asked for by name".to_owned())
     }
@@ -103,11 +115,7 @@ impl Device {
     /// Looks for every device of this machine, and says of each whether it can be used with these options.
     #[must_use]
     pub fn find(options: &DeviceOptions) -> FoundDevices {
-        #[cfg(feature = "ibv")]
-        let real = crate::ibv::device::find(options.address);
-        #[cfg(not(feature = "ibv"))]
-        let real = Err(NO_IBV.to_owned());
-        FoundDevices::new(real, SoftDevice::look(options), options.address)
+        FoundDevices::new(find_real(options.address), SoftDevice::look(options), options.address)
     }
 
     /// How it is. Worth a look every second or so: a device that failed says so here.

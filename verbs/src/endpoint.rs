@@ -36,6 +36,9 @@ impl Mtu {
     }
 }
 
+/// UDP port of every real RoCEv2 device.
+pub(crate) const ROCE_PORT: u16 = 4791;
+
 /// A queue pair as its peer addresses it.
 ///
 /// On the wire, 32 bytes, big-endian: version 1, flags, MTU code, 0, QPN u32, PSN u32, UDP port u16, LID u16, GID 16.

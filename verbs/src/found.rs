@@ -113,29 +113,39 @@ pub struct FoundDevices {
     pub auto: (usize, String),
 }
 
+/// The place among real devices of the one that "auto" takes, or None for the soft one; and why. `wanted`: the address to
+/// be used.
+pub(crate) fn choose(real: &Result<Vec<FoundDevice>, String>, wanted: IpAddr) -> (Option<usize>, String) {
+    let devices = match real {
+        Ok(devices) => devices,
+        Err(reason) => return (None, reason.clone()),
+    };
+    let has_wanted = |device: &FoundDevice| device.usable.as_ref().is_ok_and(|gid| gid.address() == wanted);
+    if let Some(index) = devices.iter().position(has_wanted) {
+        (Some(index), format!("it is active and has the address {wanted}"))
+    } else if let Some(index) = devices.iter().position(|device| device.usable.is_ok()) {
+        (Some(index), "it is the first that is active".to_owned())
+    } else if devices.is_empty() {
+        (None, NONE.to_owned())
+    } else {
+        let why = |device: &FoundDevice| Some(format!("{}: {}", device.name, device.usable.as_ref().err()?));
+        let all = devices.iter().filter_map(why).collect::<Vec<_>>().join("; ");
+        (None, format!("no real device can be used ({all})"))
+    }
+}
+
+const NONE: &str = "this machine has no RDMA device";
+
 impl FoundDevices {
     /// `real`: what was found, or why nothing could be; `wanted`: the address to be used.
     pub(crate) fn new(real: Result<Vec<FoundDevice>, String>, soft: FoundDevice, wanted: IpAddr) -> Self {
+        let (index, why) = choose(&real, wanted);
         let (mut devices, none_real) = match real {
-            Ok(devices) if devices.is_empty() => (devices, Some("this machine has no RDMA device".to_owned())),
+            Ok(devices) if devices.is_empty() => (devices, Some(NONE.to_owned())),
             Ok(devices) => (devices, None),
             Err(reason) => (Vec::new(), Some(reason)),
         };
-        let has_wanted = |device: &FoundDevice| device.usable.as_ref().is_ok_and(|gid| gid.address() == wanted);
-        let auto = if let Some(index) = devices.iter().position(has_wanted) {
-            (index, format!("it is active and has the address {wanted}"))
-        } else if let Some(index) = devices.iter().position(|device| device.usable.is_ok()) {
-            (index, "it is the first that is active".to_owned())
-        } else {
-            let why = none_real.clone().unwrap_or_else(|| {
-                let why = |device: &FoundDevice| Some(format!("{}: {}", device.name, device.usable.as_ref().err()?));
-                format!(
-                    "no real device can be used ({})",
-                    devices.iter().filter_map(why).collect::<Vec<_>>().join("; ")
-                )
-            });
-            (devices.len(), why)
-        };
+        let auto = (index.unwrap_or(devices.len()), why);
         devices.push(soft);
         Self { devices, none_real, auto }
     }

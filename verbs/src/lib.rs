@@ -1,8 +1,9 @@
 //! Safe RDMA verbs: devices, protection domains, memory regions, queue pairs and completion queues; reliable
 //! connections, READ and WRITE.
 //!
-//! One API for every device. The soft device speaks RoCEv2 over a UDP socket of this process, so it needs no hardware,
-//! no kernel module and no rights.
+//! One API for every device. Real ones, RoCE and InfiniBand adapters and the kernel's soft-RoCE, are used through
+//! libibverbs (feature `ibv`), which is opened at run time. The soft device speaks RoCEv2 over a UDP socket of this
+//! process, so it needs no hardware, no kernel module and no rights.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -49,7 +50,7 @@
 //!
 //! # Threads
 //! Everything may be sent to another thread and shared with it; a [`Lane`] changes only through `&mut`, so it is one
-//! thread's at a time. A device has one thread of its own, which answers peers while nobody polls or waits; while
+//! thread's at a time. A soft device has one thread of its own, which answers peers while nobody polls or waits; while
 //! somebody does, that thread sleeps and the caller does its work.
 //!
 //! # Memory

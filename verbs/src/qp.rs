@@ -111,7 +111,9 @@ impl QueuePair {
         }
     }
 
-    /// Goes to ERROR: what was posted is flushed in order, and the peer gets no more answers.
+    /// Goes to ERROR: what was posted is flushed in order, and the peer gets no more answers. On a real device a packet
+    /// that is being carried out goes on, so memory may change a little longer: [`destroy`](Self::destroy) and
+    /// [`MemoryRegion::deregister`] are what stops it.
     ///
     /// # Errors
     /// The queue pair is lost.

@@ -1,6 +1,7 @@
 //! Queue pairs of an `ibv` device.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
@@ -13,10 +14,9 @@ use super::device::{IbvDevice, limit, refused};
 use super::mr::IbvMr;
 use super::pd::flags;
 use super::sys::{Batch, Pd, Posting, Qp, QpAttr};
+use crate::endpoint::ROCE_PORT;
 use crate::{Access, Endpoint, Op, QpCaps, QpState, Retry, VerbsError, WorkRequest};
 
-/// UDP port of every real RoCEv2 device.
-const ROCE_PORT: u16 = 4791;
 /// How long the end of a queue pair waits for the device to flush what was posted.
 const FLUSH: Duration = Duration::from_millis(500);
 /// rxe takes a retry count of 7 for "for ever".
@@ -88,15 +88,15 @@ impl IbvQp {
             return Err(VerbsError::State { what: "connect", state: now });
         }
         let device = &self.device;
+        let unreachable = |reason| {
+            let (peer, local) = (remote.socket_addr(), SocketAddr::new(device.gid.address(), ROCE_PORT));
+            Err(VerbsError::Unreachable { peer, local, reason })
+        };
         if !device.infiniband() && remote.port != ROCE_PORT {
-            let (peer, local) = (remote.socket_addr(), std::net::SocketAddr::new(device.gid.address(), ROCE_PORT));
-            let reason = "a real RDMA device sends to UDP port 4791 only; give the soft device that port";
-            return Err(VerbsError::Unreachable { peer, local, reason });
+            return unreachable("a real RDMA device sends to UDP port 4791 only; give the soft device that port");
         }
         if device.infiniband() != (remote.lid != 0) {
-            let (peer, local) = (remote.socket_addr(), std::net::SocketAddr::new(device.gid.address(), ROCE_PORT));
-            let reason = "one of them is on InfiniBand and the other on Ethernet";
-            return Err(VerbsError::Unreachable { peer, local, reason });
+            return unreachable("one of them is on InfiniBand and the other on Ethernet");
         }
         let step = |from, to, attributes, mask: u32, set: &dyn Fn(&mut QpAttr)| {
             self.qp.modify(mask, set).map_err(|source| VerbsError::Transition {
@@ -214,29 +214,21 @@ impl IbvQp {
             }
         }
         let mut state = self.cq.lock();
-        let what = "completion queue";
         let Some(ledger) = state.ledger(self.key) else { return Err(VerbsError::Gone { what: "queue pair" }) };
         let (capacity, held) = (self.caps.send_queue, ledger.posted.len() + ledger.refused.len());
         if held + count > capacity {
             return Err(VerbsError::QueueFull { what: "send queue", asked: count, free: capacity - held, capacity });
         }
-        match self.phase.load(Acquire) {
-            CONNECTED => {}
-            STOPPED => {
-                let capacity = self.cq.entries();
-                state.promise(count, capacity).map_err(|free| VerbsError::QueueFull {
-                    what,
-                    asked: count,
-                    free,
-                    capacity,
-                })?;
-                batch.for_each(|(request, _)| state.flush((request.id, request.op), self.endpoint.qpn));
-                return Ok(());
-            }
-            _ => return Err(VerbsError::State { what: "post", state: self.state() }),
+        let phase = self.phase.load(Acquire);
+        if phase == FRESH {
+            return Err(VerbsError::State { what: "post", state: self.state() });
         }
-        let capacity = self.cq.entries();
+        let (what, capacity) = ("completion queue", self.cq.entries());
         state.promise(count, capacity).map_err(|free| VerbsError::QueueFull { what, asked: count, free, capacity })?;
+        if phase == STOPPED {
+            batch.for_each(|(request, _)| state.flush((request.id, request.op), self.endpoint.qpn));
+            return Ok(());
+        }
         let Some(ledger) = state.ledger(self.key) else { return Ok(()) };
         let mut rest = batch;
         let mut first = true;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::driver::{Core, Driver};
 use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
-use super::port_udp::{self, ROCE_PORT};
+use super::port_udp;
+use crate::endpoint::ROCE_PORT;
 use crate::{
     Access, Completion, Counters, DeviceOptions, Endpoint, FoundDevice, Gid, GidKind, Memory, Mtu, QpCaps, QpState,
     Retry, VerbsError, WorkRequest,

@@ -9,9 +9,8 @@ use std::os::unix::net::UnixDatagram;
 
 use super::engine::Transmit;
 use crate::VerbsError;
+use crate::endpoint::ROCE_PORT;
 
-/// The port of RoCEv2.
-pub(crate) const ROCE_PORT: u16 = 4791;
 /// Messages in one system call.
 const BATCH: usize = 16;
 /// Bytes of one message: a datagram, or several that the kernel joined.
