@@ -4,6 +4,8 @@
 //! (default: 127.0.0.1). A device that lacks something fails; nothing is skipped.
 #![allow(missing_docs)]
 
+#[path = "../shared/end.rs"]
+mod end;
 mod ends;
 mod lanes;
 mod life;

@@ -3,25 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
-use overbank_verbs::{
-    Access, Backing, Completion, CompletionQueue, Counters, Device, DeviceOptions, Memory, MemoryRegion, Mtu, Op,
-    ProtectionDomain, QpCaps, QueuePair, Retry, WcStatus, WorkRequest,
-};
+use overbank_verbs::{Access, Counters, Device, DeviceOptions, Mtu, Retry};
 
-/// Beside the bytes that a case moves, so that a stray one shows.
-pub(crate) const GUARD: u8 = 0xa5;
-pub(crate) const ALL: Access = Access::all();
-pub(crate) const REMOTE: Access = Access::REMOTE_READ.union(Access::REMOTE_WRITE);
-pub(crate) const PATIENT: Retry = Retry { timeout: Duration::from_millis(100), count: 7 };
-pub(crate) const SEND_QUEUE: usize = 64;
-const CAPS: QpCaps = QpCaps { send_queue: SEND_QUEUE, outstanding_reads: 8 };
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) use crate::end::*;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// The two devices. One case at a time has them: the wire is one.
 pub(crate) struct Scene {
@@ -161,85 +152,4 @@ pub(crate) fn inside<T: Send + 'static>(handle: &Path, work: impl FnOnce() -> T 
         work()
     });
     thread.join().expect("the thread in the namespace ends")
-}
-
-/// One side of a connection.
-pub(crate) struct End {
-    pub(crate) pd: ProtectionDomain,
-    pub(crate) cq: CompletionQueue,
-    pub(crate) qp: QueuePair,
-}
-
-impl End {
-    pub(crate) fn on(device: &Device) -> Self {
-        let pd = device.alloc_pd().unwrap();
-        let cq = device.create_cq(2 * SEND_QUEUE).unwrap();
-        let qp = pd.create_qp(&cq, CAPS).unwrap();
-        Self { pd, cq, qp }
-    }
-
-    pub(crate) fn register(&self, memory: &Arc<Memory>, access: Access) -> MemoryRegion {
-        self.pd.register(memory, 0..memory.len(), access).unwrap()
-    }
-
-    /// Completions until there are `count`, with a limit of time.
-    pub(crate) fn completions(&self, count: usize) -> Vec<Completion> {
-        let mut all = Vec::new();
-        let deadline = Instant::now() + LIMIT;
-        while all.len() < count {
-            assert!(self.cq.wait(deadline).unwrap(), "only {} of {count} completions in time: {all:?}", all.len());
-            self.cq.poll(count - all.len(), &mut all).unwrap();
-        }
-        all
-    }
-
-    /// Posts one request and returns how it ended.
-    pub(crate) fn run(&self, request: WorkRequest<'_>) -> WcStatus {
-        self.qp.post(&[request]).unwrap();
-        let completion = self.completions(1)[0];
-        assert_eq!((completion.id, completion.op), (request.id, request.op));
-        completion.status
-    }
-
-    /// Posts all and waits for all: in order, and each a success.
-    pub(crate) fn run_all(&self, batch: &[WorkRequest<'_>]) {
-        self.qp.post(batch).unwrap();
-        for (completion, request) in self.completions(batch.len()).iter().zip(batch) {
-            assert_eq!((completion.id, completion.status), (request.id, WcStatus::SUCCESS), "{request:?}");
-        }
-    }
-}
-
-/// Connects two ends; each says what the other may do.
-pub(crate) fn connect(a: &End, a_allows: Access, b: &End, b_allows: Access, retry: Retry) {
-    a.qp.connect(&b.qp.endpoint(), a_allows, retry).unwrap();
-    b.qp.connect(&a.qp.endpoint(), b_allows, retry).unwrap();
-}
-
-pub(crate) fn memory(len: usize, fill: u8) -> Arc<Memory> {
-    let memory = Memory::map(len, Backing::Ordinary).unwrap();
-    memory.copy_in(0, &vec![fill; len]).unwrap();
-    Arc::new(memory)
-}
-
-/// Bytes without a short period, different for each seed.
-pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8).wrapping_add(seed)).collect()
-}
-
-pub(crate) fn bytes(memory: &Memory, range: Range<usize>) -> Vec<u8> {
-    let mut bytes = vec![0; range.len()];
-    memory.copy_out(range.start, &mut bytes).unwrap();
-    bytes
-}
-
-pub(crate) fn request<'a>(
-    (id, op): (u64, Op),
-    region: &'a MemoryRegion,
-    local: Range<usize>,
-    remote: &MemoryRegion,
-    offset: usize,
-) -> WorkRequest<'a> {
-    let (remote_address, rkey) = (remote.address() + offset as u64, remote.rkey());
-    WorkRequest { id, op, region, offset: local.start, len: local.len(), remote_address, rkey }
 }

@@ -17,6 +17,8 @@
 #![allow(missing_docs)]
 
 mod capture;
+#[path = "../shared/end.rs"]
+mod end;
 mod ends;
 mod loss;
 mod refusals;
