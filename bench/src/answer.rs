@@ -9,10 +9,9 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use crate::cpus::{self, Cpus};
-use crate::ends;
 use crate::error::BenchError;
 use crate::peer::Peer;
-use crate::{one_sided, ping_pong, tcp, udp};
+use crate::{one_sided, ping_pong, pipeline, tcp, udp};
 
 /// What `answer` takes.
 #[derive(clap::Args)]
@@ -23,8 +22,14 @@ pub(crate) struct Answer {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Bytes of its memory, or of its WRITEs
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=ends::MAX_SIZE as u64))]
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     size: u64,
+    /// Its queue pairs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    lanes: u8,
+    /// Datagrams of a million that its soft device loses
+    #[arg(long, default_value_t = 0)]
+    lose: u32,
 }
 
 /// What answers.
@@ -36,6 +41,8 @@ pub(crate) enum Kind {
     Tcp,
     /// READs and WRITEs.
     OneSided,
+    /// READs and WRITEs, many at a time.
+    Pipeline,
     /// WRITEs, with WRITEs.
     PingPong,
 }
@@ -46,6 +53,7 @@ impl Kind {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::OneSided => "one-sided",
+            Self::Pipeline => "pipeline",
             Self::PingPong => "ping-pong",
         }
     }
@@ -79,6 +87,7 @@ pub(crate) fn run(answer: &Answer) -> Result<(), BenchError> {
         Kind::Udp => udp::answer(|at| say(&at.to_string())),
         Kind::Tcp => tcp::answer(|at| say(&at.to_string())),
         Kind::OneSided => one_sided::answer(&answer.device, answer.size as usize, say, hear),
+        Kind::Pipeline => pipeline::answer(&answer.device, answer.size as usize, answer.lanes, answer.lose, say, hear),
         Kind::PingPong => ping_pong::answer(&answer.device, answer.size as usize, say, hear),
     }
 }

@@ -1,6 +1,5 @@
 //! `overbank-bench compare`: our READs and WRITEs beside another program's, on the same devices, taking turns.
 
-use crate::cpus::{self, Cpus};
 use crate::ends::Ends;
 use crate::error::BenchError;
 use crate::figures::{Subject, measure};
@@ -48,10 +47,9 @@ const COUNTERPARTS: [(Kind, Test); 2] = [(Kind::Read, Test::ReadLatency), (Kind:
 /// Measures and reports.
 pub(crate) fn run(compare: &Compare) -> Result<(), BenchError> {
     let plan = compare.measuring.plan()?;
-    let cpus = Cpus::choose(compare.measuring.cpus.as_deref())?;
+    let cpus = compare.measuring.cpus()?;
     let with_perftest = compare.peers.contains(&PeerProgram::Perftest);
     let perftest = if with_perftest { Some((Perftest::version()?, Perftest::new(&compare.ends, cpus)?)) } else { None };
-    cpus::pin(cpus.asker)?;
     let mut ours = Ours::start(&compare.ends, &COUNTERPARTS.map(|(kind, _)| kind), &compare.size, cpus)?;
 
     let (mut subjects, mut pairs, mut commands) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,7 +67,8 @@ pub(crate) fn run(compare: &Compare) -> Result<(), BenchError> {
     let measured = measure(&plan, &mut subjects)?;
     drop(subjects);
 
-    let mut report = Report::new("compare", cpus, plan, measured)?;
+    let mut report = Report::new("compare", cpus, &plan)?;
+    report.times(measured)?;
     ours.describe(&compare.ends, &mut report);
     if let Some((version, _)) = &perftest {
         report.setting("perftest", version.as_str());

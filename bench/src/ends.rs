@@ -41,11 +41,19 @@ impl Ends {
 
 /// How every end opens its device: a real one at the best of its addresses, the soft one on loopback.
 pub(crate) fn options() -> DeviceOptions {
-    DeviceOptions { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: None, spin: SPIN, mtu: Mtu::Mtu4096 }
+    DeviceOptions { spin: SPIN, mtu: Mtu::Mtu4096, ..DeviceOptions::new(IpAddr::V4(Ipv4Addr::LOCALHOST)) }
 }
 
 /// Opens a device for one end.
 pub(crate) fn open(device: &str) -> Result<Device, BenchError> {
+    open_losing(device, 0)
+}
+
+/// Opens a device for one end; the soft one loses so many of a million datagrams that it would send.
+pub(crate) fn open_losing(device: &str, lose_per_million: u32) -> Result<Device, BenchError> {
+    if lose_per_million > 0 {
+        return Err(BenchError::Usage("this device loses nothing on purpose".to_owned()));
+    }
     Ok(Device::open(device, &options())?)
 }
 

@@ -42,6 +42,20 @@ pub(crate) enum BenchError {
     /// The device under test failed.
     #[error("the device failed: {0}")]
     Verbs(#[from] overbank_verbs::VerbsError),
+    /// An operation under measurement did not succeed.
+    #[error("a plain {op:?} ended as {status:?}")]
+    Operation {
+        /// Which.
+        op: overbank_verbs::Op,
+        /// How.
+        status: overbank_verbs::WcStatus,
+    },
+    /// Memory does not hold what an operation under measurement should have brought there.
+    #[error("a plain {op:?} succeeded, and its bytes are wrong")]
+    Wrong {
+        /// Which.
+        op: overbank_verbs::Op,
+    },
     /// The process may not be looked into.
     #[error("may not look into process {pid}: {source}; run as root, or as the process's user with ptrace rights")]
     NotAllowed {

@@ -161,7 +161,7 @@ impl Measured {
 }
 
 /// The middle one; of an even number the lower middle, so that it is one that was measured.
-fn median(mut values: Vec<u64>) -> u64 {
+pub(crate) fn median(mut values: Vec<u64>) -> u64 {
     values.sort_unstable();
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0)
 }

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 
 use crate::answer::{self, Kind};
-use crate::cpus::{self, Cpus};
 use crate::error::BenchError;
 use crate::figures::{Subject, measure};
 use crate::memcpy::Copier;
@@ -33,8 +32,7 @@ pub(crate) fn run(floor: &Floor) -> Result<(), BenchError> {
         return Err(BenchError::Usage(message));
     }
     let plan = floor.measuring.plan()?;
-    let cpus = Cpus::choose(floor.measuring.cpus.as_deref())?;
-    cpus::pin(cpus.asker)?;
+    let cpus = floor.measuring.cpus()?;
     let (_udp_peer, udp) = answer::start(Kind::Udp, cpus)?;
     let (_tcp_peer, tcp) = answer::start(Kind::Tcp, cpus)?;
     let (udp, tcp) = (RefCell::new(UdpPing::connect(udp)?), RefCell::new(TcpPing::connect(tcp)?));
@@ -47,7 +45,8 @@ pub(crate) fn run(floor: &Floor) -> Result<(), BenchError> {
         Subject::sampled("memcpy_hot", || Ok(hot.sample())),
         Subject::sampled("memcpy_random", || Ok(random.sample())),
     ];
-    let mut report = Report::new("floor", cpus, plan, measure(&plan, &mut subjects)?)?;
+    let mut report = Report::new("floor", cpus, &plan)?;
+    report.times(measure(&plan, &mut subjects)?)?;
     report.setting("size", size);
     floor.measuring.finish(&report)
 }

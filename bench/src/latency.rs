@@ -7,7 +7,7 @@ use overbank::{Config, DEFAULT_AUTHD, LeaseId};
 use overbank_verbs::Op;
 
 use crate::answer::{self, Kind};
-use crate::cpus::{self, Cpus};
+use crate::cpus::Cpus;
 use crate::ends::Ends;
 use crate::error::BenchError;
 use crate::figures::{Subject, measure};
@@ -52,8 +52,7 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
         return Err(BenchError::Usage(format!("--size is 1 to 1048576 bytes, not {}", latency.size)));
     }
     let plan = latency.measuring.plan()?;
-    let cpus = Cpus::choose(latency.measuring.cpus.as_deref())?;
-    cpus::pin(cpus.asker)?;
+    let cpus = latency.measuring.cpus()?;
     let (config, _stack) = if latency.self_contained {
         let stack = Stack::start(&latency.device, cpus)?;
         (stack.config.clone(), Some(stack))
@@ -80,7 +79,8 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     drop(subjects);
     sealed.into_inner().finish()?;
 
-    let mut report = Report::new("latency", cpus, plan, measured)?;
+    let mut report = Report::new("latency", cpus, &plan)?;
+    report.times(measured)?;
     report.setting("size", latency.size);
     report.setting("wire_bytes", wire);
     report.setting("device", latency.device.as_str());

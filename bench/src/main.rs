@@ -1,8 +1,9 @@
-//! `overbank-bench`: latency of sealed memory, the floors beside it, and a look into a lender's memory.
+//! `overbank-bench`: latency and throughput of memory over RDMA, the floors beside it, and a look into a lender's memory.
 #![forbid(unsafe_code)]
 
 mod answer;
 mod compare;
+mod counted;
 mod cpus;
 mod ends;
 mod error;
@@ -20,11 +21,14 @@ mod patience;
 mod peer;
 mod perftest;
 mod ping_pong;
+mod pipeline;
+mod rates;
 mod raw;
 mod report;
 mod sealed;
 mod stack;
 mod tcp;
+mod throughput;
 mod udp;
 
 use std::process::ExitCode;
@@ -47,6 +51,8 @@ enum Command {
     Latency(latency::Latency),
     /// Plain READs and WRITEs between two RDMA devices, one at a time, busy polling
     Raw(raw::Raw),
+    /// READs and WRITEs of one queue pair or several, many at a time: operations and bytes a second, packets sent again
+    Throughput(throughput::Throughput),
     /// The same beside other programs on the same devices, taking turns
     Compare(compare::Compare),
     /// Look into a running process's memory: for a file's bytes, or for anything but zeros
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
         Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
+        Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Answer(answer) => answer::run(&answer).map(|()| ExitCode::SUCCESS),

@@ -59,8 +59,8 @@ impl OneSided {
             patience.spin()?;
         }
         match self.done.first() {
-            Some(done) if done.status == WcStatus::SUCCESS => Ok(()),
-            other => Err(BenchError::Usage(format!("a plain {op:?} ended as {other:?}"))),
+            Some(done) if done.status != WcStatus::SUCCESS => Err(BenchError::Operation { op, status: done.status }),
+            _ => Ok(()),
         }
     }
 }

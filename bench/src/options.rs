@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::cpus::{self, Cpus};
 use crate::error::BenchError;
 use crate::figures::Plan;
 use crate::report::Report;
@@ -21,15 +22,36 @@ pub(crate) struct Measuring {
     /// Operations before each turn, untimed
     #[arg(long, default_value_t = 2_000)]
     warmup: u64,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Where it runs, and what becomes of the figures.
+#[derive(clap::Args)]
+pub(crate) struct Output {
     /// Processors of the asking and the answering end [default: the first two allowed]
     #[arg(long, value_name = "A,B")]
-    pub(crate) cpus: Option<String>,
+    cpus: Option<String>,
     /// Print JSON: figures in nanoseconds and the machine's record
     #[arg(long)]
     json: bool,
     /// Keep the raw data there: JSON, and every round's histogram in HdrHistogram's log format
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+impl Output {
+    /// The two processors; this thread, and what it starts from now on, runs on the first.
+    pub(crate) fn cpus(&self) -> Result<Cpus, BenchError> {
+        let cpus = Cpus::choose(self.cpus.as_deref())?;
+        cpus::pin(cpus.asker)?;
+        Ok(cpus)
+    }
+
+    /// Prints the report and keeps what is to be kept.
+    pub(crate) fn finish(&self, report: &Report) -> Result<(), BenchError> {
+        report.finish(self.json, self.out.as_deref())
+    }
 }
 
 impl Measuring {
@@ -42,8 +64,13 @@ impl Measuring {
         Ok(Plan { rounds: self.rounds, count: self.count, warmup: self.warmup })
     }
 
+    /// The two processors; this thread, and what it starts from now on, runs on the first.
+    pub(crate) fn cpus(&self) -> Result<Cpus, BenchError> {
+        self.output.cpus()
+    }
+
     /// Prints the report and keeps what is to be kept.
     pub(crate) fn finish(&self, report: &Report) -> Result<(), BenchError> {
-        report.finish(self.json, self.out.as_deref())
+        self.output.finish(report)
     }
 }

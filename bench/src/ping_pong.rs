@@ -148,8 +148,10 @@ impl Side {
             patience.spin()?;
         }
         match self.completions.first() {
-            Some(completion) if completion.status == WcStatus::SUCCESS => Ok(()),
-            other => Err(BenchError::Usage(format!("a WRITE ended as {other:?}"))),
+            Some(completion) if completion.status != WcStatus::SUCCESS => {
+                Err(BenchError::Operation { op: Op::Write, status: completion.status })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use overbank_verbs::Op;
 
-use crate::cpus::{self, Cpus};
+use crate::cpus::Cpus;
 use crate::ends::{Ends, MAX_SIZE, Reach};
 use crate::error::BenchError;
 use crate::figures::{Subject, measure};
@@ -67,13 +67,13 @@ impl Kind {
 /// Measures and reports.
 pub(crate) fn run(raw: &Raw) -> Result<(), BenchError> {
     let plan = raw.measuring.plan()?;
-    let cpus = Cpus::choose(raw.measuring.cpus.as_deref())?;
-    cpus::pin(cpus.asker)?;
+    let cpus = raw.measuring.cpus()?;
     let mut ours = Ours::start(&raw.ends, &raw.op, &raw.size, cpus)?;
     let mut subjects: Vec<_> = ours.subjects("").into_iter().map(|(_, _, subject)| subject).collect();
     let measured = measure(&plan, &mut subjects)?;
     drop(subjects);
-    let mut report = Report::new("raw", cpus, plan, measured)?;
+    let mut report = Report::new("raw", cpus, &plan)?;
+    report.times(measured)?;
     ours.describe(&raw.ends, &mut report);
     raw.measuring.finish(&report)
 }

@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 
 use crate::cpus::Cpus;
 use crate::error::BenchError;
-use crate::figures::{Measured, Plan};
+use crate::figures::Measured;
 use crate::machine::Machine;
+use crate::rates::Rated;
 
 /// Everything said about one run.
 #[derive(Serialize)]
@@ -26,9 +27,9 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     /// Where the two ends ran.
     pub(crate) cpus: Cpus,
-    /// How often.
+    /// How often, and how long.
     #[serde(flatten)]
-    pub(crate) plan: Plan,
+    pub(crate) plan: Map<String, Value>,
     /// What the command was told, or found.
     pub(crate) settings: Map<String, Value>,
     /// Why the figures may not mean what they seem to.
@@ -39,16 +40,13 @@ pub(crate) struct Report {
     pub(crate) ratios: Map<String, Value>,
     #[serde(skip)]
     measured: Vec<Measured>,
+    #[serde(skip)]
+    rated: Vec<Rated>,
 }
 
 impl Report {
-    /// Of what was measured on these processors.
-    pub(crate) fn new(
-        command: &'static str,
-        cpus: Cpus,
-        plan: Plan,
-        measured: Vec<Measured>,
-    ) -> Result<Self, BenchError> {
+    /// Of what is measured on these processors.
+    pub(crate) fn new(command: &'static str, cpus: Cpus, plan: &impl Serialize) -> Result<Self, BenchError> {
         let machine = Machine::record();
         let mut warnings = Vec::new();
         if machine.build != "release" {
@@ -57,15 +55,40 @@ impl Report {
         if cpus.shared() {
             warnings.push("both ends share one processor: busy polling measures the scheduler here".to_owned());
         }
-        let mut results = Map::new();
+        let Value::Object(plan) = value(plan)? else {
+            return Err(BenchError::Histogram("a plan has no names".to_owned()));
+        };
+        Ok(Self {
+            command,
+            arguments: std::env::args().skip(1).collect(),
+            machine,
+            cpus,
+            plan,
+            settings: Map::new(),
+            warnings,
+            results: Map::new(),
+            ratios: Map::new(),
+            measured: Vec::new(),
+            rated: Vec::new(),
+        })
+    }
+
+    /// Adds how long operations took.
+    pub(crate) fn times(&mut self, measured: Vec<Measured>) -> Result<(), BenchError> {
         for one in &measured {
-            let figures =
-                serde_json::to_value(one.figures()).map_err(|error| BenchError::Histogram(error.to_string()))?;
-            results.insert(one.name.clone(), figures);
+            self.results.insert(one.name.clone(), value(&one.figures())?);
         }
-        let (settings, ratios) = (Map::new(), Map::new());
-        let arguments = std::env::args().skip(1).collect();
-        Ok(Self { command, arguments, machine, cpus, plan, settings, warnings, results, ratios, measured })
+        self.measured.extend(measured);
+        Ok(())
+    }
+
+    /// Adds how many operations a second there were.
+    pub(crate) fn rates(&mut self, rated: Vec<Rated>) -> Result<(), BenchError> {
+        for one in &rated {
+            self.results.insert(one.name.clone(), value(&one.figures())?);
+        }
+        self.rated.extend(rated);
+        Ok(())
     }
 
     /// Notes something that the command was told or found.
@@ -73,11 +96,14 @@ impl Report {
         self.settings.insert(name.to_owned(), value.into());
     }
 
-    /// Notes the p50 of `above` divided by that of `below`, where both were measured.
+    /// Notes the p50, or the operations a second, of `above` divided by that of `below`, where both were measured.
     pub(crate) fn ratio(&mut self, name: &str, above: &str, below: &str) {
-        let p50 = |subject: &str| self.results.get(subject)?.get("p50_ns")?.as_f64();
-        if let (Some(above), Some(below)) = (p50(above), p50(below)) {
-            self.ratios.insert(name.to_owned(), json!((above / below.max(1.0) * 100.0).round() / 100.0));
+        let figure = |subject: &str| {
+            let result = self.results.get(subject)?;
+            ["p50_ns", "per_second"].iter().find_map(|name| result.get(name)?.as_f64())
+        };
+        if let (Some(above), Some(below)) = (figure(above), figure(below)) {
+            self.ratios.insert(name.to_owned(), json!((above / below.max(1.0) * 1000.0).round() / 1000.0));
         }
     }
 
@@ -97,14 +123,20 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut text = format!("{:<24}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "µs", "p50", "p99", "p99.9", "mean", "min");
+        let mut text = String::new();
+        if !self.measured.is_empty() {
+            text += &row("µs", ["p50", "p99", "p99.9", "mean", "min"].map(str::to_owned));
+        }
         for one in &self.measured {
             let figures = one.figures();
-            text += &format!("{:<24}", one.name);
-            for ns in [figures.p50_ns, figures.p99_ns, figures.p999_ns, figures.mean_ns, figures.min_ns] {
-                text += &format!("{:>12.2}", ns as f64 / 1000.0);
-            }
-            text.push('\n');
+            let all = [figures.p50_ns, figures.p99_ns, figures.p999_ns, figures.mean_ns, figures.min_ns];
+            text += &row(&one.name, all.map(|ns| format!("{:.2}", ns as f64 / 1000.0)));
+        }
+        if !self.rated.is_empty() {
+            text += &row("", ["each s", "GiB/s", "packets", "again", "again %"].map(str::to_owned));
+        }
+        for one in &self.rated {
+            text += &one.figures().lines(&one.name);
         }
         for (name, ratio) in &self.ratios {
             text += &format!("{name}: {ratio}\n");
@@ -115,11 +147,15 @@ impl Report {
         text
     }
 
-    /// `COMMAND.json` (this report) and `COMMAND.hlog` (every round's histogram, HdrHistogram log format, V2 deflate).
+    /// `COMMAND.json` (this report) and, where times were measured, `COMMAND.hlog` (every round's histogram, HdrHistogram
+    /// log format, V2 deflate).
     fn keep(&self, out: &Path) -> Result<(), BenchError> {
         fs::create_dir_all(out).map_err(BenchError::io(format!("create {}", out.display())))?;
         let path = out.join(format!("{}.json", self.command));
         fs::write(&path, self.json()?).map_err(BenchError::io(format!("write {}", path.display())))?;
+        if self.measured.is_empty() {
+            return Ok(());
+        }
         let path = out.join(format!("{}.hlog", self.command));
         let mut log = Vec::new();
         self.write_log(&mut log)?;
@@ -145,4 +181,14 @@ impl Report {
         }
         Ok(())
     }
+}
+
+fn value(of: &impl Serialize) -> Result<Value, BenchError> {
+    serde_json::to_value(of).map_err(|error| BenchError::Histogram(error.to_string()))
+}
+
+/// One line of the table.
+pub(crate) fn row(name: &str, columns: [String; 5]) -> String {
+    let columns: String = columns.iter().map(|column| format!("{column:>12}")).collect();
+    format!("{name:<32}{columns}\n")
 }
