@@ -131,8 +131,8 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         }
     };
     let (port, spin, mtu) = (options.port, options.spin, options.mtu);
-    let device =
-        Device::open(&options.device, &DeviceOptions { address, port, spin, mtu }).map_err(ServeError::Device)?;
+    let wanted = DeviceOptions { port, spin, mtu, ..DeviceOptions::new(address) };
+    let device = Device::open(&options.device, &wanted).map_err(ServeError::Device)?;
     let memory =
         pages::map(options.pages, options.pool).map_err(|source| ServeError::Pool { size: options.pool, source })?;
     let pages = match memory.backing() {

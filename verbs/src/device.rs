@@ -26,13 +26,16 @@ pub struct DeviceOptions {
     pub spin: Duration,
     /// Largest path MTU. A network interface with smaller packets lowers it.
     pub mtu: Mtu,
+    /// So many of a million datagrams the soft device does not send, chosen at random: for tests and measurements of
+    /// loss. Real devices take no other value than 0.
+    pub lose_per_million: u32,
 }
 
 impl DeviceOptions {
     /// The usual options at this address: port 4791 or any, 50 µs of polling, MTU 4096.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
-        Self { address, port: None, spin: Duration::from_micros(50), mtu: Mtu::Mtu4096 }
+        Self { address, port: None, spin: Duration::from_micros(50), mtu: Mtu::Mtu4096, lose_per_million: 0 }
     }
 }
 
@@ -91,7 +94,7 @@ impl Device {
     ///
     /// # Errors
     /// No device of that name, or one that cannot be used; an address that is not local; a port in use; no memory or
-    /// permission.
+    /// permission; more than a million of a million datagrams to lose.
     pub fn open(name: &str, options: &DeviceOptions) -> Result<Self, VerbsError> {
         if name == "auto" {
             let real = find_real(options.address);
@@ -103,6 +106,14 @@ impl Device {
     }
 
     fn open_known(name: &str, options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
+        let (value, max) = (options.lose_per_million as usize, 1_000_000);
+        if value > max {
+            return Err(VerbsError::Limit { what: "number of datagrams in a million to lose", value, min: 0, max });
+        }
+        if value > 0 && name != "soft" {
+            let reason = "it loses no packets on purpose; only the soft device does".to_owned();
+            return Err(VerbsError::DeviceUnusable { name: name.to_owned(), reason });
+        }
         if name == "soft" {
             return Ok(Self(Backend::Soft(Arc::new(SoftDevice::open(options, why)?))));
         }

@@ -84,6 +84,40 @@ fn junk_is_counted_and_harms_nothing() {
     }
 }
 
+#[test]
+fn what_it_loses_on_purpose_is_counted_and_sent_again() {
+    let lossy = |lose_per_million| Device::open("soft", &DeviceOptions { lose_per_million, ..options() });
+    let (lender, user) = (lossy(50_000).unwrap(), lossy(50_000).unwrap());
+    assert!(user.describe().contains("losing 50000 of a million"), "{user:?}");
+    let (mut lane, region, memory, _qp) = lend(&lender, &user);
+    let slot = lane.take().unwrap();
+    let write = Transfer { slot, op: Op::Write, len: LEN, remote_address: region.address(), rkey: region.rkey() };
+    for round in 0..20 {
+        lane.bytes_mut(slot).unwrap().fill(round);
+        assert_eq!(run(&mut lane, write), WcStatus::SUCCESS);
+        let mut got = vec![0; LEN];
+        memory.copy_out(0, &mut got).unwrap();
+        assert!(got.iter().all(|byte| *byte == round), "round {round}");
+        lane.bytes_mut(slot).unwrap().fill(99);
+        assert_eq!(run(&mut lane, Transfer { op: Op::Read, ..write }), WcStatus::SUCCESS);
+        assert!(lane.bytes(slot).unwrap() == got, "round {round}");
+    }
+    for device in [&lender, &user] {
+        let counters = device.counters();
+        let lost = counters.dropped.get("lost on purpose").copied().unwrap_or(0);
+        assert!(lost > 0 && lost < counters.sent / 10, "{counters:?}");
+    }
+    assert!(user.counters().retransmitted > 0);
+    // None by default, and no more than all.
+    assert_eq!(open().counters().dropped.get("lost on purpose"), None);
+    lossy(1_000_000).unwrap();
+    let error = lossy(1_000_001).unwrap_err();
+    assert!(matches!(error, VerbsError::Limit { value: 1_000_001, max: 1_000_000, .. }), "{error}");
+    // A real device cannot: said before it is looked for.
+    let error = Device::open("rxe0", &DeviceOptions { lose_per_million: 1, ..options() }).unwrap_err();
+    assert!(error.to_string().contains("only the soft device"), "{error}");
+}
+
 type Lent = (Lane, overbank_verbs::MemoryRegion, Arc<Memory>, overbank_verbs::QueuePair);
 
 fn lend(lender: &Device, user: &Device) -> Lent {

@@ -55,7 +55,7 @@ pub(crate) fn pace() -> u64 {
 }
 
 pub(crate) fn device() -> Device {
-    let options = DeviceOptions { address: HERE, port: None, spin: Duration::from_micros(20), mtu: Mtu::Mtu4096 };
+    let options = DeviceOptions { spin: Duration::from_micros(20), mtu: Mtu::Mtu4096, ..DeviceOptions::new(HERE) };
     Device::open(&device_name(), &options).expect("the device opens")
 }
 

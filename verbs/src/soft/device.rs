@@ -36,7 +36,7 @@ impl SoftDevice {
             return Err(VerbsError::Address { address, source });
         }
         let mtu = options.mtu.min(interface_mtu(address));
-        let driver = Arc::new(Driver::open(address, options.port, mtu, options.spin)?);
+        let driver = Arc::new(Driver::open(options, mtu)?);
         let thread = std::thread::Builder::new()
             .name("overbank-soft".to_owned())
             .spawn({
@@ -76,7 +76,11 @@ impl SoftDevice {
             mtu if mtu < asked => format!("{mtu} (the network interface does not carry {asked})"),
             mtu => mtu.to_string(),
         };
-        format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}; {}", self.why)
+        let lossy = match self.asked.lose_per_million {
+            0 => String::new(),
+            lose => format!(", losing {lose} of a million datagrams on purpose"),
+        };
+        format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}{lossy}; {}", self.why)
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -1,7 +1,7 @@
 //! Who moves the engine and its socket on: whoever polls or waits does, and a thread of the device while nobody does.
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 
 use super::engine::{CqHandle, Engine, EngineRequest, Now};
 use super::port_udp::{Receiver, Sender, Socket};
-use crate::{Counters, Mtu, VerbsError};
+use crate::{Counters, DeviceOptions, Mtu, VerbsError};
 
 /// Nanoseconds after a caller's last poll that the thread leaves the device to it.
 const CALLER: u64 = 2_000_000;
@@ -76,6 +76,7 @@ impl Core {
             ("send refused by the system", self.sender.refused),
             ("receive failed", self.receive_failed),
             ("cut short by the system", self.receiver.truncated),
+            ("lost on purpose", self.sender.lost),
         ] {
             if count > 0 {
                 counters.dropped.insert(reason, count);
@@ -108,13 +109,16 @@ impl Core {
 }
 
 impl Driver {
-    pub(crate) fn open(address: IpAddr, port: Option<u16>, mtu: Mtu, spin: Duration) -> Result<Self, VerbsError> {
-        let socket = Socket::open(address, port)?;
+    /// `mtu` instead of that of the options, which may be too large for the network interface.
+    pub(crate) fn open(options: &DeviceOptions, mtu: Mtu) -> Result<Self, VerbsError> {
+        let socket = Socket::open(options.address, options.port)?;
+        // Two devices of one machine lose different datagrams.
+        let seed = socket.local().port().into();
         let core = Core {
             engine: Engine::new(socket.local(), mtu),
             requests: Vec::new(),
             receiver: Receiver::new(),
-            sender: Sender::new(),
+            sender: Sender::new(options.lose_per_million, seed),
             receive_failed: 0,
             leader: None,
             leader_sleeps: None,
@@ -123,7 +127,7 @@ impl Driver {
         };
         Ok(Self {
             socket,
-            spin,
+            spin: options.spin,
             start: Instant::now(),
             core: Mutex::new(core),
             turn: Condvar::new(),

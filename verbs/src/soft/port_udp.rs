@@ -228,6 +228,24 @@ fn segment_of(header: &libc::mmsghdr) -> Option<usize> {
     None
 }
 
+/// Chooses datagrams to lose: the same ones for the same seed.
+struct Loss {
+    per_million: u32,
+    /// SplitMix64.
+    state: u64,
+}
+
+impl Loss {
+    fn strikes(&mut self) -> bool {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // The upper half, taken as a fraction of 2^32.
+        (mixed >> 32) * 1_000_000 >> 32 < u64::from(self.per_million)
+    }
+}
+
 /// The sending half: datagrams that wait for the socket.
 pub(crate) struct Sender {
     headers: Box<Headers>,
@@ -243,10 +261,14 @@ pub(crate) struct Sender {
     pub(crate) refused: u64,
     /// Times that the socket had no room.
     pub(crate) blocked: u64,
+    loss: Option<Loss>,
+    /// Datagrams that [`Loss`] chose.
+    pub(crate) lost: u64,
 }
 
 impl Sender {
-    pub(crate) fn new() -> Self {
+    /// One that loses so many of a million datagrams.
+    pub(crate) fn new(lose_per_million: u32, seed: u64) -> Self {
         Self {
             headers: Headers::new(),
             bytes: Vec::with_capacity(BATCH * MESSAGE),
@@ -256,6 +278,8 @@ impl Sender {
             segment: true,
             refused: 0,
             blocked: 0,
+            loss: (lose_per_million > 0).then_some(Loss { per_million: lose_per_million, state: seed }),
+            lost: 0,
         }
     }
 
@@ -282,6 +306,10 @@ impl Sender {
             self.bytes.clear();
             while more && self.queue.len() < BATCH * SEGMENTS && self.bytes.len() < (BATCH - 1) * MESSAGE {
                 match next(&mut self.bytes) {
+                    Some(datagram) if self.loss.as_mut().is_some_and(Loss::strikes) => {
+                        self.bytes.truncate(self.bytes.len() - datagram.len);
+                        self.lost += 1;
+                    }
                     Some(datagram) => self.queue.push(datagram),
                     None => more = false,
                 }

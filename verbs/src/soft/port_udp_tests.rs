@@ -72,7 +72,7 @@ fn the_mtu_of_an_interface_is_what_the_system_says() {
 #[test]
 fn datagrams_arrive_as_they_were_cut() {
     let (a, b, c) = (open(), open(), open());
-    let (mut sender, mut at_b, mut at_c) = (Sender::new(), Receiver::new(), Receiver::new());
+    let (mut sender, mut at_b, mut at_c) = (Sender::new(0, 0), Receiver::new(), Receiver::new());
     let mut number = 0_u32;
     for segment in [true, false] {
         sender.segment = segment;
@@ -104,7 +104,7 @@ fn datagrams_arrive_as_they_were_cut() {
 #[test]
 fn what_the_system_refuses_is_counted_and_the_rest_goes_out() {
     let (a, b) = (open(), open());
-    let (mut sender, mut receiver) = (Sender::new(), Receiver::new());
+    let (mut sender, mut receiver) = (Sender::new(0, 0), Receiver::new());
     let nowhere = "255.255.255.255:9".parse().unwrap();
     let datagrams = [
         (b.local(), vec![1]),
@@ -120,9 +120,36 @@ fn what_the_system_refuses_is_counted_and_the_rest_goes_out() {
 }
 
 #[test]
+fn as_many_datagrams_are_lost_as_were_asked_for() {
+    let (a, b) = (open(), open());
+    let mut receiver = Receiver::new();
+    let datagrams: Vec<_> = (0..400_u32).map(|number| (b.local(), number.to_be_bytes().to_vec())).collect();
+    let mut arrived = |per_million: u32, seed: u64| -> Vec<Vec<u8>> {
+        let mut sender = Sender::new(per_million, seed);
+        send(&mut sender, &a, &datagrams);
+        let left = datagrams.len() - sender.lost as usize;
+        let got: Vec<_> = take(&mut receiver, &b, left).into_iter().map(|(_, bytes)| bytes).collect();
+        assert_eq!(got.len(), left, "{per_million}");
+        assert!(got.is_sorted());
+        got
+    };
+    assert_eq!(arrived(0, 1).len(), 400);
+    assert_eq!(arrived(1_000_000, 1).len(), 0);
+    let half = arrived(500_000, 1);
+    assert!((150..250).contains(&half.len()), "{}", half.len());
+    let first: Vec<_> = datagrams[..half.len()].iter().map(|(_, bytes)| bytes.clone()).collect();
+    assert!(half != first, "those that were not chosen arrive, not the first");
+    assert!(half == arrived(500_000, 1), "one seed, one choice");
+    assert!(half != arrived(500_000, 2));
+    let mut loss = Loss { per_million: 10_000, state: 7 };
+    let lost = (0..1_000_000).filter(|_| loss.strikes()).count();
+    assert!((9_500..10_500).contains(&lost), "{lost} of 1% of a million");
+}
+
+#[test]
 fn batches_grow_while_there_is_more_and_begin_with_one() {
     let (a, b) = (open(), open());
-    let (mut sender, mut receiver) = (Sender::new(), Receiver::new());
+    let (mut sender, mut receiver) = (Sender::new(0, 0), Receiver::new());
     // Each longer than the one before, so that each is a message of its own.
     let datagrams: Vec<_> = (1..=60).map(|len| (b.local(), vec![0; len])).collect();
     send(&mut sender, &a, &datagrams);
