@@ -5,14 +5,17 @@ use std::collections::BTreeSet;
 
 use overbank_verbs::Op;
 
+use crate::answer;
 use crate::cpus::Cpus;
 use crate::ends::{Ends, MAX_SIZE, Reach};
 use crate::error::BenchError;
 use crate::figures::{Subject, measure};
 use crate::one_sided::OneSided;
 use crate::options::Measuring;
+use crate::peer::Peer;
 use crate::ping_pong::PingPong;
 use crate::report::Report;
+use crate::udp::UdpPing;
 
 /// Operations go round in as many bytes of the answering end (perftest's do too).
 const SPAN: usize = 4096;
@@ -24,6 +27,7 @@ Examples
   overbank-bench raw --device rxe0 --size 64,4096 --json
   overbank-bench raw --device rxe0 --peer-device rxe1 --op read --rounds 7
   overbank-bench raw --device soft --op write,ping-pong --count 5000
+  overbank-bench raw --device soft --op read --with-floor --json
   scripts/rxe-vm -- target/release/overbank-bench raw --device rxe0";
 
 /// What `raw` takes.
@@ -38,6 +42,10 @@ pub(crate) struct Raw {
     /// Bytes of one operation, 1 to 8388608; several with commas
     #[arg(long, value_delimiter = ',', default_values_t = [64, 4096])]
     size: Vec<usize>,
+    /// Also measure, in the same rounds, UDP ping-pong of as many bytes as the packets of a READ or WRITE have; only
+    /// for sizes of one packet
+    #[arg(long)]
+    with_floor: bool,
     #[command(flatten)]
     measuring: Measuring,
 }
@@ -62,6 +70,21 @@ impl Kind {
             Self::PingPong => "ping_pong",
         }
     }
+
+    /// Bytes of the UDP datagrams of one operation that fits a packet: out, and back. BTH and ICRC are in all, RETH in
+    /// requests, AETH in answers, and data is padded. None where one operation is no question and answer.
+    fn datagrams(self, size: usize) -> Option<(usize, usize)> {
+        const BTH: usize = 12;
+        const RETH: usize = 16;
+        const AETH: usize = 4;
+        const ICRC: usize = 4;
+        let (data, request, answer) = (size.next_multiple_of(4), BTH + RETH + ICRC, BTH + AETH + ICRC);
+        match self {
+            Self::Read => Some((request, answer + data)),
+            Self::Write => Some((request + data, answer)),
+            Self::PingPong => None,
+        }
+    }
 }
 
 /// Measures and reports.
@@ -69,13 +92,50 @@ pub(crate) fn run(raw: &Raw) -> Result<(), BenchError> {
     let plan = raw.measuring.plan()?;
     let cpus = raw.measuring.cpus()?;
     let mut ours = Ours::start(&raw.ends, &raw.op, &raw.size, cpus)?;
-    let mut subjects: Vec<_> = ours.subjects("").into_iter().map(|(_, _, subject)| subject).collect();
+    let floor = if raw.with_floor { Some(Floor::start(&ours, cpus)?) } else { None };
+    let (mut subjects, mut pairs) = (Vec::new(), Vec::new());
+    for (kind, size, subject) in ours.subjects("") {
+        let own = subject.name.clone();
+        subjects.push(subject);
+        if let (Some(floor), Some((out, back))) = (&floor, kind.datagrams(size)) {
+            let name = format!("udp_{own}");
+            pairs.push((own, name.clone()));
+            subjects.push(Subject::timed(name, move || floor.udp.borrow_mut().exchange(out, back)));
+        }
+    }
     let measured = measure(&plan, &mut subjects)?;
     drop(subjects);
     let mut report = Report::new("raw", cpus, &plan)?;
     report.times(measured)?;
     ours.describe(&raw.ends, &mut report);
+    for (own, floor) in &pairs {
+        report.ratio(&format!("{own} / {floor}"), own, floor);
+    }
     raw.measuring.finish(&report)
+}
+
+/// What the same datagrams take without us.
+struct Floor {
+    udp: RefCell<UdpPing>,
+    /// Ends the answering process when dropped.
+    _peer: Peer,
+}
+
+impl Floor {
+    fn start(ours: &Ours, cpus: Cpus) -> Result<Self, BenchError> {
+        for one in &ours.sizes {
+            let mtu = one.reach().map_or(0, |(own, other)| own.path_mtu(&other));
+            if one.size > mtu {
+                let message = format!(
+                    "--with-floor compares with one datagram each way, and {} bytes are more than a packet's {mtu}",
+                    one.size
+                );
+                return Err(BenchError::Usage(message));
+            }
+        }
+        let (peer, address) = answer::start(answer::Kind::Udp, cpus)?;
+        Ok(Self { udp: RefCell::new(UdpPing::connect(address)?), _peer: peer })
+    }
 }
 
 /// Our ends, connected: for each size what is needed of the operations.
@@ -88,6 +148,14 @@ struct Connections {
     ops: BTreeSet<Kind>,
     one_sided: Option<RefCell<OneSided>>,
     ping_pong: Option<PingPong>,
+}
+
+impl Connections {
+    /// Where the two ends are.
+    fn reach(&self) -> Option<(Reach, Reach)> {
+        let one_sided = self.one_sided.as_ref().map(|one_sided| one_sided.borrow().reach());
+        one_sided.or_else(|| self.ping_pong.as_ref().map(PingPong::reach))
+    }
 }
 
 impl Ours {
@@ -137,14 +205,26 @@ impl Ours {
     pub(crate) fn describe(&self, ends: &Ends, report: &mut Report) {
         report.setting("device", ends.device.as_str());
         report.setting("peer_device", ends.peer_device());
-        let reach = |one: &Connections| -> Option<(Reach, Reach)> {
-            let one_sided = one.one_sided.as_ref().map(|one_sided| one_sided.borrow().reach());
-            one_sided.or_else(|| one.ping_pong.as_ref().map(PingPong::reach))
-        };
-        if let Some((own, other)) = self.sizes.first().and_then(reach) {
+        if let Some((own, other)) = self.sizes.first().and_then(Connections::reach) {
             report.setting("mtu", own.path_mtu(&other));
             report.setting("gid", own.endpoint.socket_addr().ip().to_string());
             report.setting("peer_gid", other.endpoint.socket_addr().ip().to_string());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_has_the_bytes_of_the_packets() {
+        // READ request; READ response only.
+        assert_eq!(Kind::Read.datagrams(64), Some((32, 84)));
+        assert_eq!(Kind::Read.datagrams(4096), Some((32, 4116)));
+        // WRITE only; acknowledgement.
+        assert_eq!(Kind::Write.datagrams(4096), Some((4128, 20)));
+        assert_eq!(Kind::Write.datagrams(1), Some((36, 20)));
+        assert_eq!(Kind::PingPong.datagrams(1), None);
     }
 }

@@ -51,9 +51,25 @@ fn what_is_asked_for_is_what_is_timed() {
 }
 
 #[test]
+fn the_floor_takes_turns_with_what_fits_a_packet() {
+    let mut arguments = vec!["raw", "--device", "soft", "--size", "1,4096", "--with-floor"];
+    arguments.extend(SHORT);
+    let report = report(&bench(&arguments));
+    for name in ["read_1", "read_4096", "write_1", "write_4096"] {
+        assert_eq!(report["results"][format!("udp_{name}")]["count"], 40, "{name}");
+        assert!(report["ratios"][format!("{name} / udp_{name}")].as_f64().expect("a ratio") > 0.0, "{name}");
+    }
+    assert!(report["results"]["ping_pong_1"].is_object() && report["results"]["udp_ping_pong_1"].is_null());
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     for (arguments, said) in [
-        (&["raw", "--size", "0"][..], "--size is 1 to"),
+        (
+            &["raw", "--device", "soft", "--size", "64,4097", "--with-floor"][..],
+            "4097 bytes are more than a packet's 4096",
+        ),
+        (&["raw", "--size", "0"], "--size is 1 to"),
         (&["raw", "--size", "64,8388609"], "--size is 1 to"),
         (&["raw", "--device", "soft", "--count", "0"], "--count 1 to"),
         (&["raw", "--device", "soft", "--count", "10000001"], "--count 1 to"),
