@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::driver::{Core, Driver};
 use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
-use super::port_udp;
+use super::port_udp::{self, ReceiveBuffer};
 use crate::endpoint::ROCE_PORT;
 use crate::{
     Access, Completion, Counters, DeviceOptions, Endpoint, FoundDevice, Gid, GidKind, Memory, Mtu, QpCaps, QpState,
@@ -29,6 +29,20 @@ pub(crate) struct SoftDevice {
 
 impl SoftDevice {
     pub(crate) fn open(options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
+        let device = Self::start(options, why)?;
+        let buffer = device.driver.receive_buffer();
+        if let Some(remedy) = buffer.remedy() {
+            let ReceiveBuffer { wanted, granted } = buffer;
+            tracing::warn!(
+                wanted,
+                granted,
+                "the soft device's receive buffer is small, so packets may be lost; {remedy}"
+            );
+        }
+        Ok(device)
+    }
+
+    fn start(options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
         let address = options.address;
         if address.is_unspecified() || address.is_multicast() {
             let source = std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
@@ -50,7 +64,7 @@ impl SoftDevice {
     /// Opens one for a moment, to see whether that is possible.
     pub(crate) fn look(options: &DeviceOptions) -> FoundDevice {
         let gid = Gid { index: 0, raw: Endpoint::gid_of(options.address), kind: GidKind::RoceV2 };
-        let opened = Self::open(options, String::new());
+        let opened = Self::start(options, String::new());
         FoundDevice {
             name: "soft".to_owned(),
             soft: true,
@@ -80,7 +94,16 @@ impl SoftDevice {
             0 => String::new(),
             lose => format!(", losing {lose} of a million datagrams on purpose"),
         };
-        format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}{lossy}; {}", self.why)
+        let buffer = self.driver.receive_buffer();
+        let small = match buffer.remedy() {
+            Some(remedy) => {
+                let ReceiveBuffer { wanted, granted } = buffer;
+                format!(", receive buffer {granted} bytes of {wanted} (packets may be lost; {remedy})")
+            }
+            None => String::new(),
+        };
+        let why = &self.why;
+        format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}{small}{lossy}; {why}")
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
 use super::engine::{CqHandle, Engine, EngineRequest, Now};
-use super::port_udp::{Receiver, Sender, Socket};
+use super::port_udp::{ReceiveBuffer, Receiver, Sender, Socket};
 use crate::{Counters, DeviceOptions, Mtu, VerbsError};
 
 /// Nanoseconds after a caller's last poll that the thread leaves the device to it.
@@ -142,6 +142,10 @@ impl Driver {
     /// Where the socket is bound.
     pub(crate) fn local(&self) -> SocketAddr {
         self.socket.local()
+    }
+
+    pub(crate) fn receive_buffer(&self) -> ReceiveBuffer {
+        self.socket.receive_buffer()
     }
 
     pub(crate) fn now(&self) -> Now {

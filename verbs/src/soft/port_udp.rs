@@ -19,18 +19,43 @@ const MESSAGE: usize = 1 << 16;
 const SEGMENTS: usize = 64;
 /// Bytes of the segments of one message, at most: what an IPv4 packet holds, headers left out.
 const SEGMENTED: usize = 65_000;
-/// Bytes asked for as the socket's buffers: a window of a few connections.
+/// Bytes asked for as the socket's buffers: windows of a hundred connections.
 const BUFFER: i32 = 8 << 20;
 
 /// An unconnected, non-blocking UDP socket.
 pub(crate) struct Socket {
     socket: UdpSocket,
     local: SocketAddr,
+    buffer: ReceiveBuffer,
+}
+
+/// How much may arrive before we look, in bytes as sysctl(8) counts them. The kernel allows twice as much, and counts
+/// what it keeps of each datagram: about as much again as the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReceiveBuffer {
+    pub(crate) wanted: usize,
+    pub(crate) granted: usize,
+}
+
+impl ReceiveBuffer {
+    /// What mends it, where the system granted less than we want.
+    pub(crate) fn remedy(self) -> Option<String> {
+        let Self { wanted, granted } = self;
+        (granted < wanted).then(|| {
+            format!(
+                "run `sysctl -w net.core.rmem_max={wanted}`, or give this program CAP_NET_ADMIN, and start it again"
+            )
+        })
+    }
 }
 
 impl Socket {
     /// Binds to the address: to this port, or without one to 4791 where it is free and else to any.
     pub(crate) fn open(address: IpAddr, port: Option<u16>) -> Result<Self, VerbsError> {
+        Self::open_sized(address, port, BUFFER)
+    }
+
+    fn open_sized(address: IpAddr, port: Option<u16>, buffer: i32) -> Result<Self, VerbsError> {
         let socket = match port {
             Some(port) => bind(SocketAddr::new(address, port))?,
             None => match bind(SocketAddr::new(address, ROCE_PORT)) {
@@ -41,7 +66,8 @@ impl Socket {
         let failed = |call| move |source| VerbsError::System { call, source };
         socket.set_nonblocking(true).map_err(failed("fcntl(O_NONBLOCK)"))?;
         let local = socket.local_addr().map_err(failed("getsockname"))?;
-        let this = Self { socket, local };
+        let wanted = buffer.unsigned_abs() as usize;
+        let mut this = Self { socket, local, buffer: ReceiveBuffer { wanted, granted: 0 } };
         // An IPv4 packet that may not be fragmented carries identification 0, which the ICRC covers.
         if address.is_ipv4() {
             this.option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)
@@ -51,10 +77,12 @@ impl Socket {
                 .map_err(failed("setsockopt(IPV6_MTU_DISCOVER)"))?;
         }
         for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
-            if this.option(libc::SOL_SOCKET, force, BUFFER).is_err() {
-                this.option(libc::SOL_SOCKET, plain, BUFFER).map_err(failed("setsockopt(SO_RCVBUF, SO_SNDBUF)"))?;
+            if this.option(libc::SOL_SOCKET, force, buffer).is_err() {
+                this.option(libc::SOL_SOCKET, plain, buffer).map_err(failed("setsockopt(SO_RCVBUF, SO_SNDBUF)"))?;
             }
         }
+        let doubled = this.option_value(libc::SOL_SOCKET, libc::SO_RCVBUF).map_err(failed("getsockopt(SO_RCVBUF)"))?;
+        this.buffer.granted = usize::try_from(doubled).unwrap_or(0) / 2;
         // Kernels before 5.0 do not join datagrams: each comes by itself.
         let _ = this.option(libc::IPPROTO_UDP, libc::UDP_GRO, 1);
         Ok(this)
@@ -63,6 +91,19 @@ impl Socket {
     /// Where it is bound.
     pub(crate) fn local(&self) -> SocketAddr {
         self.local
+    }
+
+    /// How much may arrive before we look.
+    pub(crate) fn receive_buffer(&self) -> ReceiveBuffer {
+        self.buffer
+    }
+
+    fn option_value(&self, level: i32, name: i32) -> io::Result<i32> {
+        let (mut value, mut len) = (0_i32, size_of::<i32>() as libc::socklen_t);
+        // SAFETY: the option's value is one i32, as the length says; both live for the call.
+        let done =
+            unsafe { libc::getsockopt(self.socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+        if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
     }
 
     fn option(&self, level: i32, name: i32, value: i32) -> io::Result<()> {

@@ -119,6 +119,54 @@ fn what_the_system_refuses_is_counted_and_the_rest_goes_out() {
     assert_eq!(sender.refused, 2);
 }
 
+/// Takes CAP_NET_ADMIN from this thread, if it has it.
+fn be_no_network_administrator() {
+    const CAP_NET_ADMIN: u32 = 12;
+    // Version 3, this thread; then twice effective, permitted and inheritable, the lower 32 first.
+    let (mut header, mut sets) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+    // SAFETY: the header and the sets have the lengths of version 3; both live for the calls.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()), 0);
+        sets[0] &= !(1 << CAP_NET_ADMIN);
+        assert_eq!(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()), 0);
+    }
+}
+
+#[test]
+fn a_receive_buffer_that_is_too_small_is_known_with_what_mends_it() {
+    let max = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap().trim().parse::<usize>().unwrap();
+    let thread = std::thread::spawn(move || {
+        be_no_network_administrator();
+        let wanted = 512 << 20;
+        let buffer = Socket::open_sized(LOCAL, Some(0), wanted).unwrap().receive_buffer();
+        assert_eq!(buffer, ReceiveBuffer { wanted: wanted as usize, granted: max });
+        let remedy = buffer.remedy().unwrap();
+        assert!(remedy.contains("`sysctl -w net.core.rmem_max=536870912`"), "{remedy}");
+        // As much as everybody may have is no reason to complain.
+        let all = i32::try_from(max.min(1 << 20)).unwrap();
+        let buffer = Socket::open_sized(LOCAL, Some(0), all).unwrap().receive_buffer();
+        assert_eq!(buffer, ReceiveBuffer { wanted: all as usize, granted: all as usize });
+        assert_eq!(buffer.remedy(), None);
+        // A whole device says it too.
+        let device =
+            crate::Device::open("soft", &crate::DeviceOptions { port: Some(0), ..crate::DeviceOptions::new(LOCAL) });
+        let complains = device.unwrap().describe().contains(&format!("sysctl -w net.core.rmem_max={BUFFER}"));
+        assert_eq!(complains, max < BUFFER as usize);
+    });
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_network_administrator_gets_the_receive_buffer_that_we_want() {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let capable = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    if u64::from_str_radix(capable.trim(), 16).unwrap() >> 12 & 1 == 0 {
+        return eprintln!("SKIPPED: no CAP_NET_ADMIN here");
+    }
+    assert_eq!(open().receive_buffer(), ReceiveBuffer { wanted: BUFFER as usize, granted: BUFFER as usize });
+    assert_eq!(open().receive_buffer().remedy(), None);
+}
+
 #[test]
 fn as_many_datagrams_are_lost_as_were_asked_for() {
     let (a, b) = (open(), open());
