@@ -51,10 +51,7 @@ pub(crate) fn open(device: &str) -> Result<Device, BenchError> {
 
 /// Opens a device for one end; the soft one loses so many of a million datagrams that it would send.
 pub(crate) fn open_losing(device: &str, lose_per_million: u32) -> Result<Device, BenchError> {
-    if lose_per_million > 0 {
-        return Err(BenchError::Usage("this device loses nothing on purpose".to_owned()));
-    }
-    Ok(Device::open(device, &options())?)
+    Ok(Device::open(device, &DeviceOptions { lose_per_million, ..options() })?)
 }
 
 /// Where an end is reached, and its memory. Between processes it is a line: endpoint in hexadecimal, address, key.
