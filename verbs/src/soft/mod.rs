@@ -22,6 +22,8 @@ mod timers;
 mod wire;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod guard_tests;
 #[cfg(test)]
 mod port_sim;
