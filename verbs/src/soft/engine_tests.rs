@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::soft::port_sim::{Faults, Net, address};
+use crate::soft::port_sim::{Net, address};
+use crate::soft::sim_link::Faults;
 use crate::soft::sim_tests::{ALL, CAPS, Pair, RETRY, Side, connect, statuses};
 use crate::soft::test_peer::Peer;
 use crate::{Backing, WcStatus};
+
+#[path = "engine_sizes.rs"]
+mod sizes;
 
 fn engine() -> Engine {
     Engine::new(address(0), Mtu::Mtu4096)

@@ -95,9 +95,56 @@ pub(super) fn next_free<V>(map: &HandleMap<V>, last: &mut u32) -> u32 {
 /// A random number that `fits`. The caller sees to it that most do.
 pub(super) fn random(mut fits: impl FnMut(u32) -> bool) -> Result<u32, getrandom::Error> {
     loop {
-        let value = getrandom::u32()?;
+        let value = draw()?;
         if fits(value) {
             return Ok(value);
+        }
+    }
+}
+
+#[cfg(not(test))]
+fn draw() -> Result<u32, getrandom::Error> {
+    getrandom::u32()
+}
+
+#[cfg(test)]
+pub(super) use seeded::Seeded;
+#[cfg(test)]
+use seeded::draw;
+
+#[cfg(test)]
+mod seeded {
+    use std::cell::RefCell;
+
+    use crate::soft::port_sim::Random;
+
+    thread_local! {
+        static SOURCE: RefCell<Option<Random>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn draw() -> Result<u32, getrandom::Error> {
+        SOURCE.with_borrow_mut(|source| {
+            let Some(source) = source else { return getrandom::u32() };
+            // One in four lets a PSN wrap soon.
+            let high = if source.one_in(4) { 0x00ff_ff00 } else { 0 };
+            Ok(source.next() as u32 | high)
+        })
+    }
+
+    /// While it lives, this thread draws from a seed, and not from the system.
+    pub(in crate::soft) struct Seeded {
+        before: Option<Random>,
+    }
+
+    impl Seeded {
+        pub(in crate::soft) fn new(seed: u64) -> Self {
+            Self { before: SOURCE.replace(Some(Random(seed))) }
+        }
+    }
+
+    impl Drop for Seeded {
+        fn drop(&mut self) {
+            SOURCE.set(self.before.take());
         }
     }
 }

@@ -22,6 +22,8 @@ mod timers;
 mod wire;
 
 #[cfg(test)]
+mod congestion_tests;
+#[cfg(test)]
 mod fuzz;
 #[cfg(test)]
 mod guard_tests;
@@ -31,6 +33,10 @@ mod port_sim;
 mod requester_tests;
 #[cfg(test)]
 mod responder_tests;
+#[cfg(test)]
+mod sim_link;
+#[cfg(test)]
+mod sim_runs;
 #[cfg(test)]
 mod sim_tests;
 #[cfg(test)]

@@ -1,14 +1,18 @@
 //! A network of engines on a virtual clock that jumps to the next thing that happens. Everything in it follows from its
-//! seed: which datagrams are lost, doubled, late or damaged.
+//! seed: keys, numbers of queue pairs and first PSNs as well.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::engine::{Engine, Now};
+use super::handles::Seeded;
+use super::sim_link::{FLIGHT, Fate, Faults, Link};
+use super::wire::Packet;
 use crate::Mtu;
 
 /// SplitMix64.
+#[derive(Debug, Clone)]
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -25,55 +29,67 @@ impl Random {
         self.next() % bound
     }
 
-    pub(super) fn per_mille(&mut self, share: u64) -> bool {
-        self.below(1000) < share
+    pub(super) fn millionths(&mut self, share: u64) -> bool {
+        share > 0 && self.below(1_000_000) < share
+    }
+
+    pub(super) fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
     }
 }
 
-/// What befalls datagrams: shares in thousandths.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Faults {
-    pub(super) lost: u64,
-    pub(super) doubled: u64,
-    /// Overtaken by others.
-    pub(super) late: u64,
-    pub(super) damaged: u64,
-}
-
-/// Nanoseconds from one host to another.
-pub(super) const FLIGHT: u64 = 10_000;
+type Watch = Box<dyn FnMut(&Datagram)>;
 
 pub(super) struct Net {
+    /// What tests draw.
     pub(super) random: Random,
-    pub(super) faults: Faults,
     pub(super) hosts: Vec<Engine>,
+    links: Vec<Link>,
+    /// The link from each host to each other.
+    ways: Vec<usize>,
     now: u64,
     wire: BinaryHeap<Reverse<(u64, u64, Datagram)>>,
     order: u64,
     /// Every datagram that was sent, where a test wants to see them.
     pub(super) log: Option<Vec<Datagram>>,
+    /// Sees every datagram that is sent.
+    pub(super) watch: Option<Watch>,
+    /// Prints what happens to each datagram.
+    pub(super) tells: bool,
     out: Vec<u8>,
+    _seeded: Seeded,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Datagram {
+    /// When it was sent.
+    pub(super) at: u64,
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
     pub(super) bytes: Vec<u8>,
+    /// On its way, so that its ICRC is wrong.
+    pub(super) damaged: bool,
 }
 
 impl Net {
+    /// Hosts with these MTUs, and between any two a link each way with these faults.
     pub(super) fn new(seed: u64, faults: Faults, mtus: &[Mtu]) -> Self {
-        let hosts = mtus.iter().enumerate().map(|(host, mtu)| Engine::new(address(host), *mtu)).collect();
+        let mut random = Random(seed);
+        let seeded = Seeded::new(random.next());
+        let ways = mtus.len() * mtus.len();
         Self {
-            random: Random(seed),
-            faults,
-            hosts,
+            hosts: mtus.iter().enumerate().map(|(host, mtu)| Engine::new(address(host), *mtu)).collect(),
+            links: (0..ways).map(|_| Link::new(random.next(), faults)).collect(),
+            ways: (0..ways).collect(),
+            random,
             now: 0,
             wire: BinaryHeap::new(),
             order: 0,
             log: None,
+            watch: None,
+            tells: false,
             out: Vec::new(),
+            _seeded: seeded,
         }
     }
 
@@ -81,9 +97,30 @@ impl Net {
         Now(self.now)
     }
 
-    /// Sends a datagram as if one of the hosts had.
+    /// The link from one host to another.
+    pub(super) fn link(&mut self, from: usize, to: usize) -> &mut Link {
+        let way = from * self.hosts.len() + to;
+        &mut self.links[self.ways[way]]
+    }
+
+    /// What goes these ways, each from one host to another, goes through the first one's link.
+    pub(super) fn share(&mut self, ways: &[(usize, usize)]) {
+        let place = |(from, to): (usize, usize)| from * self.hosts.len() + to;
+        let link = self.ways[place(ways[0])];
+        for way in ways {
+            let way = place(*way);
+            self.ways[way] = link;
+        }
+    }
+
+    pub(super) fn links(&mut self) -> impl Iterator<Item = &mut Link> {
+        self.links.iter_mut()
+    }
+
+    /// Hands over a datagram after a while, as if one of the hosts had sent it.
     pub(super) fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        self.fly(Datagram { from, to, bytes: bytes.to_vec() });
+        let datagram = Datagram { at: self.now, from, to, bytes: bytes.to_vec(), damaged: false };
+        self.schedule(self.now + FLIGHT, datagram);
     }
 
     /// Lets one thing happen. False: nothing is left to happen.
@@ -97,10 +134,7 @@ impl Net {
         self.now = self.now.max(at);
         if arrival.is_some_and(|arrival| arrival <= at) {
             if let Some(Reverse((_, _, datagram))) = self.wire.pop() {
-                let now = self.now();
-                if let Some(host) = (0..self.hosts.len()).find(|host| address(*host) == datagram.to) {
-                    self.hosts[host].receive(now, datagram.from, &datagram.bytes);
-                }
+                self.deliver(&datagram);
             }
         } else {
             let now = self.now();
@@ -126,37 +160,79 @@ impl Net {
             let Some(transmit) = self.hosts[host].poll_transmit(now, &mut self.out) else { break };
             assert_eq!(self.out.len(), 7 + transmit.len, "appends, and says how much");
             let bytes = self.out[7..].to_vec();
-            self.fly(Datagram { from: address(host), to: transmit.to, bytes });
+            self.fly(host, Datagram { at: now.0, from: address(host), to: transmit.to, bytes, damaged: false });
         }
         assert_eq!(self.out.len(), 7, "appends nothing where it has nothing");
     }
 
-    fn fly(&mut self, mut datagram: Datagram) {
+    fn fly(&mut self, from: usize, datagram: Datagram) {
         if let Some(log) = &mut self.log {
             log.push(datagram.clone());
         }
-        let faults = self.faults;
-        if self.random.per_mille(faults.lost) {
-            return;
+        if let Some(watch) = &mut self.watch {
+            watch(&datagram);
         }
-        if self.random.per_mille(faults.doubled) {
-            let delay = FLIGHT + self.random.below(30 * FLIGHT);
-            self.schedule(delay, datagram.clone());
+        let Some(to) = host_of(datagram.to).filter(|to| *to < self.hosts.len()) else { return };
+        let said = if self.tells {
+            format!("{:>12} ns {from} to {to}: {}", self.now, describe(&datagram))
+        } else {
+            String::new()
+        };
+        let fate = self.links[self.ways[from * self.hosts.len() + to]].carry(self.now, datagram);
+        if self.tells {
+            match &fate {
+                Fate::Lost(why) => println!("{said}: {why}"),
+                Fate::Arrives(copies) => {
+                    let each =
+                        copies.iter().map(|(at, copy)| format!("{at}{}", if copy.damaged { " damaged" } else { "" }));
+                    println!("{said}: arrives at {}", each.collect::<Vec<_>>().join(" and "));
+                }
+            }
         }
-        if self.random.per_mille(faults.damaged) {
-            let bit = self.random.below(datagram.bytes.len() as u64 * 8) as usize;
-            datagram.bytes[bit / 8] ^= 1 << (bit % 8);
+        if let Fate::Arrives(copies) = fate {
+            copies.into_iter().for_each(|(at, copy)| self.schedule(at, copy));
         }
-        let late = if self.random.per_mille(faults.late) { self.random.below(40 * FLIGHT) } else { 0 };
-        self.schedule(FLIGHT + late, datagram);
     }
 
-    fn schedule(&mut self, delay: u64, datagram: Datagram) {
+    fn schedule(&mut self, at: u64, datagram: Datagram) {
         self.order += 1;
-        self.wire.push(Reverse((self.now + delay, self.order, datagram)));
+        self.wire.push(Reverse((at, self.order, datagram)));
     }
+
+    fn deliver(&mut self, datagram: &Datagram) {
+        let now = self.now();
+        let Some(host) = host_of(datagram.to).and_then(|host| self.hosts.get_mut(host)) else { return };
+        let before = if datagram.damaged { host.counters().received } else { 0 };
+        host.receive(now, datagram.from, &datagram.bytes);
+        if datagram.damaged {
+            assert_eq!(host.counters().received, before, "a damaged datagram was taken: {datagram:x?}");
+        }
+    }
+}
+
+/// For who reads what happened.
+fn describe(datagram: &Datagram) -> String {
+    let Ok(packet) = Packet::new(&datagram.bytes) else { return format!("{} bytes", datagram.bytes.len()) };
+    let bth = packet.bth;
+    let asks = if bth.ack_request { ", asks" } else { "" };
+    let rest = packet.body().map_or_else(
+        |malformed| format!("{malformed:?}"),
+        |body| match (body.reth, body.aeth) {
+            (Some(reth), _) => format!("{} bytes of {} at {:#x}", body.data.len(), reth.len, reth.address),
+            (_, Some(aeth)) => format!("{} bytes, syndrome {:#x}, MSN {}", body.data.len(), aeth.syndrome.0, aeth.msn),
+            _ => format!("{} bytes", body.data.len()),
+        },
+    );
+    format!("QP {:#x} opcode {:#04x} PSN {:#x}{asks}: {rest}", bth.qpn, bth.opcode.0, bth.psn.get())
 }
 
 pub(super) fn address(host: usize) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::new(192, 0, 2, host as u8 + 1).into(), 4791)
+}
+
+fn host_of(address: SocketAddr) -> Option<usize> {
+    match address {
+        SocketAddr::V4(v4) if v4.port() == 4791 => usize::from(v4.ip().octets()[3]).checked_sub(1),
+        _ => None,
+    }
 }

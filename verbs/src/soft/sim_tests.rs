@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::{CqHandle, EngineRequest, MrHandle, PdHandle, Qpn};
-use super::port_sim::{Faults, Net, Random, address};
+use super::port_sim::{Net, Random, address};
+use super::sim_link::Faults;
 use crate::{Access, Backing, Completion, Memory, Mtu, Op, QpCaps, QpState, Retry, WcStatus};
 
 pub(super) const RETRY: Retry = Retry { timeout: Duration::from_millis(1), count: 7 };
@@ -75,13 +76,23 @@ pub(super) fn connect(net: &mut Net, a: (&Side, Access), b: (&Side, Access), ret
     net.hosts[b.0.host].connect(now, b.0.qpn, &ends[0], b.1, retry).unwrap();
 }
 
+impl Clone for Side {
+    fn clone(&self) -> Self {
+        Self { memory: Arc::clone(&self.memory), ..*self }
+    }
+}
+
 impl Side {
     pub(super) fn new(net: &mut Net, host: usize, bytes: usize) -> Self {
+        Self::with(net, host, bytes, CAPS)
+    }
+
+    pub(super) fn with(net: &mut Net, host: usize, bytes: usize, caps: QpCaps) -> Self {
         let memory = Arc::new(Memory::map(bytes, Backing::Ordinary).unwrap());
         let engine = &mut net.hosts[host];
         let pd = engine.alloc_pd();
         let cq = engine.create_cq(256).unwrap();
-        let qpn = engine.create_qp(pd, cq, CAPS).unwrap();
+        let qpn = engine.create_qp(pd, cq, caps).unwrap();
         let mr = engine.register(pd, Arc::clone(&memory), 0..bytes, ALL).unwrap();
         Self { host, pd, cq, qpn, mr, memory }
     }
@@ -147,242 +158,9 @@ fn sec_9_4_every_length_around_the_mtu_arrives() {
     }
 }
 
-/// Bytes that a side keeps to itself, and as many behind them that it lends.
-const HALF: usize = 96 << 10;
-const SLOT: usize = 6 << 10;
-
-/// One direction of a connection: requests of `us`, and what they must have done to the bytes of both.
-struct Flow {
-    us: Side,
-    them: Side,
-    /// Our own half, and their lent half, as if each request were done when it is posted.
-    ours: Vec<u8>,
-    theirs: Vec<u8>,
-    posted: u64,
-    /// Posted and not polled: id, operation, our slot, their slots, and what a READ must have brought.
-    under_way: std::collections::VecDeque<(u64, Op, usize, usize, usize, Vec<u8>)>,
-}
-
-impl Flow {
-    fn new(us: Side, them: Side) -> Self {
-        let (ours, theirs) = (us.bytes()[..HALF].to_vec(), them.bytes()[HALF..].to_vec());
-        Self { us, them, ours, theirs, posted: 0, under_way: std::collections::VecDeque::new() }
-    }
-
-    /// A random request that no other under way makes ambiguous: nothing is read into bytes that are in use, or
-    /// written over bytes that are being read.
-    fn draw(&mut self, net: &mut Net) -> Option<EngineRequest> {
-        let random = &mut net.random;
-        let op = if random.per_mille(500) { Op::Read } else { Op::Write };
-        let span = if random.per_mille(100) { HALF / 2 } else { SLOT };
-        let len = match random.below(4) {
-            0 => 1 + random.below(16) as usize,
-            1 => span,
-            _ => 1 + random.below(span as u64) as usize,
-        };
-        let local = random.below((HALF - len) as u64 + 1) as usize;
-        let remote = random.below((HALF - len) as u64 + 1) as usize;
-        let overlap = |a: usize, b: usize, other: usize| a < b + other && b < a + len;
-        let free = self.under_way.iter().all(|(_, other, their_local, their_remote, their_len, _)| {
-            let (here, there) = (overlap(local, *their_local, *their_len), overlap(remote, *their_remote, *their_len));
-            match (op, other) {
-                (Op::Read, _) => !here,
-                (Op::Write, Op::Read) => !here && !there,
-                (Op::Write, Op::Write) => true,
-            }
-        });
-        if !free {
-            return None;
-        }
-        let id = self.posted;
-        self.posted += 1;
-        let mut brought = Vec::new();
-        if op == Op::Write {
-            self.theirs[remote..remote + len].copy_from_slice(&self.ours[local..local + len]);
-        } else {
-            brought = self.theirs[remote..remote + len].to_vec();
-            self.ours[local..local + len].copy_from_slice(&brought);
-        }
-        self.under_way.push_back((id, op, local, remote, len, brought));
-        let remote_address = self.them.memory.address() + (HALF + remote) as u64;
-        let rkey = self.them.mr.rkey;
-        Some(EngineRequest { id, op, mr: self.us.mr, offset: local, len, remote_address, rkey })
-    }
-
-    fn post(&mut self, net: &mut Net, most: u64) {
-        let count = net.random.below(most + 1);
-        let batch: Vec<_> = (0..count).filter_map(|_| self.draw(net)).collect();
-        let now = net.now();
-        net.hosts[self.us.host].post(now, self.us.qpn, &batch).unwrap();
-    }
-
-    /// Completions come in order, once, with success, and with the bytes.
-    fn poll(&mut self, net: &mut Net) {
-        for completion in self.us.poll(net) {
-            let (id, op, local, _, len, brought) = self.under_way.pop_front().expect("something was under way");
-            assert_eq!((completion.id, completion.op, completion.qpn), (id, op, self.us.qpn.0));
-            assert_eq!(completion.status, WcStatus::SUCCESS);
-            if op == Op::Read {
-                let mut bytes = vec![0; len];
-                self.us.memory.copy_out(local, &mut bytes).unwrap();
-                assert!(bytes == brought, "READ {id} of {len} brought other bytes");
-            }
-        }
-    }
-
-    fn finish(mut self, net: &mut Net) {
-        self.poll(net);
-        assert!(self.under_way.is_empty());
-        assert!(self.us.bytes()[..HALF] == self.ours);
-        assert!(self.them.bytes()[HALF..] == self.theirs);
-    }
-}
-
-impl Clone for Side {
-    fn clone(&self) -> Self {
-        Self { memory: Arc::clone(&self.memory), ..*self }
-    }
-}
-
-/// Connections between two hosts, busy in both directions, over a network as bad as `faults`.
-fn exchange(seed: u64, faults: Faults, lanes: usize, rounds: usize) -> Net {
-    let mut random = Random(seed);
-    let mtus = [MTUS[random.below(5) as usize], MTUS[random.below(5) as usize]];
-    let mut net = Net::new(seed, faults, &mtus);
-    let patient = Retry { timeout: Duration::from_millis(1), count: 100 };
-    let mut flows = Vec::new();
-    for lane in 0..lanes as u64 {
-        let (a, b) = (Side::new(&mut net, 0, 2 * HALF), Side::new(&mut net, 1, 2 * HALF));
-        a.fill(seed ^ lane);
-        b.fill(seed ^ lane ^ 0xb);
-        connect(&mut net, (&a, ALL), (&b, ALL), patient);
-        flows.push(Flow::new(a.clone(), b.clone()));
-        flows.push(Flow::new(b, a));
-    }
-    for _ in 0..rounds {
-        for flow in &mut flows {
-            flow.post(&mut net, 6);
-        }
-        for _ in 0..net.random.below(60) {
-            net.step();
-        }
-        for flow in &mut flows {
-            flow.poll(&mut net);
-            if flow.under_way.len() > 40 {
-                while flow.under_way.len() > 10 {
-                    assert!(net.step());
-                    flow.poll(&mut net);
-                }
-            }
-        }
-    }
-    net.settle();
-    flows.into_iter().for_each(|flow| flow.finish(&mut net));
-    net
-}
-
-#[test]
-fn bytes_are_the_oracles_over_any_network() {
-    for seed in 0..400 {
-        let mut random = Random(seed ^ 0x5eed);
-        let mut share = |most: u64| if random.per_mille(500) { random.below(most + 1) } else { 0 };
-        let faults = Faults { lost: share(150), doubled: share(200), late: share(300), damaged: share(100) };
-        let lanes = 1 + seed as usize % 3;
-        let outcome = std::panic::catch_unwind(|| exchange(seed, faults, lanes, 12));
-        assert!(outcome.is_ok(), "seed {seed}, {faults:?}, {lanes} lanes");
-    }
-}
-
-#[test]
-fn a_quiet_network_needs_nothing_twice() {
-    let net = exchange(7, Faults::default(), 2, 30);
-    for host in &net.hosts {
-        let counters = host.counters();
-        assert_eq!((counters.retransmitted, counters.dropped.len()), (0, 0), "{counters:?}");
-    }
-}
-
-/// A flood of WRITEs, which something ends in its middle. Returns how they ended, and the packets from then on.
-fn flood(seed: u64, faults: Faults, op: Op, end: impl Fn(&mut Net, &Side)) -> (Pair, Vec<WcStatus>) {
-    let len = 3000;
-    let mut pair = Pair::new(seed, faults, Mtu::Mtu1024, 64 * len);
-    let mut posted = 0;
-    pair.a.fill(seed);
-    let mut statuses = Vec::new();
-    for _ in 0..20 + seed % 13 {
-        while posted - statuses.len() < 32 {
-            let at = posted % 64;
-            let request = pair.request(posted as u64, op, at * len, at * len, len);
-            pair.post(&[request]);
-            posted += 1;
-        }
-        for _ in 0..1 + seed % 40 {
-            pair.net.step();
-        }
-        statuses.extend(pair.a.poll(&mut pair.net).iter().map(|completion| completion.status));
-    }
-    end(&mut pair.net, &pair.b);
-    let frozen = pair.b.bytes();
-    pair.net.log = Some(Vec::new());
-    pair.net.settle();
-    assert!(pair.b.bytes() == frozen, "seed {seed}: not a byte after the fence");
-    let rest = pair.a.poll(&mut pair.net);
-    assert_eq!(rest.last().map(|completion| completion.id), Some(posted as u64 - 1));
-    statuses.extend(rest.iter().map(|completion| completion.status));
-    assert_eq!(statuses.len(), posted, "each once");
-    (pair, statuses)
-}
-
-/// Successes, then one failure, then what it flushed.
-fn assert_ends_once(statuses: &[WcStatus], allowed: &[WcStatus]) {
-    let failed = statuses.iter().position(|status| *status != WcStatus::SUCCESS).unwrap();
-    assert!(allowed.contains(&statuses[failed]), "{:?}", statuses[failed]);
-    assert!(statuses[failed + 1..].iter().all(|status| *status == WcStatus::WR_FLUSH_ERR));
-}
-
-#[test]
-fn no_byte_moves_after_a_deregistration() {
-    for seed in 0..150 {
-        let bad = Faults { lost: 30, doubled: 50, late: 100, damaged: 10 };
-        let faults = if seed % 3 == 0 { Faults::default() } else { bad };
-        for op in [Op::Write, Op::Read] {
-            let (pair, statuses) = flood(seed, faults, op, |net, side| {
-                net.hosts[side.host].deregister(side.mr).unwrap();
-            });
-            // Without faults the peer learns why. The one NAK may be lost, and an ACK with READs before it be flushed.
-            let told = [WcStatus::REM_ACCESS_ERR];
-            let maybe = [WcStatus::REM_ACCESS_ERR, WcStatus::RETRY_EXC_ERR, WcStatus::WR_FLUSH_ERR];
-            if seed % 3 == 0 {
-                assert_ends_once(&statuses, &told);
-            } else {
-                let failed = statuses.iter().position(|status| *status != WcStatus::SUCCESS).unwrap();
-                assert!(statuses[failed..].iter().all(|status| maybe.contains(status)), "seed {seed}: {statuses:?}");
-                let errors = statuses.iter().filter(|status| status.0 >= 9).count();
-                assert_eq!(errors, 1, "seed {seed}: {statuses:?}");
-            }
-            let lent = pair.net.log.iter().flatten().filter(|datagram| datagram.from == address(1));
-            assert_eq!(lent.filter(|datagram| (0x0d..=0x10).contains(&datagram.bytes[0])).count(), 0);
-            assert_eq!(pair.states().0, QpState::Error);
-        }
-    }
-}
-
-#[test]
-fn no_byte_moves_after_the_queue_pair_ends() {
-    for seed in 0..60 {
-        let (pair, statuses) = flood(seed, Faults::default(), Op::Write, |net, side| {
-            let engine = &mut net.hosts[side.host];
-            if seed % 2 == 0 { engine.set_error(side.qpn).unwrap() } else { engine.destroy_qp(side.qpn).unwrap() }
-        });
-        assert_ends_once(&statuses, &[WcStatus::RETRY_EXC_ERR]);
-        let log = pair.net.log.unwrap();
-        assert!(log.iter().all(|datagram| datagram.from == address(0)), "the ended side is silent");
-    }
-}
-
 #[test]
 fn a_network_that_loses_everything_ends_in_retries_exceeded() {
-    let mut pair = Pair::new(1, Faults { lost: 1000, ..Faults::default() }, Mtu::Mtu1024, 8192);
+    let mut pair = Pair::new(1, Faults { lost: 1_000_000, ..Faults::default() }, Mtu::Mtu1024, 8192);
     let batch: Vec<_> = (0..3).map(|id| pair.request(id, Op::Read, 0, 0, 5000)).collect();
     let flushed = WcStatus::WR_FLUSH_ERR;
     assert_eq!(pair.run(&batch), [(0, WcStatus::RETRY_EXC_ERR), (1, flushed), (2, flushed)]);
@@ -426,10 +204,10 @@ fn a_stranger_with_the_right_numbers_moves_nothing() {
     pair.a.fill(2);
     let request = pair.request(1, Op::Write, 0, 0, 64);
     pair.post(&[request]);
-    pair.net.faults.lost = 1000;
+    pair.net.link(0, 1).faults.lost = 1_000_000;
     pair.net.step();
     let seen = pair.net.log.clone().unwrap().remove(0);
-    pair.net.faults.lost = 0;
+    pair.net.link(0, 1).faults.lost = 0;
     // The packet as it was, from another address of the network.
     pair.net.inject(address(5), seen.to, &seen.bytes);
     pair.net.step();
