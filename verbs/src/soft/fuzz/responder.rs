@@ -59,6 +59,12 @@ enum Step {
     GoOn {
         asks: bool,
     },
+    /// In another way than the WRITE was announced: as its LAST packet or not, so many bytes from what is right, or from all.
+    Stray {
+        last: bool,
+        all: bool,
+        by: i8,
+    },
     Read {
         aim: Aim,
         len: u32,
@@ -77,6 +83,8 @@ enum Step {
     Again {
         back: usize,
     },
+    /// Every READ of so many requests that were there before, the latest first.
+    Storm(usize),
     /// The rest of a READ that was there before, from a later packet on.
     Rest {
         back: usize,
@@ -138,7 +146,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(opcode, place, aim, len, data, cut, asks)| {
                 Step::Other { opcode, place, aim, len, data, cut, asks }
             }),
+        1 => (any::<bool>(), any::<bool>(), prop_oneof![Just(0_i8), -4..=4_i8])
+            .prop_map(|(last, all, by)| Step::Stray { last, all, by }),
         8 => (0..12_usize).prop_map(|back| Step::Again { back }),
+        1 => (1..60_usize).prop_map(Step::Storm),
         6 => (0..12_usize, 0..12_u32).prop_map(|(back, skip)| Step::Rest { back, skip }),
         6 => (any::<u8>(), any::<u16>()).prop_map(|(kind, bit)| Step::Stranger { kind, bit }),
         10 => (0..9_u8).prop_map(Step::Answer),
@@ -315,7 +326,7 @@ impl Run {
             starts += usize::from(matches!(answer.opcode.0, 0x0d | 0x10));
             self.model.sent(&answer)?;
         }
-        prop_assert!(starts <= 3 * LIMIT, "{starts} READs were waiting");
+        prop_assert!(starts <= 2 * LIMIT, "{starts} READs were waiting");
         Ok(true)
     }
 
@@ -350,10 +361,19 @@ impl Run {
     }
 
     fn step(&mut self, step: &Step) -> Outcome {
-        let back = |back: usize| self.past.len().checked_sub(back + 1).map(|at| self.past[at].clone());
+        let past = self.past.clone();
+        let back = |back: usize| past.len().checked_sub(back + 1).map(|at| past[at].clone());
         match step {
             Step::Write { aim, len, asks, whole } => self.write(aim, *len, *asks, *whole)?,
             Step::GoOn { asks } => self.go_on(*asks)?,
+            Step::Stray { last, all, by } => {
+                if let Some(left) = self.model.write_left() {
+                    let right = if *all { left } else { left.min(self.model.mtu) };
+                    let size = right.saturating_add_signed((*by).into()).min(4096) as usize;
+                    let (opcode, psn, data) = (if *last { 0x08 } else { 0x07 }, self.model.psn(), self.data(size));
+                    self.say(&Request { opcode, psn, asks: true, address: 0, rkey: 0, len: 0, data })?;
+                }
+            }
             Step::Read { aim, len } => {
                 let ((address, rkey), psn) = (self.target(aim, u64::from(*len)), self.model.psn());
                 if self.model.write_left().is_none() {
@@ -376,6 +396,13 @@ impl Run {
                         self.answer_all()?;
                         let sent = self.peer.engine.counters().sent - before;
                         prop_assert!(sent >= self.model.packets(request.len.into()), "does not answer again");
+                    }
+                }
+            }
+            Step::Storm(count) => {
+                for number in 0..*count {
+                    if let Some(request) = back(number).filter(|request| request.opcode == 0x0c) {
+                        self.say(&request)?;
                     }
                 }
             }

@@ -356,8 +356,10 @@ impl Model {
         prop_assert!(!self.refusal.as_ref().is_some_and(|refusal| refusal.sent), "speaks after its refusal");
         prop_assert!(!answer.ack_request && answer.reth.is_none(), "not an answer");
         let place = self.place(answer.psn);
-        if let Some((_, messages)) = answer.aeth {
-            let (least, most) = (self.messages_before(place.saturating_sub(1)), self.messages.len() as u32);
+        if let Some((syndrome, messages)) = answer.aeth {
+            // A refusal, or the first part of a READ, need not count the message that it is about.
+            let ends = matches!(answer.opcode.0, 0x0f..=0x11) && syndrome < 0x20;
+            let (least, most) = (self.messages_before(place - u64::from(!ends)), self.messages.len() as u32);
             prop_assert!((least..=most).contains(&messages), "MSN {messages}, and not {least} to {most}");
         }
         match (answer.opcode.0, answer.aeth) {
