@@ -28,6 +28,8 @@ mod fuzz;
 #[cfg(test)]
 mod guard_tests;
 #[cfg(test)]
+mod many_tests;
+#[cfg(test)]
 mod port_sim;
 #[cfg(test)]
 mod requester_tests;

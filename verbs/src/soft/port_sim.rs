@@ -128,9 +128,8 @@ impl Net {
         for host in 0..self.hosts.len() {
             self.transmit(host);
         }
-        let timeout = self.hosts.iter().filter_map(Engine::next_timeout).min().map(|at| at.0);
         let arrival = self.wire.peek().map(|Reverse((at, ..))| *at);
-        let Some(at) = timeout.into_iter().chain(arrival).min() else { return false };
+        let Some(at) = self.next() else { return false };
         self.now = self.now.max(at);
         if arrival.is_some_and(|arrival| arrival <= at) {
             if let Some(Reverse((_, _, datagram))) = self.wire.pop() {
@@ -143,6 +142,13 @@ impl Net {
         true
     }
 
+    /// When the next thing happens.
+    fn next(&self) -> Option<u64> {
+        let timeout = self.hosts.iter().filter_map(Engine::next_timeout).min().map(|at| at.0);
+        let arrival = self.wire.peek().map(|Reverse((at, ..))| *at);
+        timeout.into_iter().chain(arrival).min()
+    }
+
     /// Until nothing is left to happen.
     pub(super) fn settle(&mut self) {
         let mut steps = 0_u64;
@@ -150,6 +156,20 @@ impl Net {
             steps += 1;
             assert!(steps < 5_000_000, "the network does not come to rest");
         }
+    }
+
+    /// Lets this much time pass, and what is due in it happen.
+    pub(super) fn pass(&mut self, time: u64) {
+        let end = self.now + time;
+        loop {
+            (0..self.hosts.len()).for_each(|host| self.transmit(host));
+            match self.next() {
+                Some(0) => {}
+                Some(at) if at <= end => _ = self.step(),
+                _ => break,
+            }
+        }
+        self.now = end;
     }
 
     fn transmit(&mut self, host: usize) {
