@@ -1,6 +1,7 @@
-//! Packets that get lost, doubled or late on the way: everything still arrives, and once.
+//! Packets that get lost, doubled, damaged or late on the way: everything still arrives, and once.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
 
 use crate::ends::*;
 use crate::transfers::{long_requests, pipeline};
@@ -15,11 +16,7 @@ impl Netem {
     pub(crate) fn begin(scene: &Scene, words: &[&str], both: bool) -> Self {
         let ndev = format!("/sys/class/infiniband/{}/ports/1/gid_attrs/ndevs/0", scene.real.name());
         let near = std::fs::read_to_string(ndev).expect("the real device has a network interface").trim().to_owned();
-        let far = inside(&namespace_handle().expect("it was there"), || {
-            let all = nix::ifaddrs::getifaddrs().unwrap();
-            let names = all.map(|interface| interface.interface_name).filter(|name| name != "lo");
-            names.min().expect("the namespace has an interface")
-        });
+        let far = far_interface();
         let mut interfaces = vec![(Some(namespace()), far)];
         interfaces.extend(both.then_some((None, near)));
         let netem = Self { interfaces };
@@ -39,29 +36,115 @@ impl Netem {
     }
 }
 
+/// Cuts the wire when it is told to: a program that is started then would come late.
+pub(crate) struct Cut(Child);
+
+impl Cut {
+    pub(crate) fn ready() -> Self {
+        let mut tc = Command::new("ip");
+        tc.args(["netns", "exec", &namespace(), "tc", "-batch", "-"]).stdin(Stdio::piped());
+        Self(tc.spawn().expect("tc starts"))
+    }
+
+    /// Nothing that the soft device sends arrives, while the result lives.
+    pub(crate) fn now(mut self) -> Netem {
+        let far = far_interface();
+        let mut stdin = self.0.stdin.take().expect("it has a pipe");
+        writeln!(stdin, "qdisc add dev {far} root netem loss 100%").unwrap();
+        drop(stdin);
+        assert!(self.0.wait().unwrap().success(), "tc could not add netem");
+        Netem { interfaces: vec![(Some(namespace()), far)] }
+    }
+}
+
+fn far_interface() -> String {
+    inside(&namespace_handle().expect("it was there"), || {
+        let all = nix::ifaddrs::getifaddrs().unwrap();
+        let names = all.map(|interface| interface.interface_name).filter(|name| name != "lo");
+        names.min().expect("the namespace has an interface")
+    })
+}
+
 impl Drop for Netem {
     fn drop(&mut self) {
         self.tc("del", &[]);
     }
 }
 
-fn through_loss(asker: Asker) {
+/// Full queues, long requests, and both on several queue pairs at once.
+fn through(asker: Asker, words: &str, longest: usize) {
     let Some(scene) = scene() else { return };
-    let Some(words) = setting("NETEM") else {
-        return println!("SKIPPED: OVERBANK_INTEROP_NETEM says nothing of what befalls packets");
-    };
-    let _netem = Netem::begin(&scene, &words.split_whitespace().collect::<Vec<_>>(), true);
-    pipeline(&scene, asker, 20);
-    long_requests(&scene, asker, (8, 100_001));
-    scene.report(&format!("{words}; full queues, then 8 WRITEs and 8 READs of 100001 bytes, {asker:?} asks"));
+    if setting("NETEM").is_none() {
+        return println!("SKIPPED: OVERBANK_INTEROP_NETEM does not say that packets can be lost");
+    }
+    let netem = Netem::begin(&scene, &words.split_whitespace().collect::<Vec<_>>(), true);
+    pipeline(&scene, asker, 5);
+    long_requests(&scene, asker, (4, longest));
+    std::thread::scope(|threads| {
+        for _ in 0..3 {
+            let scene = &*scene;
+            threads.spawn(move || pipeline(scene, asker, 1));
+        }
+        long_requests(&scene, asker, (2, 100_001));
+    });
+    drop(netem);
+    scene.report(&format!("{words}: full queues, long requests up to {longest} bytes, {asker:?} asks"));
 }
 
-#[test]
-fn soft_asks() {
-    through_loss(Asker::Soft);
+macro_rules! weather {
+    ($($(#[$of_both:meta])* $name:ident: $words:expr, $longest:expr;)*) => {$(
+        mod $name {
+            #[test]
+            $(#[$of_both])*
+            fn soft_asks() {
+                super::through(super::Asker::Soft, $words, $longest);
+            }
+
+            #[test]
+            $(#[$of_both])*
+            fn real_asks() {
+                super::through(super::Asker::Real, $words, $longest);
+            }
+        }
+    )*};
 }
 
-#[test]
-fn real_asks() {
-    through_loss(Asker::Real);
+// In the words of tc-netem(8), for each direction.
+weather! {
+    lost_1_of_1000: "loss 0.1%", 1_000_001;
+    lost_1_of_100: "loss 1%", 300_001;
+    lost_5_of_100: "loss 5%", 100_001;
+    reordered: "delay 2ms reorder 95%", 300_001;
+    doubled: "duplicate 10%", 300_001;
+    corrupt: "corrupt 1%", 300_001;
+    #[ignore = "requests of 8 MiB through loss take minutes"]
+    long_lost_1_of_1000: "loss 0.1%", 8 << 20;
+    #[ignore = "requests of 8 MiB through loss take minutes"]
+    long_lost_1_of_100: "loss 1%", 8 << 20;
+    #[ignore = "requests of 8 MiB through loss take minutes"]
+    long_doubled: "duplicate 10%", 8 << 20;
+    #[ignore = "requests of 8 MiB through loss take minutes"]
+    long_corrupt: "corrupt 0.5%", 8 << 20;
+}
+
+/// What the setting says.
+mod as_told {
+    use super::*;
+
+    fn told(asker: Asker) {
+        match setting("NETEM") {
+            Some(words) => through(asker, &words, 100_001),
+            None => println!("SKIPPED: OVERBANK_INTEROP_NETEM says nothing of what befalls packets"),
+        }
+    }
+
+    #[test]
+    fn soft_asks() {
+        told(Asker::Soft);
+    }
+
+    #[test]
+    fn real_asks() {
+        told(Asker::Real);
+    }
 }

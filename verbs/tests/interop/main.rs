@@ -21,5 +21,7 @@ mod capture;
 mod end;
 mod ends;
 mod loss;
+mod middle;
 mod refusals;
+mod speed;
 mod transfers;

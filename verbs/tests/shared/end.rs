@@ -87,9 +87,10 @@ pub(crate) fn memory(len: usize, fill: u8) -> Arc<Memory> {
     Arc::new(memory)
 }
 
-/// Bytes without a short period, different for each seed.
+/// Bytes without a period, different for each seed: packets in each other's place show.
 pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8).wrapping_add(seed)).collect()
+    let base = |at: usize| ((at as u32 >> 8).wrapping_mul(0x9e37_79b1) >> 24) as u8;
+    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(base(at)).wrapping_add(seed)).collect()
 }
 
 pub(crate) fn bytes(memory: &Memory, range: Range<usize>) -> Vec<u8> {
