@@ -32,6 +32,8 @@ mod many_tests;
 #[cfg(test)]
 mod port_sim;
 #[cfg(test)]
+mod rc_tests;
+#[cfg(test)]
 mod requester_tests;
 #[cfg(test)]
 mod responder_tests;
