@@ -83,8 +83,13 @@ enum Step {
     Again {
         back: usize,
     },
-    /// Every READ of so many requests that were there before, the latest first.
-    Storm(usize),
+    /// So many small READs, each answered.
+    Reads(u64),
+    /// So many times the READs among the last few requests, one after the other.
+    Storm {
+        times: usize,
+        last: usize,
+    },
     /// The rest of a READ that was there before, from a later packet on.
     Rest {
         back: usize,
@@ -137,7 +142,7 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let len = prop_oneof![10 => 0..3000_u32, 1 => any::<u32>(), 1 => 250..260_u32, 1 => Just(1 << 31)];
     prop_oneof![
-        12 => (aim(), 0..5000_u16, any::<bool>(), any::<bool>())
+        12 => (aim(), prop_oneof![3 => 0..5000_u16, 1 => (0..12_u16).prop_map(|n| n * 256)], any::<bool>(), any::<bool>())
             .prop_map(|(aim, len, asks, whole)| Step::Write { aim, len, asks, whole }),
         6 => any::<bool>().prop_map(|asks| Step::GoOn { asks }),
         12 => (aim(), prop_oneof![20 => 0..4000_u32, 1 => 0..66_000_u32]).prop_map(|(aim, len)| Step::Read { aim, len }),
@@ -149,7 +154,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<bool>(), any::<bool>(), prop_oneof![Just(0_i8), -4..=4_i8])
             .prop_map(|(last, all, by)| Step::Stray { last, all, by }),
         8 => (0..12_usize).prop_map(|back| Step::Again { back }),
-        1 => (1..60_usize).prop_map(Step::Storm),
+        1 => (1..20_u64).prop_map(Step::Reads),
+        2 => (1..60_usize, 1..30_usize).prop_map(|(times, last)| Step::Storm { times, last }),
         6 => (0..12_usize, 0..12_u32).prop_map(|(back, skip)| Step::Rest { back, skip }),
         6 => (any::<u8>(), any::<u16>()).prop_map(|(kind, bit)| Step::Stranger { kind, bit }),
         10 => (0..9_u8).prop_map(Step::Answer),
@@ -399,9 +405,19 @@ impl Run {
                     }
                 }
             }
-            Step::Storm(count) => {
+            Step::Reads(count) => {
                 for number in 0..*count {
-                    if let Some(request) = back(number).filter(|request| request.opcode == 0x0c) {
+                    if self.model.write_left().is_none() {
+                        let aim = Aim { region: 0, place: Spot::Inside(number as u16 * 300), wrong: 0 };
+                        let ((address, rkey), psn) = (self.target(&aim, 300), self.model.psn());
+                        self.say(&Request { opcode: 0x0c, psn, asks: true, address, rkey, len: 300, data: vec![] })?;
+                        self.answer_all()?;
+                    }
+                }
+            }
+            Step::Storm { times, last } => {
+                for number in 0..*times {
+                    if let Some(request) = back(number % last).filter(|request| request.opcode == 0x0c) {
                         self.say(&request)?;
                     }
                 }
