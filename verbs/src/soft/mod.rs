@@ -36,6 +36,8 @@ mod rc_tests;
 #[cfg(test)]
 mod requester_tests;
 #[cfg(test)]
+mod responder_rules_tests;
+#[cfg(test)]
 mod responder_tests;
 #[cfg(test)]
 mod sim_link;
