@@ -47,6 +47,10 @@ pub(super) struct Net {
     links: Vec<Link>,
     /// The link from each host to each other.
     ways: Vec<usize>,
+    /// Nanoseconds that a host takes to send a datagram; others arrive meanwhile.
+    pub(super) pace: u64,
+    /// When each host can send again.
+    free_at: Vec<u64>,
     now: u64,
     wire: BinaryHeap<Reverse<(u64, u64, Datagram)>>,
     order: u64,
@@ -82,6 +86,8 @@ impl Net {
             links: (0..ways).map(|_| Link::new(random.next(), faults)).collect(),
             ways: (0..ways).collect(),
             random,
+            pace: 0,
+            free_at: vec![0; mtus.len()],
             now: 0,
             wire: BinaryHeap::new(),
             order: 0,
@@ -144,7 +150,9 @@ impl Net {
 
     /// When the next thing happens.
     fn next(&self) -> Option<u64> {
-        let timeout = self.hosts.iter().filter_map(Engine::next_timeout).min().map(|at| at.0);
+        // One that has something to send wants to be called at once.
+        let free = |(host, at): (&Engine, &u64)| host.next_timeout().map(|due| if due.0 == 0 { *at } else { due.0 });
+        let timeout = self.hosts.iter().zip(&self.free_at).filter_map(free).min();
         let arrival = self.wire.peek().map(|Reverse((at, ..))| *at);
         timeout.into_iter().chain(arrival).min()
     }
@@ -163,8 +171,10 @@ impl Net {
         let end = self.now + time;
         loop {
             (0..self.hosts.len()).for_each(|host| self.transmit(host));
+            // An engine looks up after a while, with more to send.
+            let goes_on = self.pace == 0 && self.hosts.iter().any(|host| host.next_timeout() == Some(Now(0)));
             match self.next() {
-                Some(0) => {}
+                _ if goes_on => {}
                 Some(at) if at <= end => _ = self.step(),
                 _ => break,
             }
@@ -174,15 +184,18 @@ impl Net {
 
     fn transmit(&mut self, host: usize) {
         let now = self.now();
-        loop {
+        while self.free_at[host] <= now.0 {
             self.out.clear();
             self.out.resize(7, 0xa5);
-            let Some(transmit) = self.hosts[host].poll_transmit(now, &mut self.out) else { break };
+            let Some(transmit) = self.hosts[host].poll_transmit(now, &mut self.out) else {
+                assert_eq!(self.out.len(), 7, "appends nothing where it has nothing");
+                break;
+            };
             assert_eq!(self.out.len(), 7 + transmit.len, "appends, and says how much");
             let bytes = self.out[7..].to_vec();
+            self.free_at[host] = now.0 + self.pace;
             self.fly(host, Datagram { at: now.0, from: address(host), to: transmit.to, bytes, damaged: false });
         }
-        assert_eq!(self.out.len(), 7, "appends nothing where it has nothing");
     }
 
     fn fly(&mut self, from: usize, datagram: Datagram) {

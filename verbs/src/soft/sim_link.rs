@@ -46,6 +46,7 @@ pub(super) struct Bottleneck {
 /// Of UDP and IPv4: they take room as well.
 const HEADERS: u64 = 28;
 
+#[derive(Debug)]
 pub(super) struct Link {
     pub(super) faults: Faults,
     pub(super) latency: Latency,

@@ -48,7 +48,8 @@ fn seeds(test: &str, run: impl Fn(u64, bool)) {
 
 /// Makes each link as bad as the seed wants it, and unlike the one back.
 fn spoil(net: &mut Net) {
-    let mut random = Random(net.random.next());
+    let (mut random, tells) = (Random(net.random.next()), net.tells);
+    net.pace = [0, 200, 1000, 5000][random.below(4) as usize];
     for link in net.links() {
         if random.one_in(5) {
             continue;
@@ -71,6 +72,9 @@ fn spoil(net: &mut Net) {
         if random.one_in(4) {
             let begin = random.below(5_000_000);
             link.dark = begin..begin + random.below(20_000_000);
+        }
+        if tells {
+            println!("{link:?}");
         }
     }
 }
@@ -206,8 +210,9 @@ impl Flow {
     }
 }
 
-/// Connections between two or three hosts, busy in both directions.
-fn exchange(mut net: Net, lanes: u64, rounds: usize) -> (Net, HashMap<u32, u64>) {
+/// Connections between two or three hosts, busy in both directions. Where the network logs what was sent, `ghosts` of it
+/// come back in each round.
+fn exchange(mut net: Net, lanes: u64, rounds: usize, ghosts: usize) -> (Net, HashMap<u32, u64>) {
     let timeout = Duration::from_millis([1, 4, 20][net.random.below(3) as usize]);
     let patient = Retry { timeout, count: 100 };
     let (mut flows, mut places) = (Vec::new(), HashMap::new());
@@ -225,6 +230,14 @@ fn exchange(mut net: Net, lanes: u64, rounds: usize) -> (Net, HashMap<u32, u64>)
     for _ in 0..rounds {
         for flow in &mut flows {
             flow.post(&mut net, 6);
+        }
+        for _ in 0..ghosts {
+            let log = net.log.as_deref().unwrap_or_default();
+            let number = Random(net.now().0).below(log.len() as u64 + 1) as usize;
+            if let Some(ghost) = log.get(number).cloned() {
+                net.inject(ghost.from, ghost.to, &ghost.bytes);
+            }
+            net.step();
         }
         for _ in 0..net.random.below(60) {
             net.step();
@@ -245,20 +258,27 @@ fn exchange(mut net: Net, lanes: u64, rounds: usize) -> (Net, HashMap<u32, u64>)
     (net, places)
 }
 
-fn any_exchange(seed: u64, tells: bool, logs: bool) -> (Net, HashMap<u32, u64>) {
+fn any_exchange(seed: u64, tells: bool, logs: bool, ghosts: usize) -> (Net, HashMap<u32, u64>) {
     let mut random = Random(seed);
     let mtus: Vec<_> = (0..2 + random.below(2)).map(|_| any_mtu(&mut random)).collect();
     let mut net = Net::new(seed, Faults::default(), &mtus);
     (net.tells, net.log) = (tells, logs.then(Vec::new));
     spoil(&mut net);
     let lanes = 1 + random.below(3);
-    exchange(net, lanes, 12)
+    exchange(net, lanes, 12, ghosts)
 }
 
 #[test]
 fn bytes_are_the_oracles_over_any_network() {
     seeds("bytes_are_the_oracles_over_any_network", |seed, tells| {
-        any_exchange(seed, tells, false);
+        any_exchange(seed, tells, false, 0);
+    });
+}
+
+#[test]
+fn what_comes_back_much_later_changes_nothing() {
+    seeds("what_comes_back_much_later_changes_nothing", |seed, tells| {
+        any_exchange(seed, tells, true, 5);
     });
 }
 
@@ -266,7 +286,7 @@ fn bytes_are_the_oracles_over_any_network() {
 fn a_seed_is_one_run() {
     for seed in 0..20 {
         let [first, second] = [(); 2].map(|()| {
-            let (net, places) = any_exchange(seed, false, true);
+            let (net, places) = any_exchange(seed, false, true, 0);
             let log: Vec<_> = net.log.iter().flatten().map(|sent| without_places(sent, &places)).collect();
             (log, net.now())
         });
@@ -279,7 +299,7 @@ fn a_seed_is_one_run() {
 #[test]
 fn a_quiet_network_needs_nothing_twice() {
     let net = Net::new(7, Faults::default(), &[Mtu::Mtu256, Mtu::Mtu4096]);
-    let (net, _) = exchange(net, 2, 30);
+    let (net, _) = exchange(net, 2, 30, 0);
     for host in &net.hosts {
         let counters = host.counters();
         assert_eq!((counters.retransmitted, counters.dropped.len()), (0, 0), "{counters:?}");

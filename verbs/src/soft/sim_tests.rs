@@ -118,11 +118,10 @@ impl Side {
 
 pub(super) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut random = Random(seed);
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
+    let mut bytes = vec![0; len];
+    for chunk in bytes.chunks_mut(8) {
+        chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
     }
-    bytes.truncate(len);
     bytes
 }
 
