@@ -11,6 +11,7 @@ mod figures;
 mod floor;
 mod inspect;
 mod latency;
+mod library;
 mod machine;
 mod maps;
 mod memcpy;

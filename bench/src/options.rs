@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::cpus::{self, Cpus};
 use crate::error::BenchError;
 use crate::figures::Plan;
+use crate::rates::Pace;
 use crate::report::Report;
 
 /// Most operations of one turn: when each of them ended is kept until its end.
@@ -24,6 +25,32 @@ pub(crate) struct Measuring {
     warmup: u64,
     #[command(flatten)]
     output: Output,
+}
+
+/// How long, where operations are counted by the second.
+#[derive(clap::Args)]
+pub(crate) struct Period {
+    /// Seconds of each turn
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// Seconds before each turn that do not count
+    #[arg(long, default_value_t = 0.2)]
+    warmup_seconds: f64,
+}
+
+impl Period {
+    /// With so many rounds, and operations in place of the time; if that makes a figure.
+    pub(crate) fn pace(&self, rounds: usize, count: Option<u64>) -> Result<Pace, BenchError> {
+        let Self { seconds, warmup_seconds } = *self;
+        if rounds == 0 || !(0.001..=3600.0).contains(&seconds) || count == Some(0) {
+            let message = "--rounds is at least 1, --seconds 0.001 to 3600, --count at least 1";
+            return Err(BenchError::Usage(message.to_owned()));
+        }
+        if !(0.0..=60.0).contains(&warmup_seconds) {
+            return Err(BenchError::Usage("--warmup-seconds is 0 to 60".to_owned()));
+        }
+        Ok(Pace { rounds, seconds, count, warmup_seconds })
+    }
 }
 
 /// Where it runs, and what becomes of the figures.

@@ -1,5 +1,6 @@
 //! Many READs or WRITEs at once: a number outstanding in each of a few queue pairs, a new one for each that completes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use overbank_verbs::{Access, Backing, Device, Done, Lane, Memory, Op, QpCaps, Tr
 use crate::answer::{self, Kind};
 use crate::counted::{self, Counted};
 use crate::cpus::Cpus;
-use crate::ends::{self, Ends, RETRY, Reach};
+use crate::ends::{self, Ends, MAX_SIZE, RETRY, Reach};
 use crate::error::BenchError;
 use crate::patience::Patience;
 use crate::peer::Peer;
@@ -28,6 +29,45 @@ pub(crate) struct Shape {
     pub(crate) lanes: u8,
     /// Datagrams of a million that each end loses.
     pub(crate) lose_per_million: u32,
+}
+
+/// Most operations outstanding in one queue pair.
+const MAX_DEPTH: u32 = 4096;
+/// Most bytes of all operations outstanding.
+const MAX_SPAN: usize = 1 << 30;
+
+impl Shape {
+    /// Every size at every depth with every loss, each once, if they can be had.
+    pub(crate) fn all(
+        sizes: &[usize],
+        depths: &[u32],
+        lanes: u8,
+        lose_per_million: &[u32],
+    ) -> Result<Vec<Self>, BenchError> {
+        let usage = |message: String| Err(BenchError::Usage(message));
+        let sizes: BTreeSet<_> = sizes.iter().copied().collect();
+        let depths: BTreeSet<_> = depths.iter().copied().collect();
+        let mut shapes = Vec::new();
+        for &size in &sizes {
+            if !(1..=MAX_SIZE).contains(&size) {
+                return usage(format!("--size is 1 to {MAX_SIZE} bytes, not {size}"));
+            }
+            for &depth in &depths {
+                if !(1..=MAX_DEPTH).contains(&depth) {
+                    return usage(format!("--depth is 1 to {MAX_DEPTH}, not {depth}"));
+                }
+                let span = size * depth as usize * usize::from(lanes);
+                if span > MAX_SPAN {
+                    return usage(format!(
+                        "{span} bytes outstanding are more than {MAX_SPAN}: lower --size or --depth"
+                    ));
+                }
+                let shape = |&lose_per_million| Self { size, depth, lanes, lose_per_million };
+                shapes.extend(lose_per_million.iter().map(shape));
+            }
+        }
+        Ok(shapes)
+    }
 }
 
 /// The asking end, connected. Each slot of each lane has a place of its own in the answering end's memory.

@@ -6,17 +6,13 @@ use std::collections::BTreeSet;
 use overbank_verbs::Op;
 
 use crate::cpus::Cpus;
-use crate::ends::{Ends, MAX_SIZE};
+use crate::ends::Ends;
 use crate::error::BenchError;
-use crate::options::Output;
+use crate::options::{Output, Period};
 use crate::pipeline::{Pipeline, Shape};
 use crate::rates::{Pace, Subject, measure};
 use crate::report::Report;
 
-/// Most operations outstanding in one queue pair.
-pub(crate) const MAX_DEPTH: u32 = 4096;
-/// Most bytes of all operations outstanding.
-const MAX_SPAN: usize = 1 << 30;
 /// Most of the datagrams, in percent, that may be lost on purpose.
 const MAX_LOSS: f64 = 50.0;
 
@@ -59,34 +55,15 @@ pub(crate) struct Throughput {
 
 /// How often, and how long.
 #[derive(clap::Args)]
-pub(crate) struct Rating {
+struct Rating {
     /// Rounds; in each, everything measured takes its turn, and the figures are medians over the rounds
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of each turn
-    #[arg(long, default_value_t = 1.0)]
-    seconds: f64,
     /// Operations of each turn, in place of the time
     #[arg(long, conflicts_with = "seconds")]
     count: Option<u64>,
-    /// Seconds before each turn that do not count
-    #[arg(long, default_value_t = 0.2)]
-    warmup_seconds: f64,
-}
-
-impl Rating {
-    /// How often and how long, if that makes a figure.
-    fn pace(&self) -> Result<Pace, BenchError> {
-        let Self { rounds, seconds, count, warmup_seconds } = *self;
-        if rounds == 0 || !(0.001..=3600.0).contains(&seconds) || count == Some(0) {
-            let message = "--rounds is at least 1, --seconds 0.001 to 3600, --count at least 1";
-            return Err(BenchError::Usage(message.to_owned()));
-        }
-        if !(0.0..=60.0).contains(&warmup_seconds) {
-            return Err(BenchError::Usage("--warmup-seconds is 0 to 60".to_owned()));
-        }
-        Ok(Pace { rounds, seconds, count, warmup_seconds })
-    }
+    #[command(flatten)]
+    period: Period,
 }
 
 /// What is measured.
@@ -116,8 +93,10 @@ impl Kind {
 
 /// Measures and reports.
 pub(crate) fn run(throughput: &Throughput) -> Result<(), BenchError> {
-    let pace = throughput.rating.pace()?;
-    let shapes = shapes(throughput)?;
+    let Rating { rounds, count, period } = &throughput.rating;
+    let pace = period.pace(*rounds, *count)?;
+    let losses = losses(&throughput.loss)?;
+    let shapes = Shape::all(&throughput.size, &throughput.depth, throughput.lanes, &losses)?;
     let cpus = throughput.output.cpus()?;
     let ops: BTreeSet<_> = throughput.op.iter().copied().collect();
     let pipelines = start(&throughput.ends, &shapes, cpus)?;
@@ -159,36 +138,15 @@ fn start(ends: &Ends, shapes: &[Shape], cpus: Cpus) -> Result<Vec<RefCell<Pipeli
     shapes.iter().map(|shape| Ok(RefCell::new(Pipeline::start(ends, *shape, cpus)?))).collect()
 }
 
-/// Every size at every depth, without loss and with each loss that was asked for.
-fn shapes(throughput: &Throughput) -> Result<Vec<Shape>, BenchError> {
-    let usage = |message: String| Err(BenchError::Usage(message));
+/// In datagrams of a million.
+fn losses(percents: &[f64]) -> Result<Vec<u32>, BenchError> {
     let mut losses = BTreeSet::from([0]);
-    for &percent in &throughput.loss {
+    for &percent in percents {
         if !(0.0..=MAX_LOSS).contains(&percent) {
-            return usage(format!("--loss is 0 to {MAX_LOSS} percent, not {percent}"));
+            let message = format!("--loss is 0 to {MAX_LOSS} percent, not {percent}");
+            return Err(BenchError::Usage(message));
         }
         losses.insert((percent * 10_000.0).round() as u32);
     }
-    let sizes: BTreeSet<_> = throughput.size.iter().copied().collect();
-    let depths: BTreeSet<_> = throughput.depth.iter().copied().collect();
-    let lanes = throughput.lanes;
-    let mut shapes = Vec::new();
-    for &size in &sizes {
-        if !(1..=MAX_SIZE).contains(&size) {
-            return usage(format!("--size is 1 to {MAX_SIZE} bytes, not {size}"));
-        }
-        for &depth in &depths {
-            if !(1..=MAX_DEPTH).contains(&depth) {
-                return usage(format!("--depth is 1 to {MAX_DEPTH}, not {depth}"));
-            }
-            let span = size * depth as usize * usize::from(lanes);
-            if span > MAX_SPAN {
-                return usage(format!(
-                    "{span} bytes outstanding are more than {MAX_SPAN}: lower --size, --depth or --lanes"
-                ));
-            }
-            shapes.extend(losses.iter().map(|&lose_per_million| Shape { size, depth, lanes, lose_per_million }));
-        }
-    }
-    Ok(shapes)
+    Ok(losses.into_iter().collect())
 }

@@ -110,6 +110,6 @@ fn perftest_takes_its_turns_on_the_same_device() {
         let ratio = format!("overbank_{name} / perftest_{name}");
         assert!(report["ratios"][&ratio].is_f64(), "{ratio}");
     }
-    let commands = report["settings"]["perftest_commands"].as_array().expect("commands").clone();
+    let commands = report["settings"]["peer_commands"].as_array().expect("commands").clone();
     assert!(commands[0].as_str().expect("a command").starts_with(&format!("ib_read_lat -d {device} ")), "{commands:?}");
 }
