@@ -231,8 +231,8 @@ pub(crate) struct SoftCq {
 impl SoftCq {
     pub(crate) fn poll(&self, max: usize, out: &mut Vec<Completion>) -> Result<usize, VerbsError> {
         let driver = &self.device.driver;
-        let (mut core, now) = driver.hot();
-        driver.drive(&mut core, now);
+        let mut core = driver.hot();
+        driver.drive_called(&mut core);
         Ok(core.engine.poll_cq(self.handle, max, out)?)
     }
 
@@ -286,7 +286,8 @@ impl SoftQp {
             return Err(VerbsError::Foreign { what: "memory region", owner: "device" });
         }
         let driver = &device.driver;
-        let (mut core, now) = driver.hot();
+        let now = driver.called();
+        let mut core = driver.hot();
         let Core { engine, requests, .. } = &mut *core;
         requests.clear();
         requests.extend(batch.map(|(request, mr)| EngineRequest {

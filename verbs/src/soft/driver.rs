@@ -21,6 +21,9 @@ const CALLER: u64 = 2_000_000;
 const PARKED: u64 = 8_000_000;
 /// Nanoseconds between looks at the timers while the socket has no room.
 const BLOCKED: u64 = 1_000_000;
+/// Times in a row that nothing has arrived, after which the device looks at the clock: a look costs a tenth of asking
+/// the socket.
+const LOOK: u32 = 8;
 /// Attempts to take the lock before a caller yields, and before it sleeps.
 const SPINS: u32 = 200;
 const YIELDS: u32 = 20;
@@ -52,6 +55,10 @@ pub(crate) struct Core {
     receiver: Receiver,
     sender: Sender,
     receive_failed: u64,
+    /// The last look at the clock.
+    now: Now,
+    /// Times in a row that nothing has arrived.
+    empty: u32,
     /// Of the waiters, one watches the socket: the queue it waits for.
     leader: Option<CqHandle>,
     leader_sleeps: Option<Asleep>,
@@ -120,6 +127,8 @@ impl Driver {
             receiver: Receiver::new(),
             sender: Sender::new(options.lose_per_million, seed),
             receive_failed: 0,
+            now: Now(0),
+            empty: 0,
             leader: None,
             leader_sleeps: None,
             followers: 0,
@@ -160,12 +169,17 @@ impl Driver {
         core
     }
 
-    /// The lock, for a caller that moves the device on: the thread stays away from now on for a while.
-    pub(crate) fn hot(&self) -> (MutexGuard<'_, Core>, Now) {
+    /// The lock, for a caller that moves the device on.
+    pub(crate) fn hot(&self) -> MutexGuard<'_, Core> {
         self.step_back();
+        self.lock_soon()
+    }
+
+    /// Keeps the thread away from now on for a while, because a caller moves the device on.
+    pub(crate) fn called(&self) -> Now {
         let now = self.now();
         self.caller.store(now.0, Ordering::Relaxed);
-        (self.lock_soon(), now)
+        now
     }
 
     /// The lock, without a place in its queue while it is passed on quickly: whoever passes it on to a sleeper pays for
@@ -201,24 +215,40 @@ impl Driver {
         }
     }
 
-    /// Takes what has arrived, sees to timers, and sends. Returns whether there may be more to do at once.
-    pub(crate) fn drive(&self, core: &mut Core, now: Now) -> bool {
+    /// Takes what has arrived, sees to timers, and sends. Returns whether there may be more to do at once. `clock` is
+    /// looked at only where something has arrived, or has not for a while.
+    fn drive(&self, core: &mut Core, clock: impl Fn() -> Now) -> bool {
         let Core { engine, receiver, .. } = core;
-        let received = receiver.receive(&self.socket, |from, datagram| engine.receive(now, from, datagram));
-        let arrived = match received {
-            Ok(count) => count > 0,
-            Err(error) => {
-                let harmless =
-                    matches!(Errno::from_raw(error.raw_os_error().unwrap_or(0)), Errno::EAGAIN | Errno::EINTR);
-                core.receive_failed += u64::from(!harmless);
-                false
+        let mut now = None;
+        let received = receiver.receive(&self.socket, |from, datagram| {
+            engine.receive(*now.get_or_insert_with(&clock), from, datagram);
+        });
+        let arrived = received.unwrap_or_else(|_| {
+            core.receive_failed += 1;
+            0
+        });
+        core.empty = if arrived > 0 { 0 } else { core.empty.wrapping_add(1) };
+        let (now, due) = match now {
+            Some(now) => (now, core.next_timeout() <= now.0),
+            None if core.next_timeout() == 0 || core.sender.waiting() || core.empty.is_multiple_of(LOOK) => {
+                let now = clock();
+                (now, core.next_timeout() <= now.0)
             }
+            None => return false,
         };
-        if core.next_timeout() <= now.0 {
+        core.now = now;
+        if due {
             core.engine.on_timeout(now);
+        } else if arrived == 0 && !core.sender.waiting() {
+            return false;
         }
         self.transmit(core, now);
-        arrived || core.wakes_at(now) <= now.0
+        arrived > 0 || core.wakes_at(now) <= now.0
+    }
+
+    /// As [`drive`](Self::drive), by a caller: the thread stays away for a while.
+    pub(crate) fn drive_called(&self, core: &mut Core) -> bool {
+        self.drive(core, || self.called())
     }
 
     /// Sends what the engine has to send, and wakes those whom its new state concerns. Comes after whatever may have made
@@ -246,26 +276,25 @@ impl Driver {
     /// Moves the device on until the queue has a completion (true) or the deadline has come (false).
     pub(crate) fn wait(&self, cq: CqHandle, deadline: Instant) -> Result<bool, VerbsError> {
         let deadline = u64::try_from(deadline.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
-        let (mut core, Now(begun)) = self.hot();
-        let mut spin_until = begun.saturating_add(self.spin.as_nanos() as u64);
+        let spin = self.spin.as_nanos() as u64;
+        let mut spin_until = self.called().0.saturating_add(spin);
+        let mut core = self.hot();
         let mut leading = false;
         let result = loop {
-            let now = self.now();
-            self.caller.store(now.0, Ordering::Relaxed);
-            let busy = self.drive(&mut core, now);
+            let busy = self.drive_called(&mut core);
             if core.engine.cq_ready(cq) {
                 break Ok(true);
             }
+            let now = core.now;
             if now.0 >= deadline {
                 break Ok(false);
             }
             if busy {
-                spin_until = now.0.saturating_add(self.spin.as_nanos() as u64);
+                spin_until = now.0.saturating_add(spin);
             }
             if now.0 < spin_until {
                 drop(core);
                 self.step_back();
-                std::hint::spin_loop();
                 core = self.lock_soon();
             } else if leading || core.leader.is_none() {
                 leading = true;
@@ -297,12 +326,17 @@ impl Driver {
     pub(crate) fn progress(&self) {
         let spin = self.spin.as_nanos() as u64;
         let (mut spin_until, mut park) = (0, CALLER);
+        // The last caller, who has been away for long enough.
+        let mut gone = None;
         while !self.stop.load(Ordering::Acquire) {
             let caller = self.caller.load(Ordering::Relaxed);
-            if caller.saturating_add(CALLER) > self.now().0 {
-                self.park(park);
-                park = (park * 2).min(PARKED);
-                continue;
+            if gone != Some(caller) {
+                if caller.saturating_add(CALLER) > self.now().0 {
+                    self.park(park);
+                    park = (park * 2).min(PARKED);
+                    continue;
+                }
+                gone = Some(caller);
             }
             self.step_back();
             let Some(mut core) = self.try_lock() else {
@@ -316,16 +350,13 @@ impl Driver {
                 continue;
             }
             park = CALLER;
-            let now = self.now();
-            if self.drive(&mut core, now) {
-                spin_until = now.0.saturating_add(spin);
+            if self.drive(&mut core, || self.now()) {
+                spin_until = core.now.0.saturating_add(spin);
             }
-            if now.0 < spin_until {
-                drop(core);
-                std::hint::spin_loop();
+            if core.now.0 < spin_until {
                 continue;
             }
-            let asleep = core.sleep(now);
+            let asleep = core.sleep(core.now);
             core.thread_sleeps = Some(asleep);
             drop(core);
             if let Err(error) = self.sleep(&self.thread_wake, Some(asleep.for_room), asleep.until) {

@@ -19,6 +19,8 @@ const MESSAGE: usize = 1 << 16;
 const SEGMENTS: usize = 64;
 /// Bytes of the segments of one message, at most: what an IPv4 packet holds, headers left out.
 const SEGMENTED: usize = 65_000;
+/// Datagrams in a row that come by themselves, after which the kernel need not join them.
+const SINGLES: u32 = 64;
 /// Bytes asked for as the socket's buffers: windows of a hundred connections.
 const BUFFER: i32 = 8 << 20;
 
@@ -83,9 +85,23 @@ impl Socket {
         }
         let doubled = this.option_value(libc::SOL_SOCKET, libc::SO_RCVBUF).map_err(failed("getsockopt(SO_RCVBUF)"))?;
         this.buffer.granted = usize::try_from(doubled).unwrap_or(0) / 2;
-        // Kernels before 5.0 do not join datagrams: each comes by itself.
-        let _ = this.option(libc::IPPROTO_UDP, libc::UDP_GRO, 1);
+        // The first time costs the kernel more: not while there is traffic.
+        this.join(true);
+        this.join(false);
         Ok(this)
+    }
+
+    /// Lets the kernel join datagrams. Kernels before 5.0 do not: there each comes by itself.
+    fn join(&self, yes: bool) {
+        let _ = self.option(libc::IPPROTO_UDP, libc::UDP_GRO, yes.into());
+    }
+
+    /// Whether nothing has arrived.
+    fn is_empty(&self) -> bool {
+        let mut bytes = 0_i32;
+        // SAFETY: FIONREAD fills in one integer, which lives for the call.
+        let done = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        done == 0 && bytes == 0
     }
 
     /// Where it is bound.
@@ -195,8 +211,13 @@ impl Headers {
 pub(crate) struct Receiver {
     headers: Box<Headers>,
     bytes: Box<[u8]>,
+    /// The kernel may join datagrams. It has to look at more of each one for that, so where they come one by one it
+    /// may not.
+    joins: bool,
     /// Calls in a row that found as many messages as they asked for.
     streak: u32,
+    /// Datagrams in a row that came by themselves while the kernel could have joined them.
+    singles: u32,
     /// Messages cut short by the kernel.
     pub(crate) truncated: u64,
 }
@@ -204,12 +225,55 @@ pub(crate) struct Receiver {
 impl Receiver {
     pub(crate) fn new() -> Self {
         let bytes = vec![0; BATCH * MESSAGE].into_boxed_slice();
-        Self { headers: Headers::new(), bytes, streak: 0, truncated: 0 }
+        Self { headers: Headers::new(), bytes, joins: false, streak: 0, singles: 0, truncated: 0 }
     }
 
     /// Takes what has arrived, in one system call, and hands over each datagram; returns the number of messages. It asks
     /// for one message, so that this one waits for nothing, and for more as long as there are more.
-    pub(crate) fn receive(&mut self, socket: &Socket, mut each: impl FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
+    pub(crate) fn receive(&mut self, socket: &Socket, each: impl FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
+        if self.streak > 1 && !self.joins {
+            self.joins = true;
+            socket.join(true);
+        }
+        let received = if self.joins { self.receive_joined(socket, each) } else { self.receive_single(socket, each) };
+        let Err(error) = received else { return received };
+        self.streak = 0;
+        if self.singles >= SINGLES {
+            self.singles = 0;
+            // What was joined before cannot be told apart afterwards: only while there is nothing. What the kernel is
+            // taking in at this very moment may be lost, as on any network.
+            socket.join(false);
+            self.joins = !socket.is_empty();
+            if self.joins {
+                socket.join(true);
+            }
+        }
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => Ok(0),
+            _ => Err(error),
+        }
+    }
+
+    /// One datagram.
+    fn receive_single(&mut self, socket: &Socket, mut each: impl FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
+        let name = &mut self.headers.names[0];
+        let mut name_len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        // SAFETY: the buffer has MESSAGE bytes, and the name the length that is given with it; both live for the call.
+        let len = unsafe {
+            let (fd, buffer) = (socket.socket.as_raw_fd(), self.bytes.as_mut_ptr());
+            let (name, len) = (&raw mut *name, &raw mut name_len);
+            libc::syscall(libc::SYS_recvfrom, fd, buffer, MESSAGE, libc::MSG_DONTWAIT, name, len)
+        };
+        let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+        self.streak += 1;
+        if let Some(from) = address_of(name) {
+            each(from, &self.bytes[..len.min(MESSAGE)]);
+        }
+        Ok(1)
+    }
+
+    /// A batch of messages, each of them one datagram or several.
+    fn receive_joined(&mut self, socket: &Socket, mut each: impl FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
         let wanted = (1 << self.streak.saturating_sub(1)).min(BATCH);
         let all = &mut *self.headers;
         for (at, buffer) in self.bytes.chunks_exact_mut(MESSAGE).enumerate().take(wanted) {
@@ -230,10 +294,8 @@ impl Receiver {
                 libc::syscall(libc::SYS_recvmmsg, fd, headers, wanted, libc::MSG_DONTWAIT, no_time)
             }
         };
-        let Ok(count) = usize::try_from(count) else {
-            self.streak = 0;
-            return Err(io::Error::last_os_error());
-        };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        let mut single = self.streak == 0;
         self.streak = if count == wanted { (self.streak + 1).min(BATCH.ilog2() + 1) } else { 0 };
         for (at, buffer) in self.bytes.chunks_exact(MESSAGE).enumerate().take(count) {
             let header = &all.headers[at];
@@ -244,10 +306,14 @@ impl Receiver {
             }
             let bytes = &buffer[..(header.msg_len as usize).min(MESSAGE)];
             match segment_of(header) {
-                Some(segment) => bytes.chunks(segment).for_each(|datagram| each(from, datagram)),
+                Some(segment) => {
+                    single = false;
+                    bytes.chunks(segment).for_each(|datagram| each(from, datagram));
+                }
                 None => each(from, bytes),
             }
         }
+        self.singles = if single { self.singles.saturating_add(1) } else { 0 };
         Ok(count)
     }
 }
@@ -280,10 +346,10 @@ impl Loss {
     fn strikes(&mut self) -> bool {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         // The upper half, taken as a fraction of 2^32.
-        (mixed >> 32) * 1_000_000 >> 32 < u64::from(self.per_million)
+        ((mixed >> 32) * 1_000_000) >> 32 < u64::from(self.per_million)
     }
 }
 
@@ -334,7 +400,8 @@ impl Sender {
         let mut more = true;
         loop {
             while self.waiting() {
-                if !self.push(socket) {
+                let room = if self.queue.len() == 1 { self.push_single(socket) } else { self.push(socket) };
+                if !room {
                     self.blocked += 1;
                     return;
                 }
@@ -356,6 +423,27 @@ impl Sender {
                 }
             }
         }
+    }
+
+    /// The only datagram. False: the socket has no room.
+    fn push_single(&mut self, socket: &Socket) -> bool {
+        let Transmit { to, len, .. } = self.queue[0];
+        let name = &mut self.headers.names[0];
+        let name_len = write_address(to, name);
+        // SAFETY: the name has the length that is given with it, and the bytes are those of a live vector.
+        let sent = unsafe {
+            let (fd, bytes, name) = (socket.socket.as_raw_fd(), self.bytes[..len].as_ptr(), &raw const *name);
+            libc::syscall(libc::SYS_sendto, fd, bytes, len, libc::MSG_DONTWAIT, name, name_len)
+        };
+        if sent < 0 {
+            match io::Error::last_os_error().raw_os_error() {
+                Some(libc::EAGAIN) => return false,
+                Some(libc::EINTR) => return true,
+                _ => self.refused += 1,
+            }
+        }
+        self.finish(1);
+        true
     }
 
     /// One system call. False: the socket has no room.

@@ -202,12 +202,50 @@ fn batches_grow_while_there_is_more_and_begin_with_one() {
     let datagrams: Vec<_> = (1..=60).map(|len| (b.local(), vec![0; len])).collect();
     send(&mut sender, &a, &datagrams);
     let mut counts = Vec::new();
-    while let Ok(count) = receiver.receive(&b, |_, _| {}) {
+    while let count @ 1.. = receiver.receive(&b, |_, _| {}).unwrap() {
         counts.push(count);
     }
     assert_eq!(counts, [1, 1, 2, 4, 8, 16, 16, 12]);
     send(&mut sender, &a, &datagrams[..2]);
     assert_eq!(receiver.receive(&b, |_, _| {}).unwrap(), 1);
+}
+
+#[test]
+fn datagrams_are_joined_only_while_they_come_in_numbers() {
+    let (a, b) = (open(), open());
+    let (mut sender, mut receiver) = (Sender::new(0, 0), Receiver::new());
+    let mut burst = |count: usize, receiver: &mut Receiver| -> Vec<usize> {
+        let datagrams: Vec<_> = (0..count).map(|number| (b.local(), vec![number as u8; 100])).collect();
+        send(&mut sender, &a, &datagrams);
+        assert!(!b.is_empty());
+        let (mut counts, mut next) = (Vec::new(), 0);
+        let mut each = |from, bytes: &[u8]| {
+            assert!(from == a.local() && *bytes == [next; 100], "datagram {next}");
+            next += 1;
+        };
+        while let count @ 1.. = receiver.receive(&b, &mut each).unwrap() {
+            counts.push(count);
+        }
+        assert!(b.is_empty());
+        assert_eq!(usize::from(next), count);
+        counts
+    };
+    // At first each is a message, and from the third on the kernel may join what comes.
+    assert_eq!(burst(5, &mut receiver), [1, 1, 2, 1]);
+    assert_eq!(burst(5, &mut receiver), [1]);
+    for _ in 0..SINGLES - 1 {
+        assert_eq!(burst(1, &mut receiver), [1]);
+    }
+    assert_eq!(burst(2, &mut receiver), [1], "still joined");
+    for _ in 0..SINGLES {
+        assert!(receiver.joins);
+        assert_eq!(burst(1, &mut receiver), [1]);
+    }
+    assert!(!receiver.joins);
+    assert_eq!(burst(1, &mut receiver), [1]);
+    assert!(!receiver.joins);
+    assert_eq!(burst(9, &mut receiver), [1, 1, 2, 4, 1], "no longer joined");
+    assert!(receiver.joins);
 }
 
 #[test]
