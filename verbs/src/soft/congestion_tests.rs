@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::engine::EngineRequest;
 use super::port_sim::{Datagram, Net};
 use super::psn::{Psn, Seq};
-use super::sim_link::{Bottleneck, Faults, Latency};
+use super::sim_link::{Bottleneck, Bursts, Faults, Latency};
 use super::sim_tests::{ALL, Side, connect};
 use super::wire::{Opcode, Packet};
 use crate::{Mtu, Op, QpCaps, Retry, WcStatus};
@@ -191,9 +191,11 @@ const LOSSES: [(u64, f64); 4] = [(100, 0.95), (1000, 0.9), (10_000, 0.5), (50_00
 #[test]
 fn loss_costs_little_more_than_what_is_lost() {
     let mut wrong = Vec::new();
-    for path in [LOOPBACK, ETHERNET] {
-        for (op, len) in [(Op::Read, 64 << 10), (Op::Read, 4096), (Op::Write, 64 << 10), (Op::Write, 4096)] {
-            let time = 80_000_000 * 1_000_000_000 / path.bytes_per_second;
+    let long = [(Op::Read, 64 << 10), (Op::Write, 64 << 10)];
+    let short = [(Op::Read, 4096), (Op::Write, 4096)];
+    for (path, loads) in [(LOOPBACK, long), (LOOPBACK, short), (ETHERNET, long)] {
+        for (op, len) in loads {
+            let time = 50_000_000 * 1_000_000_000 / path.bytes_per_second;
             let whole = measure(path, 2, 0, op, len, time).share;
             for (lost, least) in LOSSES {
                 let Outcome { share, again, overflowed } = measure(path, 2, lost, op, len, time);
@@ -212,6 +214,44 @@ fn loss_costs_little_more_than_what_is_lost() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn loss_in_bursts_is_no_end() {
+    for (op, len) in [(Op::Read, 64 << 10), (Op::Write, 64 << 10)] {
+        let mut net = ETHERNET.net(4, 0, 2);
+        // One datagram in two thousand begins a burst, which takes ten with it.
+        net.links().for_each(|link| link.bursts = Some(Bursts { begin: 500, end: 100_000 }));
+        let mut loads = [Load::new(&mut net, (0, 1), op, len)];
+        run(&mut net, &mut loads, 100_000_000);
+        let share = loads[0].bytes() as f64 / (net.now().0 as f64 / 1e9) / ETHERNET.bytes_per_second as f64;
+        println!("{op:?} of {len}, half a percent lost in bursts: {:.1} % of the link", 100.0 * share);
+        assert!(share > 0.2, "{op:?} of {len}: {:.1} % of the link", 100.0 * share);
+    }
+}
+
+#[test]
+fn a_link_that_comes_back_is_used_again() {
+    for (op, len) in [(Op::Read, 64 << 10), (Op::Write, 64 << 10), (Op::Write, 4096)] {
+        for ways in [&[(0, 1)][..], &[(1, 0)], &[(0, 1), (1, 0)]] {
+            let mut net = ETHERNET.net(5, 0, 2);
+            let mut loads = [Load::new(&mut net, (0, 1), op, len)];
+            run(&mut net, &mut loads, 10_000_000);
+            let begin = net.now().0;
+            for (from, to) in ways {
+                net.link(*from, *to).dark = begin..begin + 250_000_000;
+            }
+            // A timeout of the caller's, and then it is as it was.
+            run(&mut net, &mut loads, 250_000_000 + 110_000_000);
+            let before = loads[0].bytes();
+            let begin = net.now().0;
+            run(&mut net, &mut loads, 30_000_000);
+            let took = (net.now().0 - begin) as f64 / 1e9;
+            let share = (loads[0].bytes() - before) as f64 / took / ETHERNET.bytes_per_second as f64;
+            println!("{op:?} of {len}, {ways:?} dark for a while: {:.1} % of the link", 100.0 * share);
+            assert!(share > 0.8, "{op:?} of {len}, {ways:?}: {:.1} % of the link", 100.0 * share);
+        }
+    }
 }
 
 #[test]
