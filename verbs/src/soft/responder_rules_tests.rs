@@ -165,7 +165,7 @@ fn sec_9_7_4_1_2_the_order_of_opcodes() {
 }
 
 // 9.7.4.1.3: an operation that the responder does not support is an invalid request. SENDs and immediate data need a
-// receive queue, and these queue pairs have none: not one that is empty for now. "Receiver not ready" (9.7.5.2.8) would
+// receive queue, and these queue pairs have none: not one that is empty for now. "Receiver not ready" would
 // tell the requester to try again, for ever where its count of retries is 7, and nothing would ever be there. The data of
 // such a WRITE is not written either.
 #[test]
@@ -213,9 +213,9 @@ fn sec_9_7_4_1_3_no_atomics_were_granted() {
     }
 }
 
-// 9.7.4.1.4: a WRITE is let in as a whole, by its first packet; where it does not fit, none of it is written.
+// 9.7.4.1.5: a WRITE is let in as a whole, by its first packet; where it does not fit, none of it is written.
 #[test]
-fn sec_9_7_4_1_4_a_write_that_ends_outside_writes_nothing() {
+fn sec_9_7_4_1_5_a_write_that_ends_outside_writes_nothing() {
     for mtu in Mtu::ALL {
         let unit = mtu.bytes() as u32;
         for len in [unit + 1, 2 * unit, 3 * unit + 5] {
@@ -231,7 +231,7 @@ fn sec_9_7_4_1_4_a_write_that_ends_outside_writes_nothing() {
 }
 
 #[test]
-fn sec_9_7_4_1_4_the_key_that_counts_is_that_of_the_first_packet() {
+fn sec_9_7_4_1_5_the_key_that_counts_is_that_of_the_first_packet() {
     // What the region allows is looked at for the operation, not for the queue pair alone.
     for (access, opcode) in [
         (Access::REMOTE_READ, Opcode::WRITE_FIRST),
@@ -355,9 +355,9 @@ fn sec_9_7_4_1_6_the_longest_message() {
     }
 }
 
-// 9.7.4.1.5, resources: no more READs at once than were agreed on, and none where none were.
+// 9.7.4.1.4, resources: no more READs at once than were agreed on, and none where none were.
 #[test]
-fn sec_9_7_4_1_5_reads_beyond_the_limit() {
+fn sec_9_7_4_1_4_reads_beyond_the_limit() {
     for limit in [0, 1, 7] {
         let mut peer = Peer::new(Mtu::Mtu1024);
         let caps = QpCaps { send_queue: 1, outstanding_reads: limit };

@@ -55,6 +55,11 @@ enum Step {
         nak: bool,
         which: usize,
     },
+    /// The same gap, or the same acknowledgement of all, again and again.
+    Nag {
+        nak: bool,
+        times: usize,
+    },
     Hostile {
         kind: u8,
         which: usize,
@@ -82,6 +87,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => which.clone().prop_map(Step::LoseAnswer),
         2 => which.clone().prop_map(Step::Acknowledge),
         1 => (any::<bool>(), which.clone()).prop_map(|(nak, which)| Step::Lie { nak, which }),
+        2 => (any::<bool>(), 2..40_usize).prop_map(|(nak, times)| Step::Nag { nak, times }),
         8 => (any::<u8>(), which.clone(), any::<u8>())
             .prop_map(|(kind, which, value)| Step::Hostile { kind, which, value }),
         1 => (which, 0x61..0x64_u8).prop_map(|(which, syndrome)| Step::Refuse { which, syndrome }),
@@ -357,6 +363,29 @@ impl Run {
         }
     }
 
+    /// Says the same many times: it sends again what is missing, but not each time.
+    fn nag(&mut self, nak: bool, times: usize) -> Outcome {
+        self.send(4999)?;
+        let Some(last) = self.sent.checked_sub(1) else { return Ok(()) };
+        self.poll()?;
+        let done = self.works.get(self.completed).map_or(self.sent, |work| work.first);
+        let missing = self.sent - done.min(self.sent);
+        let (place, syndrome) = if nak { (self.acknowledged.min(last), 0x60) } else { (last, 0x1f) };
+        self.lied |= place >= self.expected;
+        let (begun, fresh) = (self.peer.engine.counters().sent, self.sent);
+        for _ in 0..times {
+            self.deliver(&Reply { place, opcode: Opcode::ACKNOWLEDGE, syndrome: Some(syndrome), data: vec![] });
+            self.send(4999)?;
+        }
+        let again = self.peer.engine.counters().sent - begun;
+        let most = 3 * missing + (self.sent - fresh) + 8;
+        prop_assert!(
+            again <= most,
+            "sends {again} packets because of one thing said {times} times, with {missing} missing"
+        );
+        Ok(())
+    }
+
     fn poll(&mut self) -> Outcome {
         for Completion { id, status, op, .. } in self.peer.poll() {
             prop_assert_eq!(id, self.completed as u64, "completes out of order, or twice");
@@ -456,6 +485,7 @@ impl Run {
                     self.deliver(&Reply { place, opcode: Opcode::ACKNOWLEDGE, syndrome, data: vec![] });
                 }
             }
+            Step::Nag { nak, times } => self.nag(*nak, *times)?,
             Step::Hostile { kind, which, value } => self.hostile(*kind, *which, *value),
             Step::Refuse { which, syndrome } => {
                 if let Some(place) = (*which as u64).checked_rem(self.sent)

@@ -190,6 +190,8 @@ impl Model {
         if at > self.expected {
             if self.gap == Gap::None {
                 self.gap = Gap::Seen;
+                // An ACK of all before it may go ahead of the NAK: some requesters count that as progress.
+                self.budget += 1;
             }
             return Verdict::Lives;
         }
@@ -288,10 +290,11 @@ impl Model {
         faults
     }
 
-    /// 9.7.4.1.4: rights, key and bounds.
+    /// 9.7.4.1.5: rights, key and bounds.
     fn access(&self, request: &Request, write: bool) -> Vec<u8> {
         let mut faults = Vec::new();
-        if !(if write { self.writes_allowed } else { self.reads_allowed }) {
+        let allowed = if write { self.writes_allowed } else { self.reads_allowed };
+        if !allowed || u64::from(request.len) > MAX_MESSAGE {
             faults.push(INVALID_REQUEST);
         }
         let reaches = self.region(request.rkey).is_some_and(|index| {
