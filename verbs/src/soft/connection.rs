@@ -1,6 +1,6 @@
 //! What a queue pair knows of its peer once it is connected, and the packets it sends there.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::handles::{EngineError, PdHandle};
 use super::icrc::Icrc;
@@ -23,8 +23,7 @@ pub(super) struct Connection {
     pub(super) reads: usize,
     send: Icrc,
     receive: Icrc,
-    /// The peer takes the IPv4 identification as it is on the wire, rather than as 0.
-    counts_ids: bool,
+    is_soft: bool,
 }
 
 /// What follows the BTH of a packet that is sent.
@@ -75,7 +74,7 @@ impl Connection {
             reads: caps.outstanding_reads.into(),
             send: Icrc::new(local, peer),
             receive: Icrc::new(peer, local),
-            counts_ids: remote.flags & Endpoint::SOFT == 0 && peer.is_ipv4(),
+            is_soft: remote.flags & Endpoint::SOFT != 0,
         })
     }
 
@@ -84,20 +83,33 @@ impl Connection {
         len.div_ceil(self.mtu).max(1) as u64
     }
 
-    pub(super) fn is_peer(&self, address: IpAddr) -> bool {
-        self.peer.ip() == address
+    /// Full packets that a socket's buffer of so many bytes holds for sure: it charges for each what the kernel uses for
+    /// it, which is up to twice its length and some.
+    pub(super) fn packets_within(&self, bytes: usize) -> u64 {
+        (bytes / (2 * (self.mtu + 512))) as u64
+    }
+
+    /// Whether the peer sends from there. A soft one has one port, which nobody else on its machine can have; others
+    /// use one for each queue pair.
+    pub(super) fn is_peer(&self, from: SocketAddr) -> bool {
+        self.peer.ip() == from.ip().to_canonical() && (!self.is_soft || self.peer.port() == from.port())
     }
 
     /// Whether the packet, which came from this port of the peer, is whole.
     pub(super) fn is_whole(&mut self, port: u16, packet: &Packet<'_>) -> bool {
         self.receive.set_source_port(port);
         let (covered, icrc) = packet.split_icrc();
-        if self.counts_ids { self.receive.matches_some_id(covered, icrc) } else { self.receive.of(covered) == icrc }
+        if self.counts_ids() { self.receive.matches_some_id(covered, icrc) } else { self.receive.of(covered) == icrc }
     }
 
-    /// Whether the IPv4 identification of a packet must be the one under its ICRC.
+    /// The peer is a soft device too, rather than the kernel's or a card.
+    pub(super) fn is_soft(&self) -> bool {
+        self.is_soft
+    }
+
+    /// Whether the IPv4 identification of a packet must be the one under its ICRC; soft devices take it as 0.
     pub(super) fn counts_ids(&self) -> bool {
-        self.counts_ids
+        !self.is_soft && self.peer.is_ipv4()
     }
 
     /// Appends one packet to `out`, or nothing.

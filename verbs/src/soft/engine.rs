@@ -17,7 +17,7 @@ use super::handles::{HandleMap, next_free, random};
 use super::psn::Psn;
 use super::regions::Regions;
 use super::requester::{Failure, Requester, Stop, Work};
-use super::responder::{Responder, Verdict};
+use super::responder::{Responder, Turn, Verdict};
 pub(crate) use super::timers::Now;
 use super::timers::Timers;
 use super::wire::{DEFAULT_PKEY, Packet};
@@ -58,6 +58,10 @@ pub(crate) struct Engine {
     ready: VecDeque<u32>,
     /// Datagrams since there was none.
     burst: usize,
+    /// Bytes of READ responses and requests that the socket holds until somebody takes them.
+    receive_buffer: usize,
+    /// Queue pairs that wait for READ responses: they share it.
+    readers: usize,
     timers: Timers,
     counts: Counts,
 }
@@ -75,6 +79,8 @@ struct QueuePair {
     /// Made with the connection: it needs the peer's first PSN.
     responder: Option<Responder>,
     is_ready: bool,
+    /// Counted among the engine's readers.
+    is_reader: bool,
     /// The responder had the last turn.
     answered_last: bool,
     /// The alarm that is set.
@@ -117,9 +123,16 @@ impl Engine {
             qps: HandleMap::default(),
             ready: VecDeque::new(),
             burst: 0,
+            receive_buffer: usize::MAX,
+            readers: 0,
             timers: Timers::default(),
             counts: Counts::default(),
         }
+    }
+
+    /// Bounds the READ responses under way by what the socket holds: without it, by each connection's window alone.
+    pub(crate) fn set_receive_buffer(&mut self, bytes: usize) {
+        self.receive_buffer = bytes;
     }
 
     pub(crate) fn alloc_pd(&mut self) -> PdHandle {
@@ -201,9 +214,10 @@ impl Engine {
             psn,
             state: QpState::Reset,
             connection: None,
-            requester: Requester::new(psn, caps.send_queue),
+            requester: Requester::new(psn),
             responder: None,
             is_ready: false,
+            is_reader: false,
             answered_last: false,
             alarm: None,
         };
@@ -255,6 +269,7 @@ impl Engine {
         let qp = self.qps.get_mut(&qpn.0).ok_or(EngineError::Gone("queue pair"))?;
         qp.fail(None, &mut self.completions);
         qp.silence();
+        qp.count_reader(&mut self.readers);
         Ok(())
     }
 
@@ -313,7 +328,7 @@ impl Engine {
         let (Some(connection), Some(responder)) = (&mut qp.connection, &mut qp.responder) else {
             return Err(Dropped::NotReady);
         };
-        if !connection.is_peer(from.ip().to_canonical()) {
+        if !connection.is_peer(from) {
             return Err(Dropped::WrongSource);
         }
         if qp.state != QpState::ReadyToSend {
@@ -334,20 +349,21 @@ impl Engine {
             let outcome = qp.requester.on_response(now, connection, &self.regions, &bth, &body);
             qp.complete(&mut self.completions);
             qp.wake(&mut self.ready);
-            match outcome {
-                Ok(()) => {}
-                Err(Stop::Dropped(reason)) => return Err(reason),
-                Err(Stop::Failed(failure)) => {
-                    qp.fail(Some(failure), &mut self.completions);
-                    qp.silence();
-                }
+            if let Err(Stop::Failed(failure)) = outcome {
+                qp.fail(Some(failure), &mut self.completions);
+                qp.silence();
             }
-            return Ok(());
+            qp.count_reader(&mut self.readers);
+            return match outcome {
+                Err(Stop::Dropped(reason)) => Err(reason),
+                _ => Ok(()),
+            };
         }
         let outcome = responder.on_request(connection, &self.regions, &bth, &body);
         qp.wake(&mut self.ready);
         if outcome? == Verdict::Refused {
             qp.fail(None, &mut self.completions);
+            qp.count_reader(&mut self.readers);
         }
         Ok(())
     }
@@ -360,7 +376,10 @@ impl Engine {
         {
             let Some(qp) = self.qps.get_mut(&qpn) else { continue };
             qp.is_ready = false;
-            if let Some(transmit) = qp.next_packet(now, &self.regions, &mut self.completions, &mut self.counts, out) {
+            let share = self.receive_buffer / self.readers.max(1);
+            let sent = qp.next_packet((now, share), &self.regions, &mut self.completions, &mut self.counts, out);
+            qp.count_reader(&mut self.readers);
+            if let Some(transmit) = sent {
                 qp.wake(&mut self.ready);
                 qp.set_alarm(&mut self.timers);
                 self.burst += 1;
@@ -391,6 +410,7 @@ impl Engine {
                     Err(failure) => {
                         qp.fail(Some(failure), &mut self.completions);
                         qp.silence();
+                        qp.count_reader(&mut self.readers);
                     }
                 }
             }
@@ -434,10 +454,10 @@ impl QueuePair {
         region.local(request.offset, request.len, needs)
     }
 
-    /// Appends its next packet; requests and answers take turns.
+    /// Appends its next packet; requests and answers take turns. `share` is its part of the receive buffer, in bytes.
     fn next_packet(
         &mut self,
-        now: Now,
+        (now, share): (Now, usize),
         regions: &Regions,
         completions: &mut Completions,
         counts: &mut Counts,
@@ -450,15 +470,23 @@ impl QueuePair {
             self.answered_last = !self.answered_last;
             if self.answered_last {
                 match responder.next_packet(connection, regions, out) {
-                    Some(Verdict::Served) => return sent(out),
-                    Some(Verdict::Refused) => {
+                    Turn::Idle => {}
+                    Turn::Sent { again } => {
+                        counts.retransmitted += u64::from(again);
+                        return sent(out);
+                    }
+                    Turn::Refused => {
                         self.fail(None, completions);
                         return sent(out);
                     }
-                    None => {}
+                    Turn::Silenced => {
+                        self.fail(None, completions);
+                        return None;
+                    }
                 }
             } else if self.state == QpState::ReadyToSend {
-                match self.requester.next_packet(now, connection, regions, out) {
+                let most = connection.packets_within(share);
+                match self.requester.next_packet(now, connection, regions, most, out) {
                     Some(Ok(packet)) => {
                         counts.retransmitted += u64::from(packet.again);
                         return sent(out);
@@ -503,6 +531,16 @@ impl QueuePair {
             self.is_ready = true;
             ready.push_back(self.qpn);
         }
+    }
+
+    /// Keeps the number of readers right.
+    fn count_reader(&mut self, readers: &mut usize) {
+        match (self.is_reader, self.requester.is_reading()) {
+            (false, true) => *readers += 1,
+            (true, false) => *readers -= 1,
+            _ => return,
+        }
+        self.is_reader = !self.is_reader;
     }
 
     /// Makes sure that an alarm rings at the deadline or before.

@@ -1,47 +1,46 @@
 //! The requester of a reliable connection: sends READs and WRITEs, takes the answers, and sends again what got none.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::connection::{Connection, Data, Extension};
 use super::counters::Dropped;
+use super::flight::{Fit, Flight, Loss};
 use super::handles::MrHandle;
+use super::pace::{Pace, WINDOW_MAX};
 use super::psn::{Psn, Seq};
 use super::regions::Regions;
 use super::timers::Now;
 use super::wire::{Body, Bth, Opcode, Reth, Syndrome};
-use crate::{Completion, Op, WcStatus};
+use crate::{Completion, Op, Retry, WcStatus};
 
-/// Packets of one READ request. A longer READ is asked for in pieces, so that its answer does not drown our socket.
-/// Pieces are counted from the READ's first packet, so that one that is asked for again ends where it ended before.
+/// Packets of one READ request, at most. A longer READ is asked for in pieces, so that its answer does not drown our
+/// socket.
 const READ_PACKETS: u64 = 16;
-/// Packets sent, or asked for, and not answered: at the start, at least and at most. Default socket buffers hold some
-/// forty packets of 4 KiB.
-const WINDOW_START: u64 = 32;
-const WINDOW_MIN: u64 = READ_PACKETS;
-const WINDOW_MAX: u64 = 64;
+/// From the first packet without an answer to the last that was sent, at most: how far others may run ahead of one that
+/// is lost.
+const SPAN: u64 = 2 * WINDOW_MAX;
+/// A report of the same gap within this time is a doubled one, however quick the peer.
+const DOUBLED: Duration = Duration::from_micros(20);
 
 /// Asks one peer.
 pub(super) struct Requester {
     /// Posted and not completed, in order.
     queue: VecDeque<Work>,
-    /// Index of the work that `next` belongs to.
-    cursor: usize,
-    /// Everything before is answered.
-    answered: Seq,
-    /// The next packet to send.
-    next: Seq,
-    /// Everything before was sent at least once.
-    sent: Seq,
+    flight: Flight,
     /// The first packet of what is posted next.
     posted: Seq,
-    /// Ends of the READ requests under way, in order.
+    /// Ends of the READ requests that are not answered in full, in order. One that is sent again is the peer's old one.
     reads: VecDeque<Seq>,
-    window: Window,
+    pace: Pace,
     /// Packets since one that asked for an acknowledgement.
     unasked: u64,
-    /// The answer that was missing when we last went back because of it: once is enough.
-    went_back_to: Option<Seq>,
-    retries: u8,
+    /// The gap that was last reported, and when: the report may be doubled.
+    gap: Option<(Seq, Now)>,
+    /// A packet whose answer is timed: its sending, and when that was.
+    timed: Option<(Seq, u64, Now)>,
+    /// When the peer last answered something, or something was sent while nothing was under way.
+    heard: Now,
     deadline: Option<Now>,
 }
 
@@ -79,20 +78,18 @@ pub(super) struct Sent {
 }
 
 impl Requester {
-    pub(super) fn new(psn: Psn, send_queue: usize) -> Self {
+    pub(super) fn new(psn: Psn) -> Self {
         let start = Seq::start(psn);
         Self {
-            queue: VecDeque::with_capacity(send_queue.min(1024)),
-            cursor: 0,
-            answered: start,
-            next: start,
-            sent: start,
+            queue: VecDeque::new(),
+            flight: Flight::new(start),
             posted: start,
             reads: VecDeque::new(),
-            window: Window { size: WINDOW_START, progress: 0 },
+            pace: Pace::new(),
             unasked: 0,
-            went_back_to: None,
-            retries: 0,
+            gap: None,
+            timed: None,
+            heard: Now::default(),
             deadline: None,
         }
     }
@@ -107,6 +104,11 @@ impl Requester {
         self.deadline
     }
 
+    /// Waits for READ responses.
+    pub(super) fn is_reading(&self) -> bool {
+        !self.reads.is_empty()
+    }
+
     pub(super) fn post(&mut self, connection: Option<&Connection>, mut work: Work) {
         work.first = self.posted;
         work.end = self.posted.plus(connection.map_or(1, |connection| connection.packets(work.len)));
@@ -116,18 +118,16 @@ impl Requester {
 
     /// The next request that is done.
     pub(super) fn next_done(&mut self, qpn: u32) -> Option<Completion> {
-        if self.queue.front()?.end > self.answered {
+        if self.queue.front()?.end > self.flight.first() {
             return None;
         }
-        let work = self.queue.pop_front()?;
-        self.cursor = self.cursor.saturating_sub(1);
-        Some(work.completion(WcStatus::SUCCESS, qpn))
+        Some(self.queue.pop_front()?.completion(WcStatus::SUCCESS, qpn))
     }
 
     /// The next request of a queue pair in ERROR: `failure` is of the one that brought it there.
     pub(super) fn next_flushed(&mut self, failure: Option<Failure>, qpn: u32) -> Option<Completion> {
         self.deadline = None;
-        self.cursor = 0;
+        self.reads.clear();
         let work = self.queue.pop_front()?;
         let status = match failure {
             Some(failure) if work.first <= failure.at && failure.at < work.end => failure.status,
@@ -145,53 +145,44 @@ impl Requester {
         bth: &Bth,
         body: &Body<'_>,
     ) -> Result<(), Stop> {
-        let at = self.answered.nearest(bth.psn);
+        let at = self.flight.first().nearest(bth.psn);
         // A NAK of a gap names a packet that need not have been sent again yet, but was sent once.
-        if at >= self.sent {
+        if at >= self.flight.end() {
             return Err(Stop::Dropped(Dropped::UnexpectedResponse));
         }
-        let before = self.answered;
+        let before = self.flight.answered();
         let outcome = match (bth.opcode, body.aeth) {
-            (Opcode::ACKNOWLEDGE, Some(aeth)) => self.on_acknowledge(at, aeth.syndrome),
+            (Opcode::ACKNOWLEDGE, Some(aeth)) => self.on_acknowledge(now, at, aeth.syndrome),
             (Opcode::ATOMIC_ACKNOWLEDGE | Opcode::ACKNOWLEDGE, _) => Err(Stop::Dropped(Dropped::UnexpectedResponse)),
             _ => self.on_read_response(connection, regions, at, bth.opcode, body.data),
         };
-        if self.answered > before {
-            self.progress(now, connection, self.answered.since(before));
+        if self.flight.answered() > before {
+            self.progress(now, &connection.retry, self.flight.answered() - before);
         }
         outcome
     }
 
-    fn on_acknowledge(&mut self, at: Seq, syndrome: Syndrome) -> Result<(), Stop> {
+    fn on_acknowledge(&mut self, now: Now, at: Seq, syndrome: Syndrome) -> Result<(), Stop> {
+        if at < self.flight.first() {
+            let known = syndrome.is_ack() || refusal(syndrome).is_some() || syndrome == Syndrome::SEQUENCE;
+            return Err(Stop::Dropped(if known { Dropped::StaleResponse } else { Dropped::UnexpectedResponse }));
+        }
         if syndrome.is_ack() {
-            if at < self.answered {
-                return Err(Stop::Dropped(Dropped::StaleResponse));
-            }
-            if !self.acknowledge(at.plus(1)) {
-                self.go_back_once();
-            }
-            return Ok(());
-        }
-        let status = match syndrome {
-            Syndrome::SEQUENCE => None,
-            Syndrome::INVALID_REQUEST => Some(WcStatus::REM_INV_REQ_ERR),
-            Syndrome::REMOTE_ACCESS => Some(WcStatus::REM_ACCESS_ERR),
-            Syndrome::REMOTE_OPERATION => Some(WcStatus::REM_OP_ERR),
-            // Receiver-not-ready is no answer to READ or WRITE, and the others are no codes.
-            _ => return Err(Stop::Dropped(Dropped::UnexpectedResponse)),
-        };
-        if at < self.answered {
-            return Err(Stop::Dropped(Dropped::StaleResponse));
-        }
-        self.acknowledge(at);
-        match status {
+            let loss = self.flight.acknowledge(at);
+            self.note(loss);
+        } else if syndrome == Syndrome::SEQUENCE {
+            let loss = self.flight.carried_out(at);
+            self.note(loss);
+            self.go_back(now, at);
+        } else if let Some(status) = refusal(syndrome) {
             // The responder answers no more: what it left out before stays unanswered, and is flushed.
-            Some(status) => Err(Stop::Failed(Failure { at, status })),
-            None => {
-                self.go_back_once();
-                Ok(())
-            }
+            self.flight.carried_out(at);
+            return Err(Stop::Failed(Failure { at, status }));
+        } else {
+            // Receiver-not-ready is no answer to READ or WRITE, and the others are no codes.
+            return Err(Stop::Dropped(Dropped::UnexpectedResponse));
         }
+        Ok(())
     }
 
     fn on_read_response(
@@ -202,134 +193,175 @@ impl Requester {
         opcode: Opcode,
         data: &[u8],
     ) -> Result<(), Stop> {
-        if at < self.answered {
-            return Err(Stop::Dropped(Dropped::StaleResponse));
+        match self.flight.fit(at) {
+            Fit::Awaited => {}
+            Fit::Taken => return Err(Stop::Dropped(Dropped::StaleResponse)),
+            Fit::Unasked => return Err(Stop::Dropped(Dropped::UnexpectedResponse)),
         }
-        let unexpected = Err(Stop::Dropped(Dropped::UnexpectedResponse));
-        // It must answer a READ before it may acknowledge anything.
-        let Some(index) = self.queue.iter().position(|work| at < work.end) else { return unexpected };
-        let work = &self.queue[index];
-        if work.op != Op::Read {
-            return unexpected;
-        }
+        let Some(work) = self.work_at(at) else { return Err(Stop::Dropped(Dropped::UnexpectedResponse)) };
         let done = at.since(work.first) as usize * connection.mtu;
         let expected = connection.mtu.min(work.len.saturating_sub(done));
         let is_last = matches!(opcode, Opcode::READ_RESPONSE_LAST | Opcode::READ_RESPONSE_ONLY);
-        if data.len() != expected || is_last != (at.plus(1) == work.piece_end(at)) {
-            return unexpected;
+        // Any packet but a READ's last may end a request, if only one that was sent again.
+        if data.len() != expected || at.plus(1) == work.end && !is_last {
+            return Err(Stop::Dropped(Dropped::UnexpectedResponse));
         }
-        if !self.acknowledge(at) {
-            self.go_back_once();
-            return Err(Stop::Dropped(Dropped::OutOfSequence));
-        }
-        let work = &self.queue[index];
         let place = regions.get(work.region).map(|region| region.memory().copy_in(work.offset + done, data));
         if !matches!(place, Some(Ok(()))) {
             return Err(Stop::Failed(Failure { at, status: WcStatus::LOC_PROT_ERR }));
         }
-        self.answered = at.plus(1);
+        let loss = self.flight.answer(at);
+        self.note(loss);
         Ok(())
     }
 
-    /// Everything before `end` was received. False: an answer to a READ is missing on the way there.
-    fn acknowledge(&mut self, end: Seq) -> bool {
-        for work in &self.queue {
-            if work.end <= self.answered {
-                continue;
-            }
-            if end <= self.answered {
-                break;
-            }
-            if work.op == Op::Read {
-                return false;
-            }
-            self.answered = work.end.min(end);
-        }
-        true
+    /// The request that the packet belongs to.
+    fn work_at(&self, at: Seq) -> Option<&Work> {
+        // Mostly the first.
+        let index = match self.queue.front() {
+            Some(first) if at < first.end => 0,
+            _ => self.queue.partition_point(|work| work.end <= at),
+        };
+        self.queue.get(index)
     }
 
-    fn progress(&mut self, now: Now, connection: &Connection, packets: u64) {
-        self.retries = 0;
-        self.window.grow(packets);
-        while self.reads.front().is_some_and(|end| *end <= self.answered) {
+    fn note(&mut self, loss: Loss) {
+        if let Some(sending) = loss {
+            self.pace.shrink(sending, self.flight.sendings());
+        }
+    }
+
+    fn progress(&mut self, now: Now, retry: &Retry, packets: u64) {
+        self.heard = now;
+        self.pace.grow(packets);
+        if let Some((at, sending, since)) = self.timed {
+            match self.flight.is_last_sent_by(at, sending) {
+                Some(true) => {}
+                Some(false) => self.timed = None,
+                None => {
+                    self.pace.time(now.since(since));
+                    self.timed = None;
+                }
+            }
+        }
+        self.flight.advance();
+        let first = self.flight.first();
+        while self.reads.front().is_some_and(|end| *end <= first) {
             self.reads.pop_front();
         }
-        // Late answers overtake what was to be sent again.
-        self.next = self.next.max(self.answered);
-        self.deadline = (self.answered < self.sent).then(|| now.after(connection.retry.timeout));
+        self.deadline = if self.flight.is_empty() { None } else { Some(self.alarm(now, retry)) };
     }
 
-    fn go_back_once(&mut self) {
-        if self.went_back_to != Some(self.answered) {
-            self.went_back_to = Some(self.answered);
-            self.go_back();
+    /// When to send again, or to give up.
+    fn alarm(&self, now: Now, retry: &Retry) -> Now {
+        let wait = self.pace.wait().min(retry.timeout);
+        now.after(wait).min(self.end_of_patience(retry))
+    }
+
+    fn end_of_patience(&self, retry: &Retry) -> Now {
+        self.heard.after(retry.timeout.saturating_mul(u32::from(retry.count) + 1))
+    }
+
+    /// The peer misses the packet, and so whatever came behind it. A second report within a round trip is a doubled one.
+    fn go_back(&mut self, now: Now, at: Seq) {
+        if self.gap.is_some_and(|(last, when)| last == at && now < when.after(self.pace.round_trip().max(DOUBLED))) {
+            return;
         }
-    }
-
-    /// Sends again from the first packet that has no answer.
-    fn go_back(&mut self) {
-        self.next = self.answered;
-        self.cursor = 0;
-        self.reads.clear();
+        self.gap = Some((at, now));
+        let loss = self.flight.lose_from(at);
+        self.note(loss);
         self.unasked = 0;
-        self.window.shrink();
     }
 
     /// No answer came in time.
     pub(super) fn on_deadline(&mut self, now: Now, connection: &Connection) -> Result<(), Failure> {
-        if self.retries >= connection.retry.count {
-            return Err(Failure { at: self.answered, status: WcStatus::RETRY_EXC_ERR });
+        let retry = &connection.retry;
+        if now >= self.end_of_patience(retry) {
+            return Err(Failure { at: self.flight.first(), status: WcStatus::RETRY_EXC_ERR });
         }
-        self.retries += 1;
-        self.went_back_to = None;
-        self.go_back();
-        self.deadline = Some(now.after(connection.retry.timeout));
+        (self.gap, self.timed, self.unasked) = (None, None, 0);
+        self.flight.lose_from(self.flight.first());
+        self.pace.collapse(self.flight.sendings());
+        self.deadline = Some(self.alarm(now, retry));
         Ok(())
     }
 
-    /// Appends the next packet to `out`, if there is one and the window allows it.
+    /// Appends the next packet to `out`, if there is one and it may be under way beside the others. `most` is how many
+    /// packets of READ responses our socket has room for.
     pub(super) fn next_packet(
         &mut self,
         now: Now,
         connection: &Connection,
         regions: &Regions,
+        most: u64,
         out: &mut Vec<u8>,
     ) -> Option<Result<Sent, Failure>> {
-        while self.queue.get(self.cursor)?.end <= self.next {
-            self.cursor += 1;
+        let (at, end, again) = match self.flight.next_lost() {
+            Some((at, end)) => (at, end, true),
+            None => self.next_new(connection, most)?,
+        };
+        let work = self.work_at(at)?;
+        let (op, work_end) = (work.op, work.end);
+        let (count, window) = (end.since(at), self.pace.window());
+        let under_way = self.flight.under_way();
+        if under_way > 0 && under_way + count > window {
+            return None;
         }
-        let work = self.queue.get(self.cursor)?;
-        let at = self.next;
-        let under_way = at.since(self.answered);
+        // An acknowledgement is asked for at each message's end, and four times in a window: so none closes unasked.
+        let asks = op == Op::Read || end == work_end || self.unasked + 1 >= window / 4;
+        if !work.send(connection, regions, at, end, asks, out) {
+            return Some(Err(Failure { at, status: WcStatus::LOC_PROT_ERR }));
+        }
+        if self.flight.is_empty() {
+            self.heard = now;
+        }
+        if again {
+            self.flight.send_again(at, end);
+        } else {
+            self.flight.send(count, op == Op::Read);
+            if op == Op::Read {
+                self.reads.push_back(end);
+            }
+            if self.timed.is_none() && asks {
+                self.timed = Some((end.previous(), self.flight.sendings(), now));
+            }
+        }
+        self.unasked = if asks { 0 } else { self.unasked + 1 };
+        if self.deadline.is_none() {
+            self.deadline = Some(self.alarm(now, &connection.retry));
+        }
+        Some(Ok(Sent { again }))
+    }
+
+    /// The next packets that were never sent: one of a WRITE, or those of a READ that one request asks for.
+    fn next_new(&self, connection: &Connection, most: u64) -> Option<(Seq, Seq, bool)> {
+        let at = self.flight.end();
+        let work = self.work_at(at)?;
         let end = match work.op {
+            Op::Write => at.plus(1),
+            Op::Read if self.reads.len() >= connection.reads => return None,
             Op::Read => {
-                let end = work.piece_end(at);
-                let fits = under_way == 0 || under_way + end.since(at) <= self.window.size;
-                if self.reads.len() >= connection.reads || !fits {
+                let room = self.pace.window().min(most.max(1));
+                let end = work.end.min(at.plus(READ_PACKETS.min((room / 2).max(1))));
+                let under_way = self.flight.under_way();
+                if under_way > 0 && under_way + end.since(at) > room {
                     return None;
                 }
                 end
             }
-            Op::Write if under_way >= self.window.size => return None,
-            Op::Write => at.plus(1),
         };
-        // An acknowledgement is asked for at each message's end, and four times in a window: so none closes unasked.
-        let asks = work.op == Op::Read || end == work.end || self.unasked + 1 >= self.window.size / 4;
-        if !work.send(connection, regions, at, end, asks, out) {
-            return Some(Err(Failure { at, status: WcStatus::LOC_PROT_ERR }));
-        }
-        if work.op == Op::Read {
-            self.reads.push_back(end);
-        }
-        self.unasked = if asks { 0 } else { self.unasked + 1 };
-        let again = at < self.sent;
-        self.next = end;
-        self.sent = self.sent.max(end);
-        if self.deadline.is_none() {
-            self.deadline = Some(now.after(connection.retry.timeout));
-        }
-        Some(Ok(Sent { again }))
+        (end.since(self.flight.first()) <= SPAN).then_some((at, end, false))
     }
+}
+
+/// What a NAK that ends the connection means for the request that it names.
+fn refusal(syndrome: Syndrome) -> Option<WcStatus> {
+    Some(match syndrome {
+        Syndrome::INVALID_REQUEST => WcStatus::REM_INV_REQ_ERR,
+        Syndrome::REMOTE_ACCESS => WcStatus::REM_ACCESS_ERR,
+        Syndrome::REMOTE_OPERATION => WcStatus::REM_OP_ERR,
+        _ => return None,
+    })
 }
 
 impl Work {
@@ -342,12 +374,6 @@ impl Work {
 
     fn completion(&self, status: WcStatus, qpn: u32) -> Completion {
         Completion { id: self.id, status, op: self.op, qpn }
-    }
-
-    /// The end of the READ request that asks for the packet.
-    fn piece_end(&self, at: Seq) -> Seq {
-        let piece = at.since(self.first) / READ_PACKETS + 1;
-        self.end.min(self.first.plus(piece * READ_PACKETS))
     }
 
     /// Appends the packet: one of a WRITE, or the request for the packets from `at` to `end` of a READ.
@@ -381,26 +407,5 @@ impl Work {
         let data = Data { memory: region.memory(), offset: self.offset + done, len };
         let data = (self.op == Op::Write).then_some(&data);
         connection.emit(out, (opcode, at.psn(), asks), &extension, data).is_ok()
-    }
-}
-
-/// How many packets may be under way: halved by a loss, one more for each window that was answered.
-struct Window {
-    size: u64,
-    progress: u64,
-}
-
-impl Window {
-    fn grow(&mut self, packets: u64) {
-        self.progress += packets;
-        if self.progress >= self.size {
-            self.progress = 0;
-            self.size = (self.size + 1).min(WINDOW_MAX);
-        }
-    }
-
-    fn shrink(&mut self) {
-        self.progress = 0;
-        self.size = (self.size / 2).max(WINDOW_MIN);
     }
 }

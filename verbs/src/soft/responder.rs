@@ -23,14 +23,16 @@ pub(super) struct Responder {
     write: Option<Inbound>,
     /// READs to answer, in the order of their packets, which do not overlap.
     reads: VecDeque<Outbound>,
+    /// The last READs that were taken: the only ones that may be asked for again.
+    served: VecDeque<Served>,
     /// Behind the last READ: everything from here on is WRITEs.
     read_end: Option<Seq>,
     /// To acknowledge, once the READs before it are answered.
     ack: Option<Answer>,
     /// To refuse, once the READs before it are answered.
     nak: Option<Answer>,
-    /// The gap before `expected` was reported.
-    gap_reported: bool,
+    /// The last request from behind a gap, which was reported.
+    behind_gap: Option<Seq>,
 }
 
 /// The rest of a WRITE.
@@ -54,10 +56,31 @@ struct Outbound {
     repeated: bool,
 }
 
+/// What a READ asked for.
+struct Served {
+    first: Seq,
+    end: Seq,
+    region: MrHandle,
+    address: u64,
+    len: u32,
+}
+
 struct Answer {
     at: Seq,
     syndrome: Syndrome,
     msn: u32,
+}
+
+/// What came of a responder's turn to send.
+pub(super) enum Turn {
+    /// Nothing is to be sent.
+    Idle,
+    /// A packet was appended; it may have been sent before.
+    Sent { again: bool },
+    /// The peer's last packet was appended: a READ has lost its region.
+    Refused,
+    /// The same, but the peer must not be told.
+    Silenced,
 }
 
 /// What came of a request.
@@ -75,10 +98,11 @@ impl Responder {
             msn: 0,
             write: None,
             reads: VecDeque::new(),
+            served: VecDeque::new(),
             read_end: None,
             ack: None,
             nak: None,
-            gap_reported: false,
+            behind_gap: None,
         }
     }
 
@@ -92,8 +116,10 @@ impl Responder {
     ) -> Result<Verdict, Dropped> {
         let at = self.expected.nearest(bth.psn);
         if at > self.expected {
-            if !self.gap_reported {
-                self.gap_reported = true;
+            // One report is enough, until requests come that were sent later: then the first of them was lost again. But
+            // rxe, which comes back by itself, gives up after a few.
+            let is_lost_again = |last| connection.is_soft() && at <= last;
+            if self.behind_gap.replace(at).is_none_or(is_lost_again) {
                 self.nak = Some(Answer { at: self.expected, syndrome: Syndrome::SEQUENCE, msn: self.msn });
             }
             return Err(Dropped::OutOfSequence);
@@ -101,7 +127,7 @@ impl Responder {
         let outcome = if at < self.expected {
             self.repeat(connection, regions, at, bth, body)?
         } else {
-            self.gap_reported = false;
+            self.behind_gap = None;
             self.nak = None;
             self.carry_out(connection, regions, bth, body)
         };
@@ -129,10 +155,11 @@ impl Responder {
             self.acknowledge(if is_before_read { at } else { self.expected.previous() });
             return Ok(Ok(()));
         };
-        let end = at.plus(connection.packets(reth.len as usize));
-        if end > self.expected {
+        // A stranger's guess would be refused otherwise, and end the connection.
+        if !self.served.iter().any(|read| read.holds(connection, at, reth)) {
             return Err(Dropped::DuplicateRead);
         }
+        let end = at.plus(connection.packets(reth.len as usize));
         // What is still to be sent comes anyway. What was sent in part is sent again from here, in place of the rest.
         if self.reads.iter().any(|read| read.next < at && at < read.end || read.next < end && end < read.end) {
             return Err(Dropped::DuplicateRead);
@@ -187,6 +214,11 @@ impl Responder {
         read.msn = self.msn;
         self.expected = read.end;
         self.read_end = Some(read.end);
+        if self.served.len() >= connection.reads {
+            self.served.pop_front();
+        }
+        let Reth { address, len, .. } = reth;
+        self.served.push_back(Served { first: read.first, end: read.end, region: read.region, address, len });
         self.reads.push_back(read);
         Ok(())
     }
@@ -286,30 +318,31 @@ impl Responder {
         self.nak = None;
     }
 
-    /// Appends the next packet to `out`. Refused: its READ has lost its region, and this is the peer's last packet.
-    pub(super) fn next_packet(
-        &mut self,
-        connection: &Connection,
-        regions: &Regions,
-        out: &mut Vec<u8>,
-    ) -> Option<Verdict> {
-        let mut verdict = Verdict::Served;
+    /// Appends the next packet to `out`.
+    pub(super) fn next_packet(&mut self, connection: &Connection, regions: &Regions, out: &mut Vec<u8>) -> Turn {
+        let mut turn = Turn::Sent { again: false };
         if let Some(read) = self.reads.front_mut() {
             // A response acknowledges what came before it.
             if self.ack.as_ref().is_some_and(|ack| ack.at < read.next) {
                 self.ack = None;
             }
+            let again = read.repeated;
             match read.send(connection, regions, out) {
                 Ok(()) => {
                     if read.next == read.end {
                         self.reads.pop_front();
                     }
-                    return Some(verdict);
+                    return Turn::Sent { again };
+                }
+                // rxe takes a refusal in the middle of a READ for the rest of it, and the READ for a success.
+                Err(_) if !connection.is_soft() && (again || read.next > read.first) => {
+                    self.silence();
+                    return Turn::Silenced;
                 }
                 Err(syndrome) => {
                     let at = read.next;
                     self.refuse(at, syndrome);
-                    verdict = Verdict::Refused;
+                    turn = Turn::Refused;
                 }
             }
         }
@@ -318,11 +351,28 @@ impl Responder {
                 self.ack = None;
                 nak
             }
-            None => self.ack.take()?,
+            None => match self.ack.take() {
+                Some(ack) => ack,
+                None => return Turn::Idle,
+            },
         };
         let aeth = Extension::Aeth(Aeth { syndrome: answer.syndrome, msn: answer.msn });
-        connection.emit(out, (Opcode::ACKNOWLEDGE, answer.at.psn(), false), &aeth, None).ok()?;
-        Some(verdict)
+        match connection.emit(out, (Opcode::ACKNOWLEDGE, answer.at.psn(), false), &aeth, None) {
+            Ok(()) => turn,
+            Err(_) => Turn::Idle,
+        }
+    }
+}
+
+impl Served {
+    /// Whether a READ from `at` on is this one or a part of it.
+    fn holds(&self, connection: &Connection, at: Seq, reth: Reth) -> bool {
+        let before = at.since(self.first) * connection.mtu as u64;
+        self.first <= at
+            && at < self.end
+            && reth.rkey == self.region.rkey
+            && reth.address == self.address.wrapping_add(before)
+            && before + u64::from(reth.len) <= u64::from(self.len)
     }
 }
 

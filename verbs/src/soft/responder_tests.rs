@@ -197,8 +197,8 @@ fn sec_9_6_what_does_not_matter_is_ignored() {
 }
 
 #[test]
-fn the_source_port_may_be_any_but_is_covered() {
-    let mut peer = Peer::new(Mtu::Mtu4096);
+fn the_source_port_of_a_real_device_may_be_any_but_is_covered() {
+    let mut peer = Peer::of_kind(0, Mtu::Mtu4096, Access::all(), RETRY);
     let draft = peer.read_draft(0, 8, 1);
     let bytes = peer.seal(&draft.bytes());
     let mut from = address(1);
@@ -210,6 +210,21 @@ fn the_source_port_may_be_any_but_is_covered() {
     peer.engine.receive(Now(0), from, &sealed);
     let answers = peer.answers();
     assert_eq!(answers.len(), 1, "and the answer goes to the peer's own port");
+    assert_alive(&mut peer);
+}
+
+#[test]
+fn a_soft_peer_has_one_source_port() {
+    let mut peer = Peer::new(Mtu::Mtu4096);
+    let draft = peer.read_draft(0, 8, 1);
+    let mut from = address(1);
+    from.set_port(50_000);
+    let mut sealed = draft.bytes();
+    sealed.extend(super::icrc::Icrc::new(from, address(0)).of(&draft.bytes()).to_le_bytes());
+    peer.engine.receive(Now(0), from, &sealed);
+    assert_eq!(peer.answers(), []);
+    assert_eq!(dropped(&peer, "wrong source address"), 1);
+    assert_eq!(peer.ask(&draft).len(), 1);
     assert_alive(&mut peer);
 }
 
@@ -540,9 +555,17 @@ fn sec_9_7_5_a_duplicate_read_is_answered_again() {
     assert_eq!(again.iter().map(|answer| &answer.data).collect::<Vec<_>>(), [&once[1].data, &once[2].data]);
     assert_eq!((again[0].opcode, again[0].psn), (Opcode::READ_RESPONSE_FIRST, once[1].psn));
     // Longer than what was asked for: never asked for.
-    let longer = Draft { extension: reth(peer.va(), peer.mr.rkey, 4000), ..draft };
+    let longer = Draft { extension: reth(peer.va(), peer.mr.rkey, 4000), ..draft.clone() };
     assert_eq!(peer.ask(&longer), []);
-    assert_eq!(dropped(&peer, "READ repeated"), 1);
+    // Nor was this: somebody guesses, who knows neither the key nor where in the sequence we are.
+    let elsewhere =
+        [reth(peer.va() + 4, peer.mr.rkey, 3000), reth(peer.va(), peer.mr.rkey ^ 1, 3000), reth(peer.va(), 0, 3000)];
+    for extension in elsewhere {
+        assert_eq!(peer.ask(&Draft { extension, ..draft.clone() }), []);
+    }
+    assert_eq!(peer.ask(&Draft { psn: draft.psn.wrapping_sub(1), ..draft.clone() }), []);
+    assert_eq!(peer.ask(&Draft { psn: draft.psn.wrapping_sub(1 << 20), ..draft }), []);
+    assert_eq!(dropped(&peer, "READ repeated"), 6);
     assert_alive(&mut peer);
 }
 
@@ -611,15 +634,24 @@ fn sec_9_7_4_one_read_too_many_is_refused() {
 #[test]
 fn repeated_reads_do_not_pile_up() {
     let mut peer = Peer::new(Mtu::Mtu1024);
-    let drafts: Vec<Draft> = (0..40).map(|_| peer.read_draft(0, 8, 1)).collect();
+    let drafts: Vec<Draft> = (0..40).map(|_| peer.read_draft(0, 4096, 4)).collect();
     for draft in &drafts {
-        assert_eq!(peer.ask(draft).len(), 1);
+        assert_eq!(peer.ask(draft).len(), 4);
     }
     for draft in drafts.iter().rev() {
         peer.say(draft);
     }
-    assert_eq!(peer.answers().len(), 4, "as many as the queue pair takes at once");
-    assert_eq!(dropped(&peer, "READ repeated"), 36);
+    assert_eq!(dropped(&peer, "READ repeated"), 36, "only the last are known, as many as the queue pair takes at once");
+    assert_eq!(peer.answers().len(), 16);
+    // In parts.
+    for draft in &drafts[36..] {
+        for part in 0..4 {
+            let extension = reth(peer.va() + part * 1024, peer.mr.rkey, 1024);
+            peer.say(&Draft { psn: draft.psn + part as u32, extension, ..draft.clone() });
+        }
+    }
+    assert_eq!(dropped(&peer, "READ repeated"), 48);
+    assert_eq!(peer.answers().len(), 4);
     assert_alive(&mut peer);
 }
 

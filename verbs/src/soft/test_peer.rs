@@ -88,6 +88,11 @@ impl Peer {
 
     /// The engine gives the peer these rights.
     pub(super) fn with(mtu: Mtu, rights: Access, retry: Retry) -> Self {
+        Self::of_kind(Endpoint::SOFT, mtu, rights, retry)
+    }
+
+    /// With these flags in its endpoint.
+    pub(super) fn of_kind(flags: u8, mtu: Mtu, rights: Access, retry: Retry) -> Self {
         let mut engine = Engine::new(address(0), Mtu::Mtu4096);
         let memory = Arc::new(Memory::map(MEMORY, Backing::Ordinary).unwrap());
         memory.copy_in(0, &pattern(1, MEMORY)).unwrap();
@@ -97,7 +102,7 @@ impl Peer {
         let mr = engine.register(pd, Arc::clone(&memory), 0..MEMORY, Access::all()).unwrap();
         let endpoint = Endpoint {
             lid: 0,
-            flags: Endpoint::SOFT,
+            flags,
             mtu,
             qpn: 0x0077_0077,
             psn: FIRST_PSN,

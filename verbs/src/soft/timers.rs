@@ -13,6 +13,11 @@ impl Now {
     pub(crate) fn after(self, delay: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)))
     }
+
+    /// From `earlier` to here; nothing where it lies ahead.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
 }
 
 /// Alarms, the earliest first. Moving a deadline back costs nothing: the alarm rings at its old time, its queue pair
