@@ -121,8 +121,10 @@ impl Driver {
         let socket = Socket::open(options.address, options.port)?;
         // Two devices of one machine lose different datagrams.
         let seed = socket.local().port().into();
+        let mut engine = Engine::new(socket.local(), mtu);
+        engine.set_receive_buffer(socket.receive_buffer().granted);
         let core = Core {
-            engine: Engine::new(socket.local(), mtu),
+            engine,
             requests: Vec::new(),
             receiver: Receiver::new(),
             sender: Sender::new(options.lose_per_million, seed),

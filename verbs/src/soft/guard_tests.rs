@@ -36,8 +36,7 @@ fn forgeries(good: &Draft) -> Vec<Forgery> {
     let broken = |reason, change: &dyn Fn(&mut Draft)| {
         let mut draft = good.clone();
         change(&mut draft);
-        // From another port of the peer's own address, as another program of its machine would.
-        forgery(reason, near, sealed(near, draft.bytes()))
+        forgery(reason, address(1), sealed(address(1), draft.bytes()))
     };
     let whole = sealed(address(1), good.bytes());
     let mut all = vec![
@@ -45,7 +44,9 @@ fn forgeries(good: &Draft) -> Vec<Forgery> {
         // What the peer sent, heard on the way and sent again from elsewhere.
         forgery("wrong source address", address(5), whole.clone()),
         forgery("wrong source address", "[2001:db8::2]:4791".parse().unwrap(), whole.clone()),
-        forgery("ICRC", near, whole.clone()),
+        // Another program of the peer's machine.
+        forgery("wrong source address", near, whole.clone()),
+        forgery("wrong source address", near, sealed(near, good.bytes())),
         forgery("ICRC", address(1), [&good.bytes()[..], &[0; 4]].concat()),
         broken("unknown queue pair", &|draft| draft.qpn ^= 0x10),
         broken("unknown queue pair", &|draft| draft.qpn = 0),

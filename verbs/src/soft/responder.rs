@@ -31,8 +31,8 @@ pub(super) struct Responder {
     ack: Option<Answer>,
     /// To refuse, once the READs before it are answered.
     nak: Option<Answer>,
-    /// The last request from behind a gap, which was reported.
-    behind_gap: Option<Seq>,
+    /// The gap before `expected` was reported.
+    gap_reported: bool,
 }
 
 /// The rest of a WRITE.
@@ -102,7 +102,7 @@ impl Responder {
             read_end: None,
             ack: None,
             nak: None,
-            behind_gap: None,
+            gap_reported: false,
         }
     }
 
@@ -116,10 +116,8 @@ impl Responder {
     ) -> Result<Verdict, Dropped> {
         let at = self.expected.nearest(bth.psn);
         if at > self.expected {
-            // One report is enough, until requests come that were sent later: then the first of them was lost again. But
-            // rxe, which comes back by itself, gives up after a few.
-            let is_lost_again = |last| connection.is_soft() && at <= last;
-            if self.behind_gap.replace(at).is_none_or(is_lost_again) {
+            if !self.gap_reported {
+                self.gap_reported = true;
                 self.nak = Some(Answer { at: self.expected, syndrome: Syndrome::SEQUENCE, msn: self.msn });
             }
             return Err(Dropped::OutOfSequence);
@@ -127,7 +125,7 @@ impl Responder {
         let outcome = if at < self.expected {
             self.repeat(connection, regions, at, bth, body)?
         } else {
-            self.behind_gap = None;
+            self.gap_reported = false;
             self.nak = None;
             self.carry_out(connection, regions, bth, body)
         };
