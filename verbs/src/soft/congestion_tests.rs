@@ -285,7 +285,7 @@ fn connections_share_a_link() {
                 100.0 * again
             );
             println!("{said}");
-            if all < 0.75 * path.bytes_per_second as f64 || least < 0.25 * all || again > 0.05 {
+            if all < 0.75 * path.bytes_per_second as f64 || least < 0.25 * all || again > 0.15 {
                 wrong.push(said);
             }
         }

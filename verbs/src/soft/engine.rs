@@ -277,6 +277,7 @@ impl Engine {
     pub(crate) fn destroy_qp(&mut self, qpn: Qpn) -> Result<(), EngineError> {
         self.set_error(qpn)?;
         if let Some(qp) = self.qps.remove(&qpn.0) {
+            self.timers.clear(qp.alarm, qpn.0);
             self.completions.remove_user(qp.cq);
             *self.pd(qp.pd)? -= 1;
         }
@@ -399,8 +400,8 @@ impl Engine {
 
     /// Does what is due.
     pub(crate) fn on_timeout(&mut self, now: Now) {
-        while let Some((at, qpn)) = self.timers.take_due(now) {
-            let Some(qp) = self.qps.get_mut(&qpn).filter(|qp| qp.alarm == Some(at)) else { continue };
+        while let Some((_, qpn)) = self.timers.take_due(now) {
+            let Some(qp) = self.qps.get_mut(&qpn) else { continue };
             qp.alarm = None;
             if qp.requester.deadline().is_some_and(|deadline| deadline <= now)
                 && let Some(connection) = &qp.connection
@@ -548,8 +549,8 @@ impl QueuePair {
         if let Some(deadline) = self.requester.deadline()
             && self.alarm.is_none_or(|alarm| deadline < alarm)
         {
+            timers.set(deadline, self.alarm, self.qpn);
             self.alarm = Some(deadline);
-            timers.set(deadline, self.qpn);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! lies before it too: WRITEs are done, and a response to a READ that was asked for earlier will not come any more.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::psn::Seq;
 
@@ -206,9 +207,26 @@ impl Flight {
 
     /// Nothing from `at` on was carried out, or none of it will be answered.
     pub(super) fn lose_from(&mut self, at: Seq) -> Loss {
+        self.lose(at.since(self.first) as usize..self.packets.len())
+    }
+
+    /// The first packet without an answer is to be sent again, and the last request: if the peer waits for the first, it
+    /// takes it now, and the last makes it report the gap between.
+    pub(super) fn probe(&mut self) {
+        let rest_of_first = self.packets.iter().skip(1).take_while(|next| next.is_read && !next.begins);
+        let first = 0..1 + rest_of_first.count();
+        let last = self.packets.iter().rposition(|packet| packet.begins).unwrap_or(0)..self.packets.len();
+        if self.packets.range(last.clone()).all(|packet| packet.state == State::UnderWay) {
+            self.lose(last);
+        }
+        let answered = self.packets.range(first.clone()).position(|packet| packet.state != State::UnderWay);
+        self.lose(0..answered.unwrap_or(first.end));
+    }
+
+    fn lose(&mut self, range: Range<usize>) -> Loss {
         let mut loss = None;
-        for index in at.since(self.first) as usize..self.packets.len() {
-            let packet = &mut self.packets[index];
+        for index in range {
+            let Some(packet) = self.packets.get_mut(index) else { break };
             if packet.state == State::UnderWay {
                 packet.state = State::Lost;
                 loss = loss.max(Some(packet.sending));

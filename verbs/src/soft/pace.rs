@@ -6,32 +6,55 @@ use std::time::Duration;
 const WINDOW_START: u64 = 32;
 const WINDOW_MIN: u64 = 4;
 pub(super) const WINDOW_MAX: u64 = 256;
+/// Near the window at which packets were lost last, it grows by one in so many windows.
+const CREEP: u64 = 32;
 
 /// Until a round trip was timed.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
-/// Beyond the round trip, at least: a peer that shares its processor may be away for as long.
+/// Beyond the round trip, before a probe and before everything counts as lost: a peer may share its processor.
+const PROBE_SLACK: Duration = Duration::from_micros(100);
 const SLACK: Duration = Duration::from_millis(2);
 /// Doublings of the wait, at most.
 const MAX_BACKOFF: u32 = 16;
 
-/// A connection's window and timer. The window is TCP's: doubled each round trip until the first loss, then one more
-/// each, and smaller by a loss, once a round trip (RFC 5681, with the gentler factor of RFC 9438). The wait is RFC 6298's.
+/// A connection's window and timer.
+///
+/// The window is TCP's (RFC 5681): doubled each round trip at first, then one more each, and smaller by a loss, once a
+/// round trip. As TCP Veno does, it takes a loss for a full queue only where packets have been waiting in one, and else
+/// for an accident; and it does not run into the same full queue again and again. The wait is RFC 6298's.
 pub(super) struct Pace {
     window: u64,
     /// Where the doubling ends.
     threshold: u64,
+    /// The window at which a queue was full.
+    ceiling: u64,
     /// Packets answered since the window last grew.
     progress: u64,
     /// Sendings up to here were before it last shrank: their loss is no news.
     shrunk_at: u64,
-    /// Smoothed round trip, and its variation.
-    round_trip: Option<(Duration, Duration)>,
+    round_trip: Option<RoundTrip>,
     backoff: u32,
+}
+
+#[derive(Clone, Copy)]
+struct RoundTrip {
+    mean: Duration,
+    variation: Duration,
+    least: Duration,
+    last: Duration,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { window: WINDOW_START, threshold: WINDOW_MAX, progress: 0, shrunk_at: 0, round_trip: None, backoff: 0 }
+        Self {
+            window: WINDOW_START,
+            threshold: WINDOW_MAX,
+            ceiling: WINDOW_MAX,
+            progress: 0,
+            shrunk_at: 0,
+            round_trip: None,
+            backoff: 0,
+        }
     }
 
     /// Packets that may be under way.
@@ -39,16 +62,27 @@ impl Pace {
         self.window
     }
 
+    /// Whether packets have been waiting on the way.
+    fn is_queueing(&self) -> bool {
+        self.round_trip.is_some_and(|round_trip| round_trip.last > round_trip.least + round_trip.least / 2)
+    }
+
     /// So many packets were answered.
     pub(super) fn grow(&mut self, packets: u64) {
         if self.window < self.threshold {
-            self.window = (self.window + packets).min(self.threshold);
+            if self.window >= WINDOW_START && self.is_queueing() {
+                self.threshold = self.window;
+            } else {
+                self.window = (self.window + packets).min(self.threshold);
+            }
             return;
         }
         self.progress += packets;
-        if self.progress >= self.window {
+        let is_near = self.window * 8 >= self.ceiling * 7 && self.is_queueing();
+        if self.progress >= self.window * if is_near { CREEP } else { 1 } {
             self.progress = 0;
             self.window = (self.window + 1).min(WINDOW_MAX);
+            self.ceiling = self.ceiling.max(self.window);
         }
     }
 
@@ -57,7 +91,13 @@ impl Pace {
         if lost > self.shrunk_at {
             self.shrunk_at = sendings;
             self.progress = 0;
-            self.window = (self.window * 7 / 10).max(WINDOW_MIN);
+            let tenths = if self.is_queueing() {
+                self.ceiling = self.window;
+                7
+            } else {
+                9
+            };
+            self.window = (self.window * tenths / 10).max(WINDOW_MIN);
             self.threshold = self.window;
         }
     }
@@ -76,21 +116,33 @@ impl Pace {
     /// A packet that was sent once was answered after this time.
     pub(super) fn time(&mut self, sample: Duration) {
         self.backoff = 0;
-        self.round_trip = Some(match self.round_trip {
-            None => (sample, sample / 2),
-            Some((mean, variation)) => ((mean * 7 + sample) / 8, (variation * 3 + mean.abs_diff(sample)) / 4),
+        let Some(known) = self.round_trip else {
+            let variation = sample / 2;
+            self.round_trip = Some(RoundTrip { mean: sample, variation, least: sample, last: sample });
+            return;
+        };
+        self.round_trip = Some(RoundTrip {
+            mean: (known.mean * 7 + sample) / 8,
+            variation: (known.variation * 3 + known.mean.abs_diff(sample)) / 4,
+            least: known.least.min(sample),
+            last: sample,
         });
     }
 
     /// The usual time to an answer; none where none is known.
     pub(super) fn round_trip(&self) -> Duration {
-        self.round_trip.map_or(Duration::ZERO, |(mean, _)| mean)
+        self.round_trip.map_or(Duration::ZERO, |round_trip| round_trip.mean)
     }
 
-    /// How long to wait for an answer before sending again.
+    /// How long to wait for an answer before asking whether anything arrived.
+    pub(super) fn probe_wait(&self) -> Duration {
+        self.round_trip.map_or(FIRST_WAIT, |RoundTrip { mean, variation, .. }| mean * 2 + variation * 4 + PROBE_SLACK)
+    }
+
+    /// How long to wait after that before everything counts as lost.
     pub(super) fn wait(&self) -> Duration {
-        let once = self.round_trip.map_or(FIRST_WAIT, |(mean, variation)| mean + SLACK.max(variation * 4));
-        once.saturating_mul(1 << self.backoff)
+        let slack = |RoundTrip { mean, variation, .. }| mean + SLACK.max(variation * 4);
+        self.round_trip.map_or(FIRST_WAIT, slack).saturating_mul(1 << self.backoff)
     }
 }
 
@@ -101,13 +153,15 @@ mod tests {
     #[test]
     fn the_losses_of_one_round_trip_shrink_the_window_once() {
         let mut pace = Pace::new();
+        pace.time(Duration::from_micros(10));
         pace.shrink(5, 10);
-        assert_eq!(pace.window(), 22);
+        assert_eq!(pace.window(), 28);
         pace.shrink(7, 12);
         pace.shrink(10, 12);
-        assert_eq!(pace.window(), 22, "sent before it shrank");
+        assert_eq!(pace.window(), 28, "sent before it shrank");
+        pace.time(Duration::from_micros(21));
         pace.shrink(11, 12);
-        assert_eq!(pace.window(), 15);
+        assert_eq!(pace.window(), 19, "more, where packets wait in a queue");
         (13..100).for_each(|sending| pace.shrink(sending, sending));
         assert_eq!(pace.window(), WINDOW_MIN);
     }
@@ -128,6 +182,28 @@ mod tests {
         assert_eq!(pace.window(), WINDOW_MAX);
     }
 
+    #[test]
+    fn the_window_does_not_run_into_the_same_queue_again() {
+        let mut pace = Pace::new();
+        pace.time(Duration::from_micros(10));
+        pace.grow(32);
+        assert_eq!(pace.window(), 64);
+        pace.time(Duration::from_micros(25));
+        pace.grow(64);
+        assert_eq!(pace.window(), 64, "the doubling ends where a queue begins");
+        pace.shrink(1, 1);
+        assert_eq!(pace.window(), 44);
+        (0..12).for_each(|_| pace.grow(pace.window()));
+        assert_eq!(pace.window(), 56);
+        (0..CREEP - 1).for_each(|_| pace.grow(pace.window()));
+        assert_eq!(pace.window(), 56, "near");
+        pace.grow(pace.window());
+        assert_eq!(pace.window(), 57);
+        pace.time(Duration::from_micros(12));
+        (0..100).for_each(|_| pace.grow(pace.window()));
+        assert_eq!(pace.window(), 157, "the queue is gone");
+    }
+
     // RFC 6298, 2.2 and 2.3.
     #[test]
     fn the_wait_is_learnt() {
@@ -142,7 +218,7 @@ mod tests {
         assert!(pace.wait() < SLACK + us(20), "{:?}", pace.wait());
         pace.collapse(0);
         pace.collapse(0);
-        assert!(pace.wait() > SLACK * 4);
+        assert!(pace.wait() > SLACK * 4 && pace.probe_wait() < SLACK);
         pace.time(us(10));
         assert!(pace.wait() < SLACK + us(20));
         (0..100).for_each(|_| pace.collapse(0));

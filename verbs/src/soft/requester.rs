@@ -39,6 +39,8 @@ pub(super) struct Requester {
     gap: Option<(Seq, Now)>,
     /// A packet whose answer is timed: its sending, and when that was.
     timed: Option<(Seq, u64, Now)>,
+    /// A probe was sent since the peer last answered something.
+    probed: bool,
     /// When the peer last answered something, or something was sent while nothing was under way.
     heard: Now,
     deadline: Option<Now>,
@@ -89,6 +91,7 @@ impl Requester {
             unasked: 0,
             gap: None,
             timed: None,
+            probed: false,
             heard: Now::default(),
             deadline: None,
         }
@@ -232,8 +235,7 @@ impl Requester {
     }
 
     fn progress(&mut self, now: Now, retry: &Retry, packets: u64) {
-        self.heard = now;
-        self.pace.grow(packets);
+        (self.heard, self.probed) = (now, false);
         if let Some((at, sending, since)) = self.timed {
             match self.flight.is_last_sent_by(at, sending) {
                 Some(true) => {}
@@ -244,6 +246,7 @@ impl Requester {
                 }
             }
         }
+        self.pace.grow(packets);
         self.flight.advance();
         let first = self.flight.first();
         while self.reads.front().is_some_and(|end| *end <= first) {
@@ -254,7 +257,7 @@ impl Requester {
 
     /// When to send again, or to give up.
     fn alarm(&self, now: Now, retry: &Retry) -> Now {
-        let wait = self.pace.wait().min(retry.timeout);
+        let wait = if self.probed { self.pace.wait() } else { self.pace.probe_wait() }.min(retry.timeout);
         now.after(wait).min(self.end_of_patience(retry))
     }
 
@@ -280,8 +283,13 @@ impl Requester {
             return Err(Failure { at: self.flight.first(), status: WcStatus::RETRY_EXC_ERR });
         }
         (self.gap, self.timed, self.unasked) = (None, None, 0);
-        self.flight.lose_from(self.flight.first());
-        self.pace.collapse(self.flight.sendings());
+        if self.probed {
+            self.flight.lose_from(self.flight.first());
+            self.pace.collapse(self.flight.sendings());
+        } else {
+            self.probed = true;
+            self.flight.probe();
+        }
         self.deadline = Some(self.alarm(now, retry));
         Ok(())
     }

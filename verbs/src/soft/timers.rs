@@ -1,7 +1,6 @@
 //! Time as the engine has it, and which queue pair is waiting until when.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Nanoseconds of a monotonic clock that whoever calls the engine keeps.
@@ -24,16 +23,24 @@ impl Now {
 /// says that it is not due, and sets it anew. So one queue pair has one alarm, however many packets push it back.
 #[derive(Default)]
 pub(super) struct Timers {
-    alarms: BinaryHeap<Reverse<(Now, u32)>>,
+    alarms: BTreeSet<(Now, u32)>,
 }
 
 impl Timers {
-    pub(super) fn set(&mut self, at: Now, qpn: u32) {
-        self.alarms.push(Reverse((at, qpn)));
+    /// In place of `old`, if that is set.
+    pub(super) fn set(&mut self, at: Now, old: Option<Now>, qpn: u32) {
+        self.clear(old, qpn);
+        self.alarms.insert((at, qpn));
+    }
+
+    pub(super) fn clear(&mut self, old: Option<Now>, qpn: u32) {
+        if let Some(old) = old {
+            self.alarms.remove(&(old, qpn));
+        }
     }
 
     pub(super) fn next(&self) -> Option<Now> {
-        self.alarms.peek().map(|Reverse((at, _))| *at)
+        self.alarms.first().map(|(at, _)| *at)
     }
 
     #[cfg(test)]
@@ -43,8 +50,7 @@ impl Timers {
 
     /// Takes an alarm whose time has come.
     pub(super) fn take_due(&mut self, now: Now) -> Option<(Now, u32)> {
-        let due = self.next()? <= now;
-        if due { self.alarms.pop().map(|Reverse(alarm)| alarm) } else { None }
+        if self.next()? <= now { self.alarms.pop_first() } else { None }
     }
 }
 
@@ -56,8 +62,11 @@ mod tests {
     fn alarms_ring_in_order_and_not_early() {
         let mut timers = Timers::default();
         for (at, qpn) in [(30, 3), (10, 1), (20, 2)] {
-            timers.set(Now(at), qpn);
+            timers.set(Now(at), None, qpn);
         }
+        timers.set(Now(40), None, 4);
+        timers.set(Now(5), Some(Now(40)), 4);
+        timers.clear(Some(Now(5)), 4);
         assert_eq!(timers.take_due(Now(9)), None);
         assert_eq!(timers.take_due(Now(20)), Some((Now(10), 1)));
         assert_eq!(timers.take_due(Now(20)), Some((Now(20), 2)));
