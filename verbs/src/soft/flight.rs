@@ -94,6 +94,12 @@ impl Flight {
         self.packets.is_empty()
     }
 
+    /// Nothing is waited for any more.
+    pub(super) fn clear(&mut self) {
+        self.packets.clear();
+        (self.under_way, self.lost) = (0, 0);
+    }
+
     /// Sendings so far.
     pub(super) fn sendings(&self) -> u64 {
         self.sendings
@@ -167,21 +173,12 @@ impl Flight {
         loss
     }
 
-    /// The peer says that it has carried out everything up to `at`.
+    /// The peer says that it has carried out everything up to `at`. A READ there is not answered by that.
     pub(super) fn acknowledge(&mut self, at: Seq) -> Loss {
         let loss = self.carried_out(at);
         let index = at.since(self.first) as usize;
-        match self.packets.get_mut(index) {
-            Some(packet) if packet.is_read => {
-                // It would have answered the READ in place of this, had it not done so already.
-                if packet.state == State::UnderWay {
-                    packet.state = State::Lost;
-                    let sending = packet.sending;
-                    self.count_lost(index);
-                    return loss.max(Some(sending));
-                }
-            }
-            _ => self.settle(index),
+        if self.packets.get(index).is_some_and(|packet| !packet.is_read) {
+            self.settle(index);
         }
         loss
     }

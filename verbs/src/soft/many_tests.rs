@@ -113,7 +113,7 @@ fn a_thousand_share_a_link_that_holds_few_of_their_packets() {
         let mut crowd = Crowd::new(1000, 2, LEN, RETRY);
         let bytes_per_second = 2_000_000_000;
         for link in crowd.net.links() {
-            link.bottleneck = Some(Bottleneck { bytes_per_second, queue: 4 << 20 });
+            link.bottleneck = Some(Bottleneck { bytes_per_second, queue: 8 << 20 });
         }
         (0..1000).for_each(|number| (0..2).for_each(|_| crowd.post(number, op, LEN)));
         crowd.run(op, LEN, 2000);

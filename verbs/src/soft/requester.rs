@@ -107,9 +107,9 @@ impl Requester {
         self.deadline
     }
 
-    /// Waits for READ responses.
-    pub(super) fn is_reading(&self) -> bool {
-        !self.reads.is_empty()
+    /// Has packets under way.
+    pub(super) fn is_asking(&self) -> bool {
+        !self.flight.is_empty()
     }
 
     pub(super) fn post(&mut self, connection: Option<&Connection>, mut work: Work) {
@@ -131,6 +131,7 @@ impl Requester {
     pub(super) fn next_flushed(&mut self, failure: Option<Failure>, qpn: u32) -> Option<Completion> {
         self.deadline = None;
         self.reads.clear();
+        self.flight.clear();
         let work = self.queue.pop_front()?;
         let status = match failure {
             Some(failure) if work.first <= failure.at && failure.at < work.end => failure.status,
@@ -294,8 +295,8 @@ impl Requester {
         Ok(())
     }
 
-    /// Appends the next packet to `out`, if there is one and it may be under way beside the others. `most` is how many
-    /// packets of READ responses our socket has room for.
+    /// Appends the next packet to `out`, if there is one and it may be under way beside the others: `most` of them, or as
+    /// many as the window allows.
     pub(super) fn next_packet(
         &mut self,
         now: Now,
@@ -304,19 +305,20 @@ impl Requester {
         most: u64,
         out: &mut Vec<u8>,
     ) -> Option<Result<Sent, Failure>> {
+        let room = self.pace.window().min(most.max(1));
         let (at, end, again) = match self.flight.next_lost() {
             Some((at, end)) => (at, end, true),
-            None => self.next_new(connection, most)?,
+            None => self.next_new(connection, room)?,
         };
         let work = self.work_at(at)?;
         let (op, work_end) = (work.op, work.end);
-        let (count, window) = (end.since(at), self.pace.window());
-        let under_way = self.flight.under_way();
-        if under_way > 0 && under_way + count > window {
+        let (count, under_way) = (end.since(at), self.flight.under_way());
+        // One packet more may go where none of those under way asks for an acknowledgement: the room may have shrunk.
+        if under_way > 0 && under_way + count > room && self.unasked == 0 {
             return None;
         }
         // An acknowledgement is asked for at each message's end, and four times in a window: so none closes unasked.
-        let asks = op == Op::Read || end == work_end || self.unasked + 1 >= window / 4;
+        let asks = op == Op::Read || end == work_end || under_way + count >= room || self.unasked + 1 >= room / 4;
         if !work.send(connection, regions, at, end, asks, out) {
             return Some(Err(Failure { at, status: WcStatus::LOC_PROT_ERR }));
         }
@@ -342,21 +344,14 @@ impl Requester {
     }
 
     /// The next packets that were never sent: one of a WRITE, or those of a READ that one request asks for.
-    fn next_new(&self, connection: &Connection, most: u64) -> Option<(Seq, Seq, bool)> {
+    fn next_new(&self, connection: &Connection, room: u64) -> Option<(Seq, Seq, bool)> {
         let at = self.flight.end();
         let work = self.work_at(at)?;
         let end = match work.op {
             Op::Write => at.plus(1),
             Op::Read if self.reads.len() >= connection.reads => return None,
-            Op::Read => {
-                let room = self.pace.window().min(most.max(1));
-                let end = work.end.min(at.plus(READ_PACKETS.min((room / 2).max(1))));
-                let under_way = self.flight.under_way();
-                if under_way > 0 && under_way + end.since(at) > room {
-                    return None;
-                }
-                end
-            }
+            // No less than half of the room, so that a long READ is not asked for packet by packet.
+            Op::Read => work.end.min(at.plus(READ_PACKETS.min((room / 2).max(1)))),
         };
         (end.since(self.flight.first()) <= SPAN).then_some((at, end, false))
     }
