@@ -307,6 +307,7 @@ fn best_of(turns: usize, packets: &[(SocketAddr, Vec<u8>)], peer: &mut Peer) -> 
 }
 
 #[test]
+#[ignore = "compares times"]
 fn a_stranger_costs_less_than_the_peer() {
     for len in [64, 4096] {
         let data = vec![0x5a; len];
