@@ -28,6 +28,7 @@ mod raw;
 mod report;
 mod sealed;
 mod stack;
+mod table;
 mod tcp;
 mod throughput;
 mod udp;
@@ -56,6 +57,8 @@ enum Command {
     Throughput(throughput::Throughput),
     /// The same beside other programs on the same devices, taking turns
     Compare(compare::Compare),
+    /// What the kept reports of a directory say of the soft device, as Markdown
+    Table(table::Table),
     /// Look into a running process's memory: for a file's bytes, or for anything but zeros
     Inspect(inspect::Inspect),
     /// The other end of a measurement
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
+        Command::Table(table) => table::run(&table).map(|()| ExitCode::SUCCESS),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Answer(answer) => answer::run(&answer).map(|()| ExitCode::SUCCESS),
     };

@@ -62,6 +62,11 @@ fn what_is_lost_is_sent_again_and_compared_with_no_loss() {
     let results = &report["results"];
     let again = |name: &str| results[name]["retransmitted"].as_u64().expect("a number");
     assert!(again("read_20000_x32_loss_2%") > 10, "{results}");
+    for round in results["read_20000_x32_loss_2%"]["rounds"].as_array().expect("rounds") {
+        for end in ["asker", "answerer"] {
+            assert!(round[end]["dropped"]["lost on purpose"].as_u64() > Some(0), "{end}: {round}");
+        }
+    }
     assert!(
         results["read_20000_x32"]["per_second"].as_u64() > results["read_20000_x32_loss_2%"]["per_second"].as_u64()
     );
