@@ -119,10 +119,16 @@ impl Responder {
             if !self.gap_reported {
                 self.gap_reported = true;
                 self.nak = Some(Answer { at: self.expected, syndrome: Syndrome::SEQUENCE, msn: self.msn });
+                // rxe gives up after a few reports, unless an acknowledgement comes in between.
+                let before = self.expected.previous();
+                if !connection.is_soft() && self.read_end.is_none_or(|end| end <= before) {
+                    self.acknowledge(before);
+                }
             }
             return Err(Dropped::OutOfSequence);
         }
-        let outcome = if at < self.expected {
+        let before = self.expected;
+        let outcome = if at < before {
             self.repeat(connection, regions, at, bth, body)?
         } else {
             self.gap_reported = false;
@@ -131,6 +137,11 @@ impl Responder {
         };
         Ok(match outcome {
             Ok(()) => Verdict::Served,
+            // As in `next_packet`: what is asked for again may be the rest of a READ.
+            Err(_) if at < before && !connection.is_soft() => {
+                self.silence();
+                Verdict::Refused
+            }
             Err(syndrome) => {
                 self.refuse(at, syndrome);
                 Verdict::Refused
@@ -344,16 +355,12 @@ impl Responder {
                 }
             }
         }
-        let answer = match self.nak.take() {
-            Some(nak) => {
-                self.ack = None;
-                nak
-            }
-            None => match self.ack.take() {
-                Some(ack) => ack,
-                None => return Turn::Idle,
-            },
-        };
+        // A refusal is the last word. The report of a gap says what was received too, but not to rxe.
+        let is_refused = |nak: &Answer| nak.syndrome != Syndrome::SEQUENCE;
+        if self.nak.as_ref().is_some_and(|nak| connection.is_soft() || is_refused(nak)) {
+            self.ack = None;
+        }
+        let Some(answer) = self.ack.take().or_else(|| self.nak.take()) else { return Turn::Idle };
         let aeth = Extension::Aeth(Aeth { syndrome: answer.syndrome, msn: answer.msn });
         match connection.emit(out, (Opcode::ACKNOWLEDGE, answer.at.psn(), false), &aeth, None) {
             Ok(()) => turn,
