@@ -133,7 +133,7 @@ impl Device {
     #[must_use]
     pub fn health(&self) -> Health {
         match &self.0 {
-            Backend::Soft(_) => Health::Good,
+            Backend::Soft(device) => device.health(),
             #[cfg(feature = "ibv")]
             Backend::Ibv(device) => device.health(),
         }

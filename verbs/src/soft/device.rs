@@ -11,8 +11,8 @@ use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHand
 use super::port_udp::{self, ReceiveBuffer};
 use crate::endpoint::ROCE_PORT;
 use crate::{
-    Access, Completion, Counters, DeviceOptions, Endpoint, FoundDevice, Gid, GidKind, Memory, Mtu, QpCaps, QpState,
-    Retry, VerbsError, WorkRequest,
+    Access, Completion, Counters, DeviceOptions, Endpoint, FoundDevice, Gid, GidKind, Health, Memory, Mtu, QpCaps,
+    QpState, Retry, VerbsError, WorkRequest,
 };
 
 /// Bytes of headers beside the payload that an interface's MTU must leave room for.
@@ -104,6 +104,10 @@ impl SoftDevice {
         };
         let why = &self.why;
         format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}{small}{lossy}; {why}")
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        if self.driver.failed() { Health::Fatal } else { Health::Good }
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -231,7 +235,7 @@ pub(crate) struct SoftCq {
 impl SoftCq {
     pub(crate) fn poll(&self, max: usize, out: &mut Vec<Completion>) -> Result<usize, VerbsError> {
         let driver = &self.device.driver;
-        let mut core = driver.hot();
+        let mut core = driver.hot()?;
         driver.drive_called(&mut core);
         Ok(core.engine.poll_cq(self.handle, max, out)?)
     }
@@ -287,7 +291,7 @@ impl SoftQp {
         }
         let driver = &device.driver;
         let now = driver.called();
-        let mut core = driver.hot();
+        let mut core = driver.hot()?;
         let Core { engine, requests, .. } = &mut *core;
         requests.clear();
         requests.extend(batch.map(|(request, mr)| EngineRequest {
@@ -386,6 +390,72 @@ impl From<EngineError> for VerbsError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_stops_the_device_and_says_so() {
+        let options = DeviceOptions { port: Some(0), ..DeviceOptions::new("127.0.0.1".parse().unwrap()) };
+        let [user, lender] = [(); 2].map(|()| Arc::new(SoftDevice::open(&options, String::new()).unwrap()));
+        let ends = [&user, &lender].map(|device| {
+            let (pd, cq) = (Arc::new(device.alloc_pd().unwrap()), Arc::new(device.create_cq(4).unwrap()));
+            let memory = Arc::new(Memory::map(4096, crate::Backing::Ordinary).unwrap());
+            let mr = pd.register(&memory, 0..4096, Access::all()).unwrap();
+            let qp = pd.create_qp(&cq, QpCaps { send_queue: 4, outstanding_reads: 1 }).unwrap();
+            (cq, memory, mr, qp)
+        });
+        let [(cq, _, mr, qp), (_, memory, lent, peer)] = ends;
+        let retry = Retry { timeout: Duration::from_millis(20), count: 1 };
+        qp.connect(&peer.endpoint(), Access::all(), retry).unwrap();
+        peer.connect(&qp.endpoint(), Access::all(), retry).unwrap();
+        let region = crate::MemoryRegion(crate::mr::Backend::Soft(mr));
+        let mr = match &region.0 {
+            crate::mr::Backend::Soft(mr) => mr,
+            #[cfg(feature = "ibv")]
+            crate::mr::Backend::Ibv(_) => panic!("it was just made"),
+        };
+        let write = WorkRequest {
+            id: 1,
+            op: crate::Op::Write,
+            region: &region,
+            offset: 0,
+            len: 1,
+            remote_address: lent.address(),
+            rkey: lent.rkey(),
+        };
+        let post = || qp.post([(write, mr)].into_iter());
+        let soon = || Instant::now() + Duration::from_secs(5);
+        post().unwrap();
+        assert!(cq.wait(soon()).unwrap());
+        assert_eq!((user.health(), lender.health()), (Health::Good, Health::Good));
+
+        let driver = Arc::clone(&lender.driver);
+        std::thread::spawn(move || {
+            let _core = driver.control();
+            panic!("as if the engine had a fault");
+        })
+        .join()
+        .unwrap_err();
+        assert_eq!((user.health(), lender.health()), (Health::Good, Health::Fatal));
+        // It takes no more packets: its peer is told nothing.
+        memory.copy_in(0, &[7]).unwrap();
+        let mut done = Vec::new();
+        cq.poll(4, &mut done).unwrap();
+        done.clear();
+        post().unwrap();
+        assert!(cq.wait(soon()).unwrap());
+        cq.poll(4, &mut done).unwrap();
+        assert_eq!(done[0].status, crate::WcStatus::RETRY_EXC_ERR);
+        let mut byte = [0];
+        memory.copy_out(0, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
+        // Its owner is told everywhere, and can undo what there is.
+        let queue = Arc::new(lender.create_cq(1).unwrap());
+        let fatal = |error| matches!(error, VerbsError::DeviceFatal { .. });
+        assert!(fatal(queue.poll(1, &mut done).unwrap_err()));
+        assert!(fatal(queue.wait(soon()).unwrap_err()));
+        assert!(fatal(peer.post([].into_iter()).unwrap_err()));
+        peer.destroy().unwrap();
+        lent.deregister().unwrap();
+    }
 
     #[test]
     fn the_path_mtu_leaves_room_for_headers() {

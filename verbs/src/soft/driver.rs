@@ -163,7 +163,13 @@ impl Driver {
         Now(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// The lock, for anything but moving the device on. Pollers and the thread step back for it.
+    /// Whether a thread panicked while it moved the device on. What it left half done is unknown, so no packet is taken or
+    /// sent any more: memory stays as it is, and can be deregistered.
+    pub(crate) fn failed(&self) -> bool {
+        self.core.is_poisoned()
+    }
+
+    /// The lock, for anything but moving the device on, of a failed device too. Pollers and the thread step back for it.
     pub(crate) fn control(&self) -> MutexGuard<'_, Core> {
         self.urgent.fetch_add(1, Ordering::Relaxed);
         let core = self.lock();
@@ -172,9 +178,14 @@ impl Driver {
     }
 
     /// The lock, for a caller that moves the device on.
-    pub(crate) fn hot(&self) -> MutexGuard<'_, Core> {
+    pub(crate) fn hot(&self) -> Result<MutexGuard<'_, Core>, VerbsError> {
         self.step_back();
-        self.lock_soon()
+        let core = self.lock_soon();
+        if self.failed() { Err(Self::failure()) } else { Ok(core) }
+    }
+
+    fn failure() -> VerbsError {
+        VerbsError::DeviceFatal { name: "soft".to_owned() }
     }
 
     /// Keeps the thread away from now on for a while, because a caller moves the device on.
@@ -256,6 +267,9 @@ impl Driver {
     /// Sends what the engine has to send, and wakes those whom its new state concerns. Comes after whatever may have made
     /// packets, completions or timers.
     pub(crate) fn transmit(&self, core: &mut Core, now: Now) {
+        if self.failed() {
+            return;
+        }
         let Core { engine, sender, .. } = core;
         sender.send(&self.socket, |out| engine.poll_transmit(now, out));
         if core.followers > 0 {
@@ -280,9 +294,12 @@ impl Driver {
         let deadline = u64::try_from(deadline.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
         let spin = self.spin.as_nanos() as u64;
         let mut spin_until = self.called().0.saturating_add(spin);
-        let mut core = self.hot();
+        let mut core = self.hot()?;
         let mut leading = false;
         let result = loop {
+            if self.failed() {
+                break Err(Self::failure());
+            }
             let busy = self.drive_called(&mut core);
             if core.engine.cq_ready(cq) {
                 break Ok(true);
@@ -345,6 +362,9 @@ impl Driver {
                 std::thread::yield_now();
                 continue;
             };
+            if self.failed() {
+                return tracing::error!("the soft device has failed: a thread panicked while it moved it on");
+            }
             core.thread_sleeps = None;
             if core.leader.is_some() {
                 drop(core);
