@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, UdpSocket};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -175,6 +175,8 @@ fn ipv6() {
 }
 
 const LENDER: &str = "OVERBANK_TEST_LENDER";
+/// How long that process polls, in milliseconds.
+const SPIN: &str = "OVERBANK_TEST_SPIN";
 
 /// Not a test by itself: the process that the next test starts.
 #[test]
@@ -182,7 +184,11 @@ fn lender_process() {
     if std::env::var_os(LENDER).is_none() {
         return;
     }
-    let lender = open();
+    let mut options = options();
+    if let Ok(spin) = std::env::var(SPIN) {
+        options.spin = Duration::from_millis(spin.parse().unwrap());
+    }
+    let lender = Device::open("soft", &options).unwrap();
     let memory = Arc::new(Memory::map(LEN, Backing::Ordinary).unwrap());
     let (pd, cq) = (lender.alloc_pd().unwrap(), lender.create_cq(1).unwrap());
     let region = pd.register(&memory, 0..LEN, Access::LOCAL_WRITE | RIGHTS).unwrap();
@@ -205,24 +211,63 @@ fn endpoint(text: &str) -> Endpoint {
     Endpoint::from_bytes(&std::array::from_fn(byte)).unwrap()
 }
 
-#[test]
-fn a_peer_in_another_process_and_its_death() {
+/// Starts that process, and connects a lane to it: its region's address and key.
+fn lender_elsewhere(spin: Option<&str>) -> (Child, Lane, u64, u32) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "lender_process", "--nocapture"])
         .env(LENDER, "1")
+        .envs(spin.map(|spin| (SPIN, spin)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     let lent = lines.find_map(|line| line.strip_prefix("LENT ").map(str::to_owned)).unwrap();
-    let [peer, remote_address, rkey] = lent.split(' ').collect::<Vec<_>>()[..] else { panic!("{lent}") };
+    let [peer, address, rkey] = lent.split(' ').collect::<Vec<_>>()[..] else { panic!("{lent}") };
     let mut lane = Lane::new(&open(), 2, LEN).unwrap();
     writeln!(child.stdin.as_mut().unwrap(), "{}", hex(&lane.endpoint().to_bytes())).unwrap();
     assert!(lines.any(|line| line == "CONNECTED"));
     lane.connect(&endpoint(peer), RETRY).unwrap();
+    (child, lane, address.parse().unwrap(), rkey.parse().unwrap())
+}
+
+/// Processor time of all threads of a process.
+fn processor_time(child: &Child) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let nanoseconds = threads.map(|thread| {
+        let times = std::fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
+        times.split(' ').next().unwrap().parse::<u64>().unwrap()
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
+
+#[test]
+fn a_device_polls_as_long_as_it_was_told_to_and_then_costs_no_processor_time() {
+    let spent = ["0", "1000"].map(|spin| {
+        let (mut child, mut lane, remote_address, rkey) = lender_elsewhere(Some(spin));
+        let slot = lane.take().unwrap();
+        let read = Transfer { slot, op: Op::Read, len: 4096, remote_address, rkey };
+        let mut longest = Duration::ZERO;
+        for _ in 0..3 {
+            // It wakes for each.
+            assert_eq!(run(&mut lane, read), WcStatus::SUCCESS);
+            let before = processor_time(&child);
+            std::thread::sleep(Duration::from_millis(300));
+            longest = longest.max(processor_time(&child) - before);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        longest
+    });
+    assert!(spent[0] < Duration::from_millis(5), "{spent:?}");
+    // Other processes may want the processors too.
+    assert!(spent[1] > Duration::from_millis(20), "{spent:?}");
+}
+
+#[test]
+fn a_peer_in_another_process_and_its_death() {
+    let (mut child, mut lane, remote_address, rkey) = lender_elsewhere(None);
     let (out, back) = (lane.take().unwrap(), lane.take().unwrap());
-    let (remote_address, rkey) = (remote_address.parse().unwrap(), rkey.parse().unwrap());
     for round in 0..50_u8 {
         let pattern: Vec<u8> = (0..LEN).map(|at| (at % 251) as u8 ^ round).collect();
         lane.bytes_mut(out).unwrap().copy_from_slice(&pattern);
