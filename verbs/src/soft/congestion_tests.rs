@@ -186,7 +186,7 @@ fn a_deep_pipeline_fills_a_link_without_drowning_it() {
 }
 
 /// Millionths lost, and the least share of the goodput without loss.
-const LOSSES: [(u64, f64); 4] = [(100, 0.95), (1000, 0.9), (10_000, 0.5), (50_000, 0.1)];
+const LOSSES: [(u64, f64); 4] = [(100, 0.95), (1000, 0.9), (10_000, 0.6), (50_000, 0.15)];
 
 #[test]
 fn loss_costs_little_more_than_what_is_lost() {
@@ -218,16 +218,15 @@ fn loss_costs_little_more_than_what_is_lost() {
 
 #[test]
 fn loss_in_bursts_is_no_end() {
-    // Few requests bring a READ, and a burst here ends only with the datagrams that it takes.
-    for (op, len, least) in [(Op::Read, 64 << 10, 0.05), (Op::Write, 64 << 10, 0.2)] {
+    for (op, len) in [(Op::Read, 64 << 10), (Op::Write, 64 << 10)] {
         let mut net = ETHERNET.net(4, 0, 2);
-        // One datagram in two thousand begins a burst, which takes ten with it.
-        net.links().for_each(|link| link.bursts = Some(Bursts { begin: 500, end: 100_000 }));
+        // One datagram in four thousand begins a burst, which takes some ten with it.
+        net.links().for_each(|link| link.bursts = Some(Bursts { begin: 250, longest: 66_000 }));
         let mut loads = [Load::new(&mut net, (0, 1), op, len)];
         run(&mut net, &mut loads, 100_000_000);
         let share = loads[0].bytes() as f64 / (net.now().0 as f64 / 1e9) / ETHERNET.bytes_per_second as f64;
-        println!("{op:?} of {len}, half a percent lost in bursts: {:.1} % of the link", 100.0 * share);
-        assert!(share > least, "{op:?} of {len}: {:.1} % of the link", 100.0 * share);
+        println!("{op:?} of {len}, a quarter of a percent lost in bursts: {:.1} % of the link", 100.0 * share);
+        assert!(share > 0.9, "{op:?} of {len}: {:.1} % of the link", 100.0 * share);
     }
 }
 
@@ -286,7 +285,9 @@ fn connections_share_a_link() {
                 100.0 * again
             );
             println!("{said}");
-            if all < 0.75 * path.bytes_per_second as f64 || least < 0.25 * all || again > 0.15 {
+            // Of short messages every packet is acknowledged alone: the queue is found to be full late.
+            let most = if len == 4096 { 0.15 } else { 0.05 };
+            if all < 0.8 * path.bytes_per_second as f64 || least < 0.3 * all || again > most {
                 wrong.push(said);
             }
         }

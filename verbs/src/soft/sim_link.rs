@@ -28,12 +28,12 @@ pub(super) enum Latency {
     HeavyTail(u64),
 }
 
-/// Loss in bursts, after Gilbert and Elliott: millionths of all datagrams with which a burst begins, and with which one
-/// ends. All between are lost.
+/// Loss in bursts: with so many millionths of all datagrams one begins, and everything is lost for at most that many
+/// nanoseconds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bursts {
     pub(super) begin: u64,
-    pub(super) end: u64,
+    pub(super) longest: u64,
 }
 
 /// A bottleneck. What finds its queue full is lost, as in a switch or in a socket's buffer.
@@ -55,7 +55,8 @@ pub(super) struct Link {
     /// Nothing gets across at these times.
     pub(super) dark: Range<u64>,
     random: Random,
-    in_burst: bool,
+    /// The end of the last burst.
+    burst_end: u64,
     /// When the bottleneck has passed on all that it has.
     idle_at: u64,
     /// Lost at the full queue.
@@ -80,7 +81,7 @@ impl Link {
             bottleneck: None,
             dark: 0..0,
             random: Random(seed),
-            in_burst: false,
+            burst_end: 0,
             idle_at: 0,
             overflowed: 0,
             carried: 0,
@@ -105,12 +106,13 @@ impl Link {
             leaves = self.idle_at;
         }
         self.carried += 1;
-        if let Some(Bursts { begin, end }) = self.bursts {
-            let turns = if self.in_burst { end } else { begin };
-            self.in_burst ^= self.random.millionths(turns);
-            if self.in_burst {
-                return Fate::Lost("burst");
-            }
+        if let Some(Bursts { begin, longest }) = self.bursts
+            && self.random.millionths(begin)
+        {
+            self.burst_end = self.burst_end.max(leaves + self.random.below(longest) + 1);
+        }
+        if leaves < self.burst_end {
+            return Fate::Lost("burst");
         }
         if self.random.millionths(self.faults.lost) {
             return Fate::Lost("lost");

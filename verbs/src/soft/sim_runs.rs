@@ -63,7 +63,7 @@ fn spoil(net: &mut Net) {
             _ => Latency::Constant(1000 + random.below(5 * FLIGHT)),
         };
         if random.one_in(4) {
-            link.bursts = Some(Bursts { begin: 1 + random.below(20_000), end: 50_000 + random.below(500_000) });
+            link.bursts = Some(Bursts { begin: 1 + random.below(20_000), longest: 1 + random.below(2_000_000) });
         }
         if random.one_in(3) {
             let bytes_per_second = 20_000_000 << random.below(7);
