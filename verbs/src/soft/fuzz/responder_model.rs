@@ -55,7 +55,7 @@ pub(super) enum Verdict {
     Lives,
     /// It goes to ERROR.
     Dies,
-    /// Either: a repeated READ of what may not be read, or one READ more than the limit, of which some were repeated before
+    /// Either: a repeated READ whose region is gone, or one READ more than the limit, of which some were repeated before
     /// they were answered. [`Model::refuse`] or [`Model::spare`] says which.
     MayDie(Refusal),
 }
@@ -66,6 +66,7 @@ struct Read {
     address: u64,
     len: u64,
     region: usize,
+    rkey: u32,
     /// Of one that was not asked for before: the next packet that nobody has seen yet.
     next: Option<u64>,
 }
@@ -232,15 +233,25 @@ impl Model {
         }
         let len = u64::from(request.len);
         let end = at + self.packets(len);
+        // Only what was asked for before may be asked for again, or a part of it; anything else is somebody's guess, and
+        // dropped. Its region may be gone by now.
+        let part_of = |read: &Read| {
+            let done = at.wrapping_sub(read.first).wrapping_mul(self.mtu);
+            read.first <= at
+                && end <= read.end
+                && read.rkey == request.rkey
+                && request.address == read.address.wrapping_add(done)
+                && done + len <= read.len
+        };
+        let Some(region) = self.reads.iter().find(|read| part_of(read)).map(|read| read.region) else {
+            return Verdict::Lives;
+        };
         let faults = self.access(request, false);
         if !faults.is_empty() {
             return Verdict::MayDie(Refusal { at, syndromes: faults, sent: false });
         }
-        if end <= self.expected
-            && let Some(region) = self.region(request.rkey)
-        {
-            self.reads.push(Read { first: at, end, address: request.address, len, region, next: None });
-        }
+        let rkey = request.rkey;
+        self.reads.push(Read { first: at, end, address: request.address, len, region, rkey, next: None });
         Verdict::Lives
     }
 
@@ -319,7 +330,8 @@ impl Model {
         if request.opcode == 0x0c {
             let end = at + self.packets(len);
             if let Some(region) = self.region(request.rkey) {
-                self.reads.push(Read { first: at, end, address: request.address, len, region, next: Some(at) });
+                let (address, rkey) = (request.address, request.rkey);
+                self.reads.push(Read { first: at, end, address, len, region, rkey, next: Some(at) });
             }
             self.expected = end;
             self.messages.push(end - 1);
