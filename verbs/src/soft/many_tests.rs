@@ -136,6 +136,28 @@ fn a_thousand_share_a_link_that_holds_few_of_their_packets() {
 }
 
 #[test]
+fn those_who_wait_in_vain_starve_no_other() {
+    for op in [Op::Read, Op::Write] {
+        let mut crowd = Crowd::new(1000, 1, LEN, RETRY);
+        let bytes_per_second = 2_000_000_000;
+        for link in crowd.net.links() {
+            link.bottleneck = Some(Bottleneck { bytes_per_second, queue: 8 << 20 });
+        }
+        // Nine of ten ask one who is gone.
+        for number in 100..1000 {
+            crowd.net.hosts[1].set_error(crowd.lending[number]).unwrap();
+        }
+        (0..1000).for_each(|number| crowd.post(number, op, LEN));
+        let total = 10_000;
+        let counts = crowd.run(op, LEN, total);
+        let share = (total * LEN) as f64 / (crowd.net.now().0 as f64 / 1e9) / bytes_per_second as f64;
+        let (least, most) = (counts[..100].iter().min().unwrap(), counts[..100].iter().max().unwrap());
+        println!("{op:?}: {:.1} % of the link, {least} to {most} of {total} for each of 100", 100.0 * share);
+        assert!(share > 0.5 && *least >= 50 && *most <= 200, "{op:?}: {share}, {least} to {most}");
+    }
+}
+
+#[test]
 fn an_elephant_does_not_hold_up_a_mouse() {
     const GIB: usize = 1 << 30;
     let mut alone = Duration::ZERO;
@@ -213,11 +235,11 @@ fn timeouts_do_not_look_at_all_queue_pairs() {
             crowd.post(number, Op::Write, 64);
             crowd.net.pass(100);
         }
-        assert!(crowd.net.hosts[0].alarms() <= 2 * count);
+        assert!(crowd.net.hosts[0].alarms() <= count);
         let (begin, mut steps) = (processor_time(), 0_u32);
         while crowd.net.step() {
             steps += 1;
-            assert!(crowd.net.hosts[0].alarms() <= 2 * count);
+            assert!(crowd.net.hosts[0].alarms() <= count);
         }
         let took = processor_time() - begin;
         let done = crowd.poll();

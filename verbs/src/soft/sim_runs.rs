@@ -254,6 +254,8 @@ fn exchange(mut net: Net, lanes: u64, rounds: usize, ghosts: usize) -> (Net, Has
         }
     }
     net.settle();
+    assert_bounded(&net, lanes as usize);
+    assert!(net.hosts.iter().all(|host| (host.alarms(), host.askers().0) == (0, 0)), "something is waited for");
     flows.into_iter().for_each(|flow| flow.finish(&mut net));
     (net, places)
 }
@@ -498,6 +500,8 @@ fn end_one(seed: u64, tells: bool, end: End) -> bool {
         round(&mut net, &mut ends, end == End::BadKey && number == 1);
     }
     net.settle();
+    assert_bounded(&net, 2);
+    assert!(net.hosts.iter().all(|host| (host.alarms(), host.askers().0) == (0, 0)), "something is waited for");
     if matches!(end, End::LenderDeregisters | End::LenderErrs | End::LenderDestroys) {
         let bytes = lender.bytes();
         assert!(bytes[ROW..2 * ROW] == frozen[ROW..2 * ROW], "a byte was written after the end");
