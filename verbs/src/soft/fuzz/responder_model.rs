@@ -89,6 +89,9 @@ pub(super) struct Model {
     pub(super) mtu: u64,
     pub(super) reads_allowed: bool,
     pub(super) writes_allowed: bool,
+    /// The peer is no soft device: it may hear nothing of a region that is lost in the middle of a READ, which rxe would
+    /// take for the READ's success.
+    pub(super) is_real: bool,
     /// READs at once.
     pub(super) limit: usize,
     /// Of the first byte of `memory`.
@@ -116,6 +119,7 @@ impl Model {
             mtu: mtu as u64,
             reads_allowed: true,
             writes_allowed: true,
+            is_real: false,
             limit,
             base,
             memory,
@@ -248,7 +252,7 @@ impl Model {
         };
         let faults = self.access(request, false);
         if !faults.is_empty() {
-            return Verdict::MayDie(Refusal { at, syndromes: faults, sent: false });
+            return Verdict::MayDie(Refusal { at, syndromes: faults, sent: self.is_real });
         }
         let rkey = request.rkey;
         self.reads.push(Read { first: at, end, address: request.address, len, region, rkey, next: None });
@@ -358,6 +362,17 @@ impl Model {
         }
     }
 
+    /// The queue pair is in ERROR without a word: a READ of a real peer's may have lost its region on the way.
+    pub(super) fn fall_silent(&mut self) -> Outcome {
+        prop_assert!(self.may_fall_silent(), "in ERROR, and does not say why");
+        self.refuse(Refusal { at: 0, syndromes: vec![], sent: true });
+        Ok(())
+    }
+
+    fn may_fall_silent(&self) -> bool {
+        self.is_real && self.reads.iter().any(|read| !self.regions[read.region].usable)
+    }
+
     /// The queue pair ends here: what was asked for before this place is answered yet.
     pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.write = None;
@@ -461,7 +476,8 @@ impl Model {
 
     /// It has nothing more to say: was that all?
     pub(super) fn silent(&self) -> Outcome {
-        prop_assert!(self.refusal.as_ref().is_none_or(|refusal| refusal.sent), "did not refuse");
+        let refused = self.refusal.as_ref().is_none_or(|refusal| refusal.sent);
+        prop_assert!(refused || self.may_fall_silent(), "did not refuse");
         if self.refusal.is_none() {
             prop_assert_eq!(self.unanswered().map(|(next, _)| next), None, "leaves a READ without its answer");
             prop_assert_eq!(self.owed, None, "owes an ACK");
