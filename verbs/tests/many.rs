@@ -142,6 +142,50 @@ fn each_of_a_thousand_tenants_gets_its_share() {
     println!("user: {:?}", crowd.user.counters());
     println!("lender: {:?}", crowd.lender.counters());
     assert!(*least >= 3 && *most <= 40);
+    // So many windows that nobody bounds together drown a socket: then most is sent twice.
+    for counters in [crowd.user.counters(), crowd.lender.counters()] {
+        assert!(counters.retransmitted < counters.sent / 4, "{counters:?}");
+    }
+}
+
+#[test]
+fn an_elephant_does_not_hold_up_a_mouse() {
+    const ELEPHANT: usize = 256 << 20;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (user, lender) = (open(), open());
+    let [near, far] = [(); 2].map(|()| Arc::new(Memory::map(ELEPHANT, Backing::Ordinary).unwrap()));
+    far.copy_in(ELEPHANT - 8, &[7; 8]).unwrap();
+    let (ours, theirs) = (user.alloc_pd().unwrap(), lender.alloc_pd().unwrap());
+    let mine = ours.register(&near, 0..ELEPHANT, Access::LOCAL_WRITE).unwrap();
+    let lent = theirs.register(&far, 0..ELEPHANT, RIGHTS | Access::LOCAL_WRITE).unwrap();
+    let (remote_address, rkey) = (lent.address(), lent.rkey());
+    let none = lender.create_cq(1).unwrap();
+    let caps = QpCaps { send_queue: 1, outstanding_reads: 16 };
+    let [elephant, mouse] = [(); 2].map(|()| {
+        let done = user.create_cq(1).unwrap();
+        let (asks, lends) = (ours.create_qp(&done, caps).unwrap(), theirs.create_qp(&none, caps).unwrap());
+        asks.connect(&lends.endpoint(), Access::empty(), RETRY).unwrap();
+        lends.connect(&asks.endpoint(), RIGHTS, RETRY).unwrap();
+        (asks, done, lends)
+    });
+    let request =
+        |len| WorkRequest { id: 1, op: Op::Read, region: &mine, offset: ELEPHANT - len, len, remote_address, rkey };
+    elephant.0.post(&[request(ELEPHANT)]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let (mut mice, mut out) = (0, Vec::new());
+    // At the end of the memory, which the elephant reaches last.
+    let small = WorkRequest { remote_address: remote_address + (ELEPHANT - 8) as u64, ..request(8) };
+    while elephant.1.poll(1, &mut out).unwrap() == 0 {
+        mouse.0.post(&[small]).unwrap();
+        assert!(mouse.1.wait(deadline).unwrap());
+        mouse.1.poll(1, &mut out).unwrap();
+        mice += 1;
+    }
+    assert!(out.iter().all(|completion| completion.status == WcStatus::SUCCESS));
+    let mut bytes = [0; 8];
+    near.copy_out(ELEPHANT - 8, &mut bytes).unwrap();
+    println!("{mice} READs of 8 bytes beside one of {ELEPHANT}");
+    assert!(mice > 20 && bytes == [7; 8], "{mice} READs, {bytes:?}");
 }
 
 /// Pages of memory that the process has.
