@@ -135,11 +135,15 @@ impl Pipeline {
         let before = self.count()?;
         if op == Op::Write {
             self.contents = self.contents.wrapping_add(1);
-            self.each_slot(|bytes, contents, offset| {
-                fill(contents, offset, bytes);
-                true
-            });
         }
+        self.each_slot(|bytes, contents, offset| {
+            match op {
+                // What no READ brings is not there.
+                Op::Read => bytes.fill(!byte(contents, offset)),
+                Op::Write => fill(contents, offset, bytes),
+            }
+            true
+        });
         let mut rate = self.flow(op, pace)?;
         let mut packets = self.count()?;
         packets.asker = packets.asker.since(&before.asker);
