@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::handles::{EngineError, PdHandle};
 use super::icrc::Icrc;
 use super::psn::Psn;
+use super::timers::nanoseconds;
 use super::wire::{Aeth, Bth, DEFAULT_PKEY, ICRC_LEN, Opcode, Packet, Reth};
 use crate::{Access, Endpoint, Memory, Mtu, QpCaps, Retry};
 
@@ -17,7 +18,9 @@ pub(super) struct Connection {
     pub(super) mtu: usize,
     /// What the peer may do.
     pub(super) rights: Access,
-    pub(super) retry: Retry,
+    /// Nanoseconds without an answer until packets are sent again, at most, and until the peer is given up.
+    pub(super) timeout: u64,
+    pub(super) patience: u64,
     pub(super) pd: PdHandle,
     /// READs under way at once, in each direction.
     pub(super) reads: usize,
@@ -64,12 +67,14 @@ impl Connection {
         if !(2..=0x00ff_fffe).contains(&remote.qpn) || remote.psn > 0x00ff_ffff {
             return Err(EngineError::Endpoint("its queue pair number or PSN cannot be"));
         }
+        let timeout = nanoseconds(retry.timeout);
         Ok(Self {
             peer,
             remote_qpn: remote.qpn,
             mtu: mtu.min(remote.mtu).bytes(),
             rights,
-            retry,
+            timeout,
+            patience: timeout.saturating_mul(u64::from(retry.count) + 1),
             pd,
             reads: caps.outstanding_reads.into(),
             send: Icrc::new(local, peer),

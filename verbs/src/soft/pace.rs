@@ -1,7 +1,5 @@
 //! How much may be under way to a peer, and how long to wait for its answer: both learnt from the answers.
 
-use std::time::Duration;
-
 /// Packets under way: at the start, at least and at most.
 const WINDOW_START: u64 = 32;
 const WINDOW_MIN: u64 = 4;
@@ -9,11 +7,11 @@ pub(super) const WINDOW_MAX: u64 = 256;
 /// Near the window at which packets were lost last, it grows by one in so many windows.
 const CREEP: u64 = 32;
 
-/// Until a round trip was timed.
-const FIRST_WAIT: Duration = Duration::from_millis(20);
-/// Beyond the round trip, before a probe and before everything counts as lost: a peer may share its processor.
-const PROBE_SLACK: Duration = Duration::from_micros(100);
-const SLACK: Duration = Duration::from_millis(2);
+/// Nanoseconds until a round trip was timed.
+const FIRST_WAIT: u64 = 20_000_000;
+/// Nanoseconds beyond the round trip, before a probe and before everything counts as lost: a peer may share its processor.
+const PROBE_SLACK: u64 = 100_000;
+const SLACK: u64 = 2_000_000;
 /// Doublings of the wait, at most: a burst of loss may end only with the packets that it takes.
 const MAX_BACKOFF: u32 = 3;
 
@@ -36,12 +34,13 @@ pub(super) struct Pace {
     backoff: u32,
 }
 
+/// In nanoseconds.
 #[derive(Clone, Copy)]
 struct RoundTrip {
-    mean: Duration,
-    variation: Duration,
-    least: Duration,
-    last: Duration,
+    mean: u64,
+    variation: u64,
+    least: u64,
+    last: u64,
 }
 
 impl Pace {
@@ -64,7 +63,7 @@ impl Pace {
 
     /// Whether packets have been waiting on the way.
     fn is_queueing(&self) -> bool {
-        self.round_trip.is_some_and(|round_trip| round_trip.last > round_trip.least + round_trip.least / 2)
+        self.round_trip.is_some_and(|round_trip| round_trip.last / 3 > round_trip.least / 2)
     }
 
     /// So many packets were answered.
@@ -113,8 +112,8 @@ impl Pace {
         self.backoff = (self.backoff + 1).min(MAX_BACKOFF);
     }
 
-    /// A packet that was sent once was answered after this time.
-    pub(super) fn time(&mut self, sample: Duration) {
+    /// A packet that was sent once was answered after so many nanoseconds.
+    pub(super) fn time(&mut self, sample: u64) {
         self.backoff = 0;
         let Some(known) = self.round_trip else {
             let variation = sample / 2;
@@ -122,26 +121,30 @@ impl Pace {
             return;
         };
         self.round_trip = Some(RoundTrip {
-            mean: (known.mean * 7 + sample) / 8,
-            variation: (known.variation * 3 + known.mean.abs_diff(sample)) / 4,
+            mean: known.mean - known.mean / 8 + sample / 8,
+            variation: known.variation - known.variation / 4 + known.mean.abs_diff(sample) / 4,
             least: known.least.min(sample),
             last: sample,
         });
     }
 
-    /// The usual time to an answer; none where none is known.
-    pub(super) fn round_trip(&self) -> Duration {
-        self.round_trip.map_or(Duration::ZERO, |round_trip| round_trip.mean)
+    /// Nanoseconds that an answer usually takes; none where none is known.
+    pub(super) fn round_trip(&self) -> u64 {
+        self.round_trip.map_or(0, |round_trip| round_trip.mean)
     }
 
-    /// How long to wait for an answer before asking whether anything arrived.
-    pub(super) fn probe_wait(&self) -> Duration {
-        self.round_trip.map_or(FIRST_WAIT, |RoundTrip { mean, variation, .. }| mean * 2 + variation * 4 + PROBE_SLACK)
+    /// Nanoseconds to wait for an answer before asking whether anything arrived.
+    pub(super) fn probe_wait(&self) -> u64 {
+        let probe = |RoundTrip { mean, variation, .. }: RoundTrip| {
+            mean.saturating_mul(2).saturating_add(variation.saturating_mul(4)).saturating_add(PROBE_SLACK)
+        };
+        self.round_trip.map_or(FIRST_WAIT, probe)
     }
 
-    /// How long to wait after that before everything counts as lost.
-    pub(super) fn wait(&self) -> Duration {
-        let slack = |RoundTrip { mean, variation, .. }| mean + SLACK.max(variation * 4);
+    /// Nanoseconds to wait after that before everything counts as lost.
+    pub(super) fn wait(&self) -> u64 {
+        let slack =
+            |RoundTrip { mean, variation, .. }: RoundTrip| mean.saturating_add(variation.saturating_mul(4).max(SLACK));
         self.round_trip.map_or(FIRST_WAIT, slack).saturating_mul(1 << self.backoff)
     }
 }
@@ -153,13 +156,13 @@ mod tests {
     #[test]
     fn the_losses_of_one_round_trip_shrink_the_window_once() {
         let mut pace = Pace::new();
-        pace.time(Duration::from_micros(10));
+        pace.time(10_000);
         pace.shrink(5, 10);
         assert_eq!(pace.window(), 28);
         pace.shrink(7, 12);
         pace.shrink(10, 12);
         assert_eq!(pace.window(), 28, "sent before it shrank");
-        pace.time(Duration::from_micros(21));
+        pace.time(21_000);
         pace.shrink(11, 12);
         assert_eq!(pace.window(), 19, "more, where packets wait in a queue");
         (13..100).for_each(|sending| pace.shrink(sending, sending));
@@ -185,10 +188,10 @@ mod tests {
     #[test]
     fn the_window_does_not_run_into_the_same_queue_again() {
         let mut pace = Pace::new();
-        pace.time(Duration::from_micros(10));
+        pace.time(10_000);
         pace.grow(32);
         assert_eq!(pace.window(), 64);
-        pace.time(Duration::from_micros(25));
+        pace.time(25_000);
         pace.grow(64);
         assert_eq!(pace.window(), 64, "the doubling ends where a queue begins");
         pace.shrink(1, 1);
@@ -199,7 +202,7 @@ mod tests {
         assert_eq!(pace.window(), 56, "near");
         pace.grow(pace.window());
         assert_eq!(pace.window(), 57);
-        pace.time(Duration::from_micros(12));
+        pace.time(12_000);
         (0..100).for_each(|_| pace.grow(pace.window()));
         assert_eq!(pace.window(), 157, "the queue is gone");
     }
@@ -207,9 +210,9 @@ mod tests {
     // RFC 6298, 2.2 and 2.3.
     #[test]
     fn the_wait_is_learnt() {
-        let (us, ms) = (Duration::from_micros, Duration::from_millis);
+        let (us, ms) = (|us: u64| us * 1000, |ms: u64| ms * 1_000_000);
         let mut pace = Pace::new();
-        assert_eq!((pace.wait(), pace.round_trip()), (FIRST_WAIT, Duration::ZERO));
+        assert_eq!((pace.wait(), pace.round_trip()), (FIRST_WAIT, 0));
         pace.time(ms(8));
         assert_eq!(pace.wait(), ms(8) + ms(4) * 4);
         pace.time(ms(16));

@@ -1,7 +1,6 @@
 //! The requester of a reliable connection: sends READs and WRITEs, takes the answers, and sends again what got none.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use super::connection::{Connection, Data, Extension};
 use super::counters::Dropped;
@@ -12,7 +11,7 @@ use super::psn::{Psn, Seq};
 use super::regions::Regions;
 use super::timers::Now;
 use super::wire::{Body, Bth, Opcode, Reth, Syndrome};
-use crate::{Completion, Op, Retry, WcStatus};
+use crate::{Completion, Op, WcStatus};
 
 /// Packets of one READ request, at most. A longer READ is asked for in pieces, so that its answer does not drown our
 /// socket.
@@ -20,8 +19,8 @@ const READ_PACKETS: u64 = 16;
 /// From the first packet without an answer to the last that was sent, at most: how far others may run ahead of one that
 /// is lost.
 const SPAN: u64 = 2 * WINDOW_MAX;
-/// A report of the same gap within this time is a doubled one, however quick the peer.
-const DOUBLED: Duration = Duration::from_micros(20);
+/// A report of the same gap within so many nanoseconds is a doubled one, however quick the peer.
+const DOUBLED: u64 = 20_000;
 
 /// Asks one peer.
 pub(super) struct Requester {
@@ -161,7 +160,7 @@ impl Requester {
             _ => self.on_read_response(connection, regions, at, bth.opcode, body.data),
         };
         if self.flight.answered() > before {
-            self.progress(now, &connection.retry, self.flight.answered() - before);
+            self.progress(now, connection, self.flight.answered() - before);
         }
         outcome
     }
@@ -235,7 +234,7 @@ impl Requester {
         }
     }
 
-    fn progress(&mut self, now: Now, retry: &Retry, packets: u64) {
+    fn progress(&mut self, now: Now, connection: &Connection, packets: u64) {
         (self.heard, self.probed) = (now, false);
         if let Some((at, sending, since)) = self.timed {
             match self.flight.is_last_sent_by(at, sending) {
@@ -253,17 +252,13 @@ impl Requester {
         while self.reads.front().is_some_and(|end| *end <= first) {
             self.reads.pop_front();
         }
-        self.deadline = if self.flight.is_empty() { None } else { Some(self.alarm(now, retry)) };
+        self.deadline = if self.flight.is_empty() { None } else { Some(self.alarm(now, connection)) };
     }
 
     /// When to send again, or to give up.
-    fn alarm(&self, now: Now, retry: &Retry) -> Now {
-        let wait = if self.probed { self.pace.wait() } else { self.pace.probe_wait() }.min(retry.timeout);
-        now.after(wait).min(self.end_of_patience(retry))
-    }
-
-    fn end_of_patience(&self, retry: &Retry) -> Now {
-        self.heard.after(retry.timeout.saturating_mul(u32::from(retry.count) + 1))
+    fn alarm(&self, now: Now, connection: &Connection) -> Now {
+        let wait = if self.probed { self.pace.wait() } else { self.pace.probe_wait() };
+        now.after(wait.min(connection.timeout)).min(self.heard.after(connection.patience))
     }
 
     /// The peer misses the packet, and so whatever came behind it. A second report within a round trip is a doubled one.
@@ -279,8 +274,10 @@ impl Requester {
 
     /// No answer came in time.
     pub(super) fn on_deadline(&mut self, now: Now, connection: &Connection) -> Result<(), Failure> {
-        let retry = &connection.retry;
-        if now >= self.end_of_patience(retry) {
+        // Time in which nobody looked, as when the process was stopped, is no silence of the peer.
+        let unseen = self.deadline.map_or(0, |deadline| now.since(deadline));
+        self.heard = self.heard.after(unseen);
+        if now >= self.heard.after(connection.patience) {
             return Err(Failure { at: self.flight.first(), status: WcStatus::RETRY_EXC_ERR });
         }
         (self.gap, self.timed, self.unasked) = (None, None, 0);
@@ -291,7 +288,7 @@ impl Requester {
             self.probed = true;
             self.flight.probe();
         }
-        self.deadline = Some(self.alarm(now, retry));
+        self.deadline = Some(self.alarm(now, connection));
         Ok(())
     }
 
@@ -338,7 +335,7 @@ impl Requester {
         }
         self.unasked = if asks { 0 } else { self.unasked + 1 };
         if self.deadline.is_none() {
-            self.deadline = Some(self.alarm(now, &connection.retry));
+            self.deadline = Some(self.alarm(now, connection));
         }
         Some(Ok(Sent { again }))
     }

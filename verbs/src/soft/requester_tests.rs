@@ -578,3 +578,22 @@ fn a_bad_request_is_refused_with_its_batch() {
     let request = super::engine::EngineRequest { mr, ..peer.request(1, Op::Write, 0, 4) };
     assert_eq!(peer.post(&[request]).unwrap().len(), 1);
 }
+
+#[test]
+fn time_in_which_nobody_looked_is_no_silence() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let request = peer.request(1, Op::Write, 0, 4);
+    peer.post(&[request]).unwrap();
+    // The process was stopped: the answer may lie in the socket.
+    for hour in 1..=3 {
+        peer.now = hour * 3_600_000_000_000;
+        peer.engine.on_timeout(Now(peer.now));
+        let again = peer.answers();
+        assert_eq!(places(&peer, &again), [0]);
+    }
+    while peer.state() == QpState::ReadyToSend {
+        ring(&mut peer);
+        peer.answers();
+    }
+    assert_eq!(outcomes(&peer.poll()), [(1, WcStatus::RETRY_EXC_ERR)], "but this is");
+}

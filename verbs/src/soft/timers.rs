@@ -8,15 +8,20 @@ use std::time::Duration;
 pub(crate) struct Now(pub(crate) u64);
 
 impl Now {
-    /// `delay` later; stays at the end of time rather than wrap.
-    pub(crate) fn after(self, delay: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)))
+    /// So many nanoseconds later; stays at the end of time rather than wrap.
+    pub(crate) fn after(self, delay: u64) -> Self {
+        Self(self.0.saturating_add(delay))
     }
 
-    /// From `earlier` to here; nothing where it lies ahead.
-    pub(crate) fn since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    /// Nanoseconds from `earlier` to here; none where it lies ahead.
+    pub(crate) fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
     }
+}
+
+/// As many nanoseconds, or as there can be.
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Alarms, the earliest first. Moving a deadline back costs nothing: the alarm rings at its old time, its queue pair
@@ -76,7 +81,8 @@ mod tests {
 
     #[test]
     fn time_ends_rather_than_wraps() {
-        assert_eq!(Now(u64::MAX - 1).after(Duration::from_secs(1)), Now(u64::MAX));
-        assert_eq!(Now(0).after(Duration::MAX), Now(u64::MAX));
+        assert_eq!(Now(u64::MAX - 1).after(2), Now(u64::MAX));
+        assert_eq!(nanoseconds(Duration::MAX), u64::MAX);
+        assert_eq!(nanoseconds(Duration::from_micros(3)), 3000);
     }
 }
