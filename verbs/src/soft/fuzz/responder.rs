@@ -96,6 +96,13 @@ enum Step {
         back: usize,
         skip: u32,
     },
+    /// As the rest of a READ, but in one thing: never asked for.
+    Guess {
+        back: usize,
+        skip: u32,
+        kind: u8,
+        by: i8,
+    },
     /// Of the request that is next, so that it would be served but for this.
     Stranger {
         kind: u8,
@@ -161,6 +168,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1..20_u64).prop_map(Step::Reads),
         2 => (1..60_usize, 1..30_usize).prop_map(|(times, last)| Step::Storm { times, last }),
         6 => (0..12_usize, 0..12_u32).prop_map(|(back, skip)| Step::Rest { back, skip }),
+        3 => (0..12_usize, 0..4_u32, 0..3_u8, -9..9_i8)
+            .prop_map(|(back, skip, kind, by)| Step::Guess { back, skip, kind, by }),
         6 => (any::<u8>(), any::<u16>()).prop_map(|(kind, bit)| Step::Stranger { kind, bit }),
         10 => (0..9_u8).prop_map(Step::Answer),
         10 => Just(Step::AnswerAll),
@@ -303,6 +312,17 @@ impl Run {
         Ok(())
     }
 
+    /// A READ that was there before, from a later packet on.
+    fn rest_of(&self, request: Request, skip: u32) -> Option<Request> {
+        let done = u64::from(skip) * self.model.mtu;
+        if request.opcode != 0x0c || done > 0 && done >= u64::from(request.len) {
+            return None;
+        }
+        let psn = (request.psn + skip) & 0x00ff_ffff;
+        let (address, len) = (request.address.wrapping_add(done), request.len - done as u32);
+        Some(Request { psn, address, len, ..request })
+    }
+
     fn go_on(&mut self, asks: bool) -> Outcome {
         let Some(left) = self.model.write_left() else { return Ok(()) };
         let (opcode, size) = if left <= self.model.mtu { (0x08, left) } else { (0x07, self.model.mtu) };
@@ -439,13 +459,18 @@ impl Run {
                 }
             }
             Step::Rest { back: number, skip } => {
-                if let Some(request) = back(*number).filter(|request| request.opcode == 0x0c) {
-                    let done = u64::from(*skip) * self.model.mtu;
-                    if done < u64::from(request.len) {
-                        let psn = (request.psn + skip) & 0x00ff_ffff;
-                        let (address, len) = (request.address.wrapping_add(done), request.len - done as u32);
-                        self.say(&Request { psn, address, len, ..request })?;
+                if let Some(request) = back(*number).and_then(|request| self.rest_of(request, *skip)) {
+                    self.say(&request)?;
+                }
+            }
+            Step::Guess { back: number, skip, kind, by } => {
+                if let Some(mut request) = back(*number).and_then(|request| self.rest_of(request, *skip)) {
+                    match kind {
+                        0 => request.len = request.len.wrapping_add_signed((*by).into()),
+                        1 => request.address = request.address.wrapping_add_signed((*by).into()),
+                        _ => request.rkey = self.model.regions[usize::from(by.unsigned_abs() % 3)].rkey,
                     }
+                    self.say(&request)?;
                 }
             }
             Step::Stranger { kind, bit } => self.stranger(*kind, *bit),
