@@ -15,7 +15,7 @@ use crate::soft::handles::Seeded;
 use crate::soft::port_sim::address;
 use crate::soft::test_peer::{Answer, MEMORY, Peer};
 use crate::soft::wire::Opcode;
-use crate::{Access, Completion, Mtu, Op, QpState, Retry, WcStatus};
+use crate::{Access, Completion, Endpoint, Mtu, Op, QpState, Retry, WcStatus};
 
 const MTU: usize = 256;
 /// Bytes of the places in our region that requests are about: some longer than one READ request asks for.
@@ -156,8 +156,8 @@ struct Run {
 }
 
 impl Run {
-    fn new() -> Self {
-        let peer = Peer::with(Mtu::Mtu256, Access::empty(), RETRY);
+    fn new(flags: u8) -> Self {
+        let peer = Peer::of_kind(flags, Mtu::Mtu256, Access::empty(), RETRY);
         let image = peer.bytes();
         Self {
             peer,
@@ -534,9 +534,10 @@ impl Run {
     }
 }
 
-fn check((seed, steps): &(u64, Vec<Step>)) -> Outcome {
+/// The peer is a real device, or a soft one.
+fn check((seed, is_real, steps): &(u64, bool, Vec<Step>)) -> Outcome {
     let _seeded = Seeded::new(*seed);
-    let mut run = Run::new();
+    let mut run = Run::new(if *is_real { 0 } else { Endpoint::SOFT });
     for step in steps {
         run.step(step)?;
     }
@@ -545,7 +546,7 @@ fn check((seed, steps): &(u64, Vec<Step>)) -> Outcome {
 
 #[test]
 fn any_sequence_of_answers_completes_each_request_once_with_the_right_bytes() {
-    fuzz("requester", 40, &(any::<u64>(), vec(step(), 1..120)), check);
+    fuzz("requester", 40, &(any::<u64>(), prop::bool::weighted(0.3), vec(step(), 1..120)), check);
 }
 
 /// Cases over which the requester and this once differed.
@@ -561,6 +562,8 @@ fn cases_that_once_failed() {
         vec![post(true, 0, 257), post(false, 1, 1793), Step::Send(20), Step::Serve(1), deliver(593), deliver(0)];
     late.extend([Step::Wait(783), Step::Serve(100), deliver(0), Step::Wait(217), nag]);
     for steps in [acknowledged_early, late] {
-        check(&(1, steps)).unwrap();
+        for is_real in [false, true] {
+            check(&(1, is_real, steps.clone())).unwrap();
+        }
     }
 }
