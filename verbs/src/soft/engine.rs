@@ -358,6 +358,7 @@ impl Engine {
                 qp.silence();
             }
             qp.count_asker(&mut self.askers);
+            qp.set_alarm(&mut self.timers);
             return match outcome {
                 Err(Stop::Dropped(reason)) => Err(reason),
                 _ => Ok(()),

@@ -580,6 +580,18 @@ fn a_bad_request_is_refused_with_its_batch() {
 }
 
 #[test]
+fn an_alarm_follows_a_wait_that_is_found_to_be_shorter() {
+    let retry = Retry { timeout: Duration::from_millis(100), count: 3 };
+    let mut peer = Peer::with(Mtu::Mtu1024, Access::all(), retry);
+    let batch: Vec<_> = (0..2).map(|id| peer.request(id, Op::Write, 0, 4)).collect();
+    peer.post(&batch).unwrap();
+    assert_eq!(peer.engine.next_timeout(), Some(Now(20_000_000)));
+    peer.now = 10_000;
+    assert_eq!(peer.acknowledge(0, ACK), []);
+    assert_eq!(peer.engine.next_timeout(), Some(Now(10_000 + 2 * 10_000 + 4 * 5_000 + 100_000)));
+}
+
+#[test]
 fn time_in_which_nobody_looked_is_no_silence() {
     let mut peer = Peer::new(Mtu::Mtu1024);
     let request = peer.request(1, Op::Write, 0, 4);
