@@ -196,7 +196,7 @@ fn molest(flags: u8, what: &str, begin: fn(&mut Peer), go_on: fn(&mut Peer)) {
             assert_eq!(peer.answers(), [], "{what}: {reason}");
             // A queue pair in ERROR looks at no more than where a packet is from.
             let early = ["truncated", "impossible length", "unknown queue pair", "wrong source address"];
-            let sent_whole = bytes.len() >= 16 && bytes.len() % 4 == 0 && bytes.len() <= MAX_DATAGRAM;
+            let sent_whole = bytes.len() >= 16 && bytes.len().is_multiple_of(4) && bytes.len() <= MAX_DATAGRAM;
             let looked_at = !dead || early.contains(&reason) && !(reason == "truncated" && sent_whole);
             *expected.entry(if looked_at { reason } else { "queue pair not ready" }).or_default() += 1;
         }

@@ -238,8 +238,9 @@ impl Run {
             prop_assert_eq!(packet.opcode, Opcode::READ_REQUEST);
             let Some((address, rkey, len)) = packet.reth else { return Err(TestCaseError::fail("no RETH")) };
             prop_assert_eq!((address, rkey), (work.remote + done as u64, RKEY));
-            prop_assert!(len > 0 && (len as usize == left || (len as usize) < left && len as usize % MTU == 0));
-            place + u64::from(len).div_ceil(MTU as u64)
+            let len = len as usize;
+            prop_assert!(len > 0 && (len == left || len < left && len.is_multiple_of(MTU)));
+            place + len.div_ceil(MTU) as u64
         } else {
             let (first, last) = (place == work.first, place + 1 == work.end);
             let opcode = match (first, last) {

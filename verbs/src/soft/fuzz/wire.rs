@@ -24,7 +24,7 @@ pub(super) fn headers(opcode: u8) -> Option<(usize, bool)> {
 
 /// Whether the datagram is a packet, read by that; the length of its data.
 pub(super) fn reading(bytes: &[u8]) -> Option<usize> {
-    if bytes.len() < 16 || bytes.len() > MAX_DATAGRAM || bytes.len() % 4 != 0 {
+    if bytes.len() < 16 || bytes.len() > MAX_DATAGRAM || !bytes.len().is_multiple_of(4) {
         return None;
     }
     let (extended, may_have_data) = headers(bytes[0])?;
@@ -43,7 +43,7 @@ fn check(bytes: &[u8]) -> Outcome {
         (Err(reason), None) => {
             let expected = match headers(bytes.first().copied().unwrap_or(0)) {
                 _ if bytes.len() < 16 => Malformed::Truncated,
-                _ if bytes.len() > MAX_DATAGRAM || bytes.len() % 4 != 0 => Malformed::Length,
+                _ if bytes.len() > MAX_DATAGRAM || !bytes.len().is_multiple_of(4) => Malformed::Length,
                 None => Malformed::Opcode,
                 Some((extended, true)) => {
                     prop_assert!(bytes.len() < 16 + extended + 3);
