@@ -124,7 +124,7 @@ fn each_of_a_thousand_tenants_gets_its_share() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let crowd = Crowd::new();
     let mut counts = vec![0_usize; TENANTS];
-    let op = |tenant: usize| if tenant % 2 == 0 { Op::Read } else { Op::Write };
+    let op = |tenant: usize| if tenant.is_multiple_of(2) { Op::Read } else { Op::Write };
     (0..TENANTS).for_each(|tenant| crowd.post(tenant, op(tenant)));
     let mut done = 0;
     let begin = Instant::now();
