@@ -358,11 +358,12 @@ fn a_stranger_costs_less_than_the_peer() {
         println!("{len} B: a WRITE that is served {served_best:.0} ns");
         let good = peer.draft(Opcode::WRITE_ONLY, extension, &data);
         let mut worst: BTreeMap<&str, f64> = BTreeMap::new();
-        for Forgery { reason, from, bytes } in forgeries(Endpoint::SOFT, &good).into_iter().take(18) {
+        for Forgery { reason, from, bytes } in forgeries(Endpoint::SOFT, &good).into_iter().take(20) {
             let cost = best_of(30, &vec![(from, bytes); 100], &mut peer);
             let worst = worst.entry(reason).or_default();
             *worst = worst.max(cost);
         }
+        assert_eq!(worst.len(), 8, "every name");
         for (reason, cost) in worst {
             println!("{len} B: {reason} {cost:.0} ns");
             assert!(cost < served_best, "{len} B: {reason} {cost:.0} ns, served {served_best:.0} ns");
