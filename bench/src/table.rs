@@ -82,7 +82,7 @@ impl Reports {
             let arguments = report["arguments"].as_array().into_iter().flatten().filter_map(Value::as_str);
             let arguments: Vec<_> = arguments.take_while(|argument| *argument != "--out").collect();
             text += &format!(
-                "`{command}`: commit {}, {} build, {} rounds, load {} at its end; `overbank-bench {}`\n",
+                "- `{command}`: commit {}, {} build, {} rounds, load {} at its end; `overbank-bench {}`\n",
                 field("commit"),
                 field("build"),
                 report["rounds"],
@@ -100,7 +100,7 @@ impl Reports {
                 );
             }
             for warning in report["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                text += &format!("warning: {warning}\n");
+                text += &format!("- warning: {warning}\n");
             }
         }
         text
@@ -113,7 +113,7 @@ impl Reports {
             claims.push(Claim {
                 what: format!("READ of {size} B, one outstanding, beside UDP ping-pong of the same datagrams"),
                 found: quotient(p50(&self.raw, &own), p50(&self.raw, &floor))
-                    .map(|(own, floor, ratio)| (format!("{own:.2} / {floor:.2} µs = {ratio:.2}"), ratio <= 1.3)),
+                    .map(|(own, floor, ratio)| (format!("{own:.2} / {floor:.2} µs = {ratio:.3}"), ratio <= 1.3)),
                 asked: "at most 1.3",
             });
         }
@@ -322,9 +322,9 @@ mod tests {
         for line in [
             "A, 2 processors (virtual), Linux 6, D",
             "`overbank-bench raw --with-floor`",
-            "warning: this is a debug build",
-            "| READ of 64 B, one outstanding, beside UDP ping-pong of the same datagrams | 5.20 / 4.00 µs = 1.30 | at most 1.3 | holds |",
-            "same datagrams | 6.60 / 5.00 µs = 1.32 | at most 1.3 | **does not hold** |",
+            "- warning: this is a debug build",
+            "| READ of 64 B, one outstanding, beside UDP ping-pong of the same datagrams | 5.20 / 4.00 µs = 1.300 | at most 1.3 | holds |",
+            "same datagrams | 6.60 / 5.00 µs = 1.320 | at most 1.3 | **does not hold** |",
             "| READ of 64 B, one outstanding, beside UCX, tcp | 5.20 / 8.00 µs = 0.65 | below 1 | holds |",
             "| READ of 64 B, one outstanding, beside libfabric, tcp;ofi_rxm | not measured | below 1 |  |",
             "| 3.70 / 2.50 GiB/s (libfabric, tcp;ofi_rxm) = 1.48 | above 1 | holds |",
