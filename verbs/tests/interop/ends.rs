@@ -5,7 +5,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use overbank_verbs::{Access, Counters, Device, DeviceOptions, Mtu, Retry};
@@ -20,6 +20,7 @@ pub(crate) struct Scene {
     pub(crate) soft: Device,
     /// The soft device's counters, and the real one's, when the case began.
     before: (Counters, BTreeMap<String, u64>),
+    begun: Instant,
 }
 
 /// Which of the two asks; the other answers.
@@ -42,6 +43,7 @@ pub(crate) fn scene() -> Option<MutexGuard<'static, Scene>> {
         Ok(scene) => {
             let mut scene = scene.lock().unwrap_or_else(PoisonError::into_inner);
             scene.before = scene.counters();
+            scene.begun = Instant::now();
             Some(scene)
         }
         Err(missing) => {
@@ -75,7 +77,7 @@ impl Scene {
         }
         let soft = inside(&handle, move || Device::open("soft", &options).expect("the soft device opens"));
         println!("{}\n{}", real.describe(), soft.describe());
-        let mut scene = Self { real, soft, before: Default::default() };
+        let mut scene = Self { real, soft, before: Default::default(), begun: Instant::now() };
         scene.before = scene.counters();
         Ok(scene)
     }
@@ -123,7 +125,8 @@ impl Scene {
         let real =
             real.iter().filter_map(|(name, value)| grown((name, *value), real_before.get(name).copied().unwrap_or(0)));
         println!(
-            "{what}; path MTU {}; soft: sent {}, taken {}, repeated {}, dropped {:?}; {}: {:?}",
+            "{what}; {:.1} s; path MTU {}; soft: sent {}, taken {}, repeated {}, dropped {:?}; {}: {:?}",
+            self.begun.elapsed().as_secs_f64(),
             self.mtu(),
             soft.sent - soft_before.sent,
             soft.received - soft_before.received,

@@ -95,6 +95,23 @@ const LONGEST: usize = 8 << 20;
 /// After a loss rxe waits for its timeout, and asks for the whole rest of a READ again.
 const LONGEST_OF_REAL: usize = 2 << 20;
 
+/// Most READ requests have several gaps, and answers to what is asked for again get lost too: rxe answers for no gap below
+/// one that it was asked for again.
+#[test]
+fn soft_reads_with_many_gaps() {
+    let Some(scene) = scene() else { return };
+    if setting("NETEM").is_none() {
+        return println!("SKIPPED: OVERBANK_INTEROP_NETEM does not say that packets can be lost");
+    }
+    let netem = Netem::begin(&scene, &["loss", "15%"], true);
+    // On a fresh connection each, which asks for many packets at once until it has learnt of the loss.
+    for _ in 0..20 {
+        long_requests(&scene, Asker::Soft, (1, 40 * scene.mtu()));
+    }
+    drop(netem);
+    scene.report("loss 15%: 20 times a WRITE and a READ of 40 packets, Soft asks");
+}
+
 macro_rules! weather {
     ($($(#[$of_both:meta])* $name:ident: $words:expr, $longest:expr;)*) => {$(
         mod $name {
