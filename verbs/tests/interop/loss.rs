@@ -2,6 +2,9 @@
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+
+use overbank_verbs::Op;
 
 use crate::ends::*;
 use crate::transfers::{long_requests, pipeline};
@@ -18,6 +21,7 @@ impl Netem {
         let near = std::fs::read_to_string(ndev).expect("the real device has a network interface").trim().to_owned();
         let far = far_interface();
         let mut interfaces = vec![(Some(namespace()), far)];
+        keep_neighbours(scene, &near, &interfaces[0].1);
         interfaces.extend(both.then_some((None, near)));
         let netem = Self { interfaces };
         assert!(netem.tc("add", &[&["netem"], words].concat()), "tc could not add netem");
@@ -34,6 +38,26 @@ impl Netem {
             Command::new(words[0]).args(&words[1..]).status().is_ok_and(|status| status.success())
         })
     }
+}
+
+/// The two find each other's Ethernet address and keep it: what asks for it can be lost too, and is repeated only after a
+/// second.
+fn keep_neighbours(scene: &Scene, near: &str, far: &str) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let (a, b) = scene.pair(Asker::Soft, REMOTE, PATIENT);
+        let (from, to) = (memory(1, 1), memory(1, 2));
+        let (mr, remote) = (a.register(&from, ALL), b.register(&to, ALL));
+        a.run_all(&[request((0, Op::Write), &mr, 0..1, &remote, 0)]);
+        let address = |end: &End| end.qp.endpoint().socket_addr().ip().to_canonical().to_string();
+        for (place, peer, interface) in
+            [(vec![], address(&a), near), (vec!["-n".into(), namespace()], address(&b), far)]
+        {
+            let words = ["neigh", "change", &peer, "dev", interface, "nud", "permanent"];
+            let status = Command::new("ip").args(place).args(words).status();
+            assert!(status.is_ok_and(|status| status.success()), "no neighbour {peer} on {interface}");
+        }
+    });
 }
 
 /// Cuts the wire when it is told to: a program that is started then would come late.
