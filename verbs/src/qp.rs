@@ -34,9 +34,11 @@ pub enum QpState {
 /// When to stop waiting for a peer's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// Without an answer, until a request is sent again.
+    /// Without an answer, until a request is sent again. The soft device learns how soon answers come, and then sends
+    /// again earlier.
     pub timeout: Duration,
-    /// Times that it is sent again before it fails with [`WcStatus::RETRY_EXC_ERR`](crate::WcStatus::RETRY_EXC_ERR).
+    /// A peer is given up after this many and one more timeouts without any answer: requests then fail with
+    /// [`WcStatus::RETRY_EXC_ERR`](crate::WcStatus::RETRY_EXC_ERR).
     pub count: u8,
 }
 

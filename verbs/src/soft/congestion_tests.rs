@@ -286,8 +286,8 @@ fn connections_share_a_link() {
             );
             println!("{said}");
             // Of short messages every packet is acknowledged alone: the queue is found to be full late.
-            let most = if len == 4096 { 0.15 } else { 0.05 };
-            if all < 0.8 * path.bytes_per_second as f64 || least < 0.3 * all || again > most {
+            let most = if len == 4096 { 0.15 } else { 0.1 };
+            if all < 0.8 * path.bytes_per_second as f64 || least < 0.25 * all || again > most {
                 wrong.push(said);
             }
         }

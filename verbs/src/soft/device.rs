@@ -402,7 +402,7 @@ mod tests {
             let qp = pd.create_qp(&cq, QpCaps { send_queue: 4, outstanding_reads: 1 }).unwrap();
             (cq, memory, mr, qp)
         });
-        let [(cq, _, mr, qp), (_, memory, lent, peer)] = ends;
+        let [(cq, _, mr, qp), (other_cq, memory, lent, peer)] = ends;
         let retry = Retry { timeout: Duration::from_millis(20), count: 1 };
         qp.connect(&peer.endpoint(), Access::all(), retry).unwrap();
         peer.connect(&qp.endpoint(), Access::all(), retry).unwrap();
@@ -428,9 +428,17 @@ mod tests {
         assert_eq!((user.health(), lender.health()), (Health::Good, Health::Good));
 
         let driver = Arc::clone(&lender.driver);
+        let begun = Instant::now();
+        let waiters = [(); 2].map(|()| {
+            let cq = Arc::clone(&other_cq);
+            std::thread::spawn(move || cq.wait(Instant::now() + Duration::from_secs(60)))
+        });
+        std::thread::sleep(Duration::from_millis(100));
         std::thread::spawn(move || {
-            let _core = driver.control();
-            panic!("as if the engine had a fault");
+            let mut core = driver.control();
+            while begun.elapsed() < Duration::from_secs(60) {
+                driver.drive(&mut core, || panic!("as if the engine had a fault"));
+            }
         })
         .join()
         .unwrap_err();
@@ -450,6 +458,9 @@ mod tests {
         // Its owner is told everywhere, and can undo what there is.
         let queue = Arc::new(lender.create_cq(1).unwrap());
         let fatal = |error| matches!(error, VerbsError::DeviceFatal { .. });
+        // One of these watched the socket, and the other waited for it.
+        waiters.into_iter().for_each(|waiter| assert!(fatal(waiter.join().unwrap().unwrap_err())));
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         assert!(fatal(queue.poll(1, &mut done).unwrap_err()));
         assert!(fatal(queue.wait(soon()).unwrap_err()));
         assert!(fatal(peer.post([].into_iter()).unwrap_err()));

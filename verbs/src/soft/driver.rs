@@ -24,6 +24,8 @@ const BLOCKED: u64 = 1_000_000;
 /// Times in a row that nothing has arrived, after which the device looks at the clock: a look costs a tenth of asking
 /// the socket.
 const LOOK: u32 = 8;
+/// Looks at the socket, at most, before what is due is done.
+const ROUNDS: u32 = 8;
 /// Attempts to take the lock before a caller yields, and before it sleeps.
 const SPINS: u32 = 200;
 const YIELDS: u32 = 20;
@@ -230,16 +232,10 @@ impl Driver {
 
     /// Takes what has arrived, sees to timers, and sends. Returns whether there may be more to do at once. `clock` is
     /// looked at only where something has arrived, or has not for a while.
-    fn drive(&self, core: &mut Core, clock: impl Fn() -> Now) -> bool {
-        let Core { engine, receiver, .. } = core;
+    pub(crate) fn drive(&self, core: &mut Core, clock: impl Fn() -> Now) -> bool {
+        let _waiters = Waiters(self);
         let mut now = None;
-        let received = receiver.receive(&self.socket, |from, datagram| {
-            engine.receive(*now.get_or_insert_with(&clock), from, datagram);
-        });
-        let arrived = received.unwrap_or_else(|_| {
-            core.receive_failed += 1;
-            0
-        });
+        let mut arrived = self.receive(core, || *now.get_or_insert_with(&clock));
         core.empty = if arrived > 0 { 0 } else { core.empty.wrapping_add(1) };
         let (now, due) = match now {
             Some(now) => (now, core.next_timeout() <= now.0),
@@ -251,12 +247,30 @@ impl Driver {
         };
         core.now = now;
         if due {
+            // What waits for an answer may have it in the socket.
+            let rounds = if arrived > 0 { ROUNDS } else { 1 };
+            for _ in 0..rounds {
+                match self.receive(core, || now) {
+                    0 => break,
+                    more => arrived += more,
+                }
+            }
             core.engine.on_timeout(now);
         } else if arrived == 0 && !core.sender.waiting() {
             return false;
         }
         self.transmit(core, now);
         arrived > 0 || core.wakes_at(now) <= now.0
+    }
+
+    /// Takes what has arrived; returns the number of messages.
+    fn receive(&self, core: &mut Core, mut now: impl FnMut() -> Now) -> usize {
+        let Core { engine, receiver, .. } = core;
+        let received = receiver.receive(&self.socket, |from, datagram| engine.receive(now(), from, datagram));
+        received.unwrap_or_else(|_| {
+            core.receive_failed += 1;
+            0
+        })
     }
 
     /// As [`drive`](Self::drive), by a caller: the thread stays away for a while.
@@ -270,6 +284,7 @@ impl Driver {
         if self.failed() {
             return;
         }
+        let _waiters = Waiters(self);
         let Core { engine, sender, .. } = core;
         sender.send(&self.socket, |out| engine.poll_transmit(now, out));
         if core.followers > 0 {
@@ -418,6 +433,19 @@ impl Driver {
             wake.take();
         }
         Ok(())
+    }
+}
+
+/// Whoever sleeps hears of a panic.
+struct Waiters<'a>(&'a Driver);
+
+impl Drop for Waiters<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.leader_wake.wake();
+            self.0.thread_wake.wake();
+            self.0.turn.notify_all();
+        }
     }
 }
 

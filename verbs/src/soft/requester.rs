@@ -38,8 +38,7 @@ pub(super) struct Requester {
     gap: Option<(Seq, Now)>,
     /// A packet whose answer is timed: its sending, and when that was.
     timed: Option<(Seq, u64, Now)>,
-    /// A probe was sent since the peer last answered something.
-    probed: bool,
+    silence: Silence,
     /// When the peer last answered something, or something was sent while nothing was under way.
     heard: Now,
     deadline: Option<Now>,
@@ -57,6 +56,16 @@ pub(super) struct Work {
     pub(super) rkey: u32,
     first: Seq,
     end: Seq,
+}
+
+/// What was done about the peer's silence since it last answered something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    None,
+    /// A probe was sent, or is to be, whatever else is under way.
+    Probed,
+    /// Everything counts as lost.
+    Lost,
 }
 
 /// Which request failed, and how.
@@ -90,7 +99,7 @@ impl Requester {
             unasked: 0,
             gap: None,
             timed: None,
-            probed: false,
+            silence: Silence::None,
             heard: Now::default(),
             deadline: None,
         }
@@ -235,7 +244,7 @@ impl Requester {
     }
 
     fn progress(&mut self, now: Now, connection: &Connection, packets: u64) {
-        (self.heard, self.probed) = (now, false);
+        (self.heard, self.silence) = (now, Silence::None);
         if let Some((at, sending, since)) = self.timed {
             match self.flight.is_last_sent_by(at, sending) {
                 Some(true) => {}
@@ -257,7 +266,7 @@ impl Requester {
 
     /// When to send again, or to give up.
     fn alarm(&self, now: Now, connection: &Connection) -> Now {
-        let wait = if self.probed { self.pace.wait() } else { self.pace.probe_wait() };
+        let wait = if self.silence == Silence::None { self.pace.probe_wait() } else { self.pace.wait() };
         now.after(wait.min(connection.timeout)).min(self.heard.after(connection.patience))
     }
 
@@ -266,7 +275,7 @@ impl Requester {
         if self.gap.is_some_and(|(last, when)| last == at && now < when.after(self.pace.round_trip().max(DOUBLED))) {
             return;
         }
-        self.gap = Some((at, now));
+        (self.gap, self.silence) = (Some((at, now)), Silence::None);
         let loss = self.flight.lose_from(at);
         self.note(loss);
         self.unasked = 0;
@@ -281,12 +290,13 @@ impl Requester {
             return Err(Failure { at: self.flight.first(), status: WcStatus::RETRY_EXC_ERR });
         }
         (self.gap, self.timed, self.unasked) = (None, None, 0);
-        if self.probed {
+        if self.silence == Silence::None {
+            self.silence = Silence::Probed;
+            self.flight.probe();
+        } else {
+            self.silence = Silence::Lost;
             self.flight.lose_from(self.flight.first());
             self.pace.collapse(self.flight.sendings());
-        } else {
-            self.probed = true;
-            self.flight.probe();
         }
         self.deadline = Some(self.alarm(now, connection));
         Ok(())
@@ -310,8 +320,9 @@ impl Requester {
         let work = self.work_at(at)?;
         let (op, work_end) = (work.op, work.end);
         let (count, under_way) = (end.since(at), self.flight.under_way());
-        // One packet more may go where none of those under way asks for an acknowledgement: the room may have shrunk.
-        if under_way > 0 && under_way + count > room && self.unasked == 0 {
+        // The room may have shrunk: one packet more may go where the last ones do not ask for an acknowledgement.
+        let is_probe = again && self.silence == Silence::Probed;
+        if under_way > 0 && under_way + count > room && self.unasked == 0 && !is_probe {
             return None;
         }
         // An acknowledgement is asked for at each message's end, and four times in a window: so none closes unasked.
@@ -330,7 +341,8 @@ impl Requester {
                 self.reads.push_back(end);
             }
             if self.timed.is_none() && asks {
-                self.timed = Some((end.previous(), self.flight.sendings(), now));
+                // To the first packet of a READ's answer: the rest is as long as the READ.
+                self.timed = Some((at, self.flight.sendings(), now));
             }
         }
         self.unasked = if asks { 0 } else { self.unasked + 1 };

@@ -580,6 +580,18 @@ fn a_bad_request_is_refused_with_its_batch() {
 }
 
 #[test]
+fn a_probe_goes_however_full_the_window_is() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let request = peer.request(1, Op::Write, 0, 60 * MTU);
+    assert_eq!(peer.post(&[request]).unwrap().len(), 32);
+    // As if many others had begun.
+    peer.engine.set_receive_buffer(16 * 2 * (MTU + 512));
+    ring(&mut peer);
+    let probe = peer.answers();
+    assert_eq!(places(&peer, &probe), [0, 31]);
+}
+
+#[test]
 fn an_alarm_follows_a_wait_that_is_found_to_be_shorter() {
     let retry = Retry { timeout: Duration::from_millis(100), count: 3 };
     let mut peer = Peer::with(Mtu::Mtu1024, Access::all(), retry);

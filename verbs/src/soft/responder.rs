@@ -160,6 +160,9 @@ impl Responder {
         body: &Body<'_>,
     ) -> Result<Result<(), Syndrome>, Dropped> {
         let Some(reth) = body.reth.filter(|_| bth.opcode == Opcode::READ_REQUEST) else {
+            if self.served.iter().any(|read| read.first <= at && at < read.end) {
+                return Err(Dropped::DuplicateRead);
+            }
             let is_before_read = self.read_end.is_some_and(|end| at < end);
             self.acknowledge(if is_before_read { at } else { self.expected.previous() });
             return Ok(Ok(()));

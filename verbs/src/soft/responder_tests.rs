@@ -598,6 +598,23 @@ fn a_real_peer_is_not_told_of_a_region_lost_in_the_middle_of_its_read() {
 }
 
 #[test]
+fn nothing_acknowledges_the_packets_of_a_read() {
+    let mut peer = Peer::of_kind(0, Mtu::Mtu1024, Access::all(), RETRY);
+    let read = peer.read_draft(0, 8 * 1024, 8);
+    assert_eq!(peer.ask(&read).len(), 8);
+    for at in 0..8 {
+        for opcode in [Opcode::WRITE_MIDDLE, Opcode::WRITE_LAST, Opcode::SEND_ONLY, Opcode::FETCH_ADD] {
+            let extension = if opcode == Opcode::FETCH_ADD { vec![0; 28] } else { vec![] };
+            let data: &[u8] = if opcode == Opcode::FETCH_ADD { b"" } else { b"evil" };
+            let draft = peer.draft_at(read.psn + at, opcode, extension, data);
+            assert_eq!(peer.ask(&draft), [], "{at}: rxe would take it for the rest of the READ");
+        }
+    }
+    assert_eq!(dropped(&peer, "READ repeated"), 32);
+    assert_alive(&mut peer);
+}
+
+#[test]
 fn sec_9_7_5_a_duplicate_read_is_answered_again() {
     let mut peer = Peer::new(Mtu::Mtu1024);
     let draft = peer.read_draft(0, 3000, 3);

@@ -230,7 +230,9 @@ impl Model {
     fn repeated(&mut self, at: u64, request: &Request) -> Verdict {
         if request.opcode != 0x0c {
             self.budget += 1;
-            if matches!(request.opcode, 0x06..=0x0a) {
+            // Nobody but a stranger has another request at the place of a READ.
+            let is_reads = self.reads.iter().any(|read| read.first <= at && at < read.end);
+            if !is_reads && matches!(request.opcode, 0x06..=0x0a) {
                 self.owed = Some(self.owed.map_or(at, |owed| owed.max(at)));
             }
             return Verdict::Lives;
