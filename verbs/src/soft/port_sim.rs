@@ -162,7 +162,7 @@ impl Net {
         let mut steps = 0_u64;
         while self.step() {
             steps += 1;
-            assert!(steps < 5_000_000, "the network does not come to rest");
+            assert!(steps < 500_000, "the network does not come to rest");
         }
     }
 
