@@ -11,8 +11,8 @@ use crate::peer::Peer;
 
 /// Both ends poll as long as this after the last packet; in its turn an end never sleeps.
 pub(crate) const SPIN: Duration = Duration::from_millis(10);
-/// When an end gives up its peer.
-pub(crate) const RETRY: Retry = Retry { timeout: Duration::from_millis(100), count: 7 };
+/// When an end gives up its peer: as the library does. On a busy machine a process may not run for most of a second.
+pub(crate) const RETRY: Retry = Retry { timeout: Duration::from_millis(100), count: 15 };
 /// Largest `--size`.
 pub(crate) const MAX_SIZE: usize = 8 << 20;
 
