@@ -12,7 +12,8 @@ use crate::{Access, Endpoint, MemoryRegion, Op, VerbsError, WorkRequest};
 pub struct QpCaps {
     /// Requests posted and not yet completed, at most.
     pub send_queue: usize,
-    /// READs that may be under way at once, in each direction.
+    /// READs that may be under way at once, in each direction. Both ends should have as many: the soft device answers a
+    /// READ again only if it is among the last so many.
     pub outstanding_reads: u8,
 }
 

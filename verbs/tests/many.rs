@@ -203,7 +203,9 @@ fn wakes() -> u64 {
             |key: &str| status.lines().find_map(|line| line.strip_prefix(key).map(|value| value.trim().to_owned()));
         (of("Name:")? == "overbank-soft").then(|| of("voluntary_ctxt_switches:")?.parse::<u64>().ok()).flatten()
     });
-    tasks.sum()
+    let counts: Vec<_> = tasks.collect();
+    assert_eq!(counts.len(), 2, "each device has its thread");
+    counts.iter().sum()
 }
 
 #[test]

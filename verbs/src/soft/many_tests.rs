@@ -250,7 +250,7 @@ fn timeouts_do_not_look_at_all_queue_pairs() {
         costs.push((f64::from(steps) / count as f64, took / steps));
     }
     assert!(costs[1].0 <= 1.1 * costs[0].0 + 1.0, "steps of each queue pair: {costs:?}");
-    // The heap is four levels deeper, and falls out of the cache; a look at each would take a hundred times as long.
+    // The tree of alarms is deeper, and falls out of the cache; a look at each would take a hundred times as long.
     assert!(costs[1].1 < 12 * costs[0].1, "{costs:?}");
 }
 

@@ -36,6 +36,8 @@ mod port_sim;
 #[cfg(test)]
 mod rc_tests;
 #[cfg(test)]
+mod real_peer_tests;
+#[cfg(test)]
 mod requester_tests;
 #[cfg(test)]
 mod responder_rules_tests;

@@ -24,7 +24,7 @@ const SINGLES: u32 = 64;
 /// Bytes of datagrams that are made before they are sent: more would fall out of the processor's cache, and hold up the
 /// receiver.
 const FILL: usize = 4 * MESSAGE;
-/// Bytes asked for as the socket's buffers: windows of a hundred connections.
+/// Bytes asked for as the socket's buffers: nearly a thousand packets of 4 KiB, which all connections share.
 const BUFFER: i32 = 8 << 20;
 
 /// An unconnected, non-blocking UDP socket.
