@@ -11,7 +11,7 @@ use crate::ends::*;
 use crate::loss::Cut;
 use crate::transfers::pipeline;
 
-/// Enough that it does not end before the end comes.
+/// Places; the queue is full of requests to each in turn, so that it is not done before the end comes.
 const COUNT: usize = 16;
 const LEN: usize = (1 << 20) + 13;
 /// So many are done when it comes.
@@ -37,7 +37,8 @@ impl Middle {
         let (mr, remote) = (a.register(&near, ALL), b.register(&far, ALL));
         let data = pattern(COUNT * LEN, 9);
         if op == Op::Read { &far } else { &near }.copy_in(0, &data).unwrap();
-        let all: Vec<_> = (0..COUNT).map(|at| request((at as u64, op), &mr, place(at), &remote, at * LEN)).collect();
+        let all: Vec<_> =
+            (0..SEND_QUEUE).map(|at| request((at as u64, op), &mr, place(at), &remote, place(at).start)).collect();
         a.qp.post(&all).unwrap();
         let done = a.completions(DONE);
         (Self { what: format!("{asker:?} asks, {op:?}"), op, a, near, mr, far, data, done }, b, remote)
@@ -47,20 +48,24 @@ impl Middle {
         if self.op == Op::Read { &self.near } else { &self.far }
     }
 
-    /// The rest of the completions: successes, one with one of these statuses, and flushed ones. Returns the successes.
-    fn finish(&mut self, statuses: &[WcStatus]) -> usize {
+    /// The rest of the completions: successes, one with one of these statuses, and flushed ones. Returns how many are
+    /// successes; None where all are, because the end came late.
+    fn finish(&mut self, statuses: &[WcStatus]) -> Option<usize> {
         let what = &self.what;
-        self.done.extend(self.a.completions(COUNT - DONE));
-        assert!(self.done.iter().map(|done| done.id).eq(0..COUNT as u64), "{what}: out of order: {:?}", self.done);
+        self.done.extend(self.a.completions(SEND_QUEUE - DONE));
+        assert!(self.done.iter().map(|done| done.id).eq(0..SEND_QUEUE as u64), "{what}: out of order: {:?}", self.done);
         let good = self.done.iter().take_while(|done| done.status == WcStatus::SUCCESS).count();
-        assert!(good < COUNT, "{what}: all was done before the end came");
+        if good == SEND_QUEUE {
+            println!("{what}: all was done before the end came");
+            return None;
+        }
         let status = self.done[good].status;
         assert!(statuses.contains(&status), "{what}: number {good} ended with {status}");
         let flushed = |done: &Completion| done.status == WcStatus::WR_FLUSH_ERR;
         assert!(self.done[good + 1..].iter().all(flushed), "{what}: {:?}", self.done);
         assert_eq!(self.a.qp.state(), QpState::Error, "{what}");
         println!("{what}: {good} done, then {status}");
-        good
+        Some(good)
     }
 
     /// What was done is there; of the rest, nothing or a part, and nowhere anything else.
@@ -82,18 +87,21 @@ impl Middle {
 }
 
 fn place(at: usize) -> Range<usize> {
-    at * LEN..(at + 1) * LEN
+    let start = at % COUNT * LEN;
+    start..start + LEN
 }
 
 fn whole(memory: &Memory) -> Vec<u8> {
     bytes(memory, 0..memory.len())
 }
 
-fn each(mut case: impl FnMut(&Scene, (Asker, Op))) {
+/// Again where the end came late, as on a busy machine.
+fn each(mut case: impl FnMut(&Scene, (Asker, Op)) -> Option<()>) {
     let Some(scene) = scene() else { return };
     for asker in BOTH {
         for op in [Op::Read, Op::Write] {
-            case(&scene, (asker, op));
+            let in_time = (0..5).any(|_| case(&scene, (asker, op)).is_some());
+            assert!(in_time, "{asker:?} asks, {op:?}: the end never comes in the middle");
         }
     }
 }
@@ -117,13 +125,14 @@ fn a_region_deregistered() {
             middle.far.copy_in(0, &middle.data.iter().map(|byte| !byte).collect::<Vec<_>>()).unwrap();
         }
         // A refusal that rxe would take for the rest of the READ is not sent: then it is time that tells it.
-        let good = middle.finish(&[WcStatus::REM_ACCESS_ERR, WcStatus::RETRY_EXC_ERR]);
+        let good = middle.finish(&[WcStatus::REM_ACCESS_ERR, WcStatus::RETRY_EXC_ERR])?;
         let now = whole(middle.target());
         middle.check(&now, good);
         if op == Op::Write {
             assert!(then == now, "{}: bytes moved after the region was deregistered", middle.what);
         }
         wait_for_error(&b, &middle.what);
+        Some(())
     });
 }
 
@@ -133,10 +142,11 @@ fn the_answering_queue_pair_destroyed() {
         let (mut middle, b, remote) = Middle::begin(scene, (asker, op));
         b.qp.destroy().unwrap();
         let then = whole(&middle.far);
-        let good = middle.finish(&[WcStatus::RETRY_EXC_ERR]);
+        let good = middle.finish(&[WcStatus::RETRY_EXC_ERR])?;
         middle.check(&whole(middle.target()), good);
         assert!(then == whole(&middle.far), "{}: bytes moved after the queue pair was destroyed", middle.what);
         remote.deregister().unwrap();
+        Some(())
     });
 }
 
@@ -155,6 +165,7 @@ fn the_asking_queue_pair_destroyed() {
         let then = whole(&far);
         std::thread::sleep(Duration::from_millis(50));
         assert!(then == whole(&far), "{what}: bytes moved long after it was destroyed");
+        Some(())
     });
 }
 
@@ -168,10 +179,13 @@ fn one_of_several_queue_pairs_destroyed() {
             threads.spawn(move || pipeline(scene, asker, 4));
         }
         for (asker, op) in [(Asker::Soft, Op::Write), (Asker::Real, Op::Read)] {
-            let (mut middle, b, _remote) = Middle::begin(&scene, (asker, op));
-            b.qp.destroy().unwrap();
-            let good = middle.finish(&[WcStatus::RETRY_EXC_ERR]);
-            middle.check(&whole(middle.target()), good);
+            let in_time = (0..5).any(|_| {
+                let (mut middle, b, _remote) = Middle::begin(&scene, (asker, op));
+                b.qp.destroy().unwrap();
+                let good = middle.finish(&[WcStatus::RETRY_EXC_ERR]);
+                good.inspect(|good| middle.check(&whole(middle.target()), *good)).is_some()
+            });
+            assert!(in_time, "{asker:?} asks, {op:?}: the end never comes in the middle");
         }
     });
 }
@@ -218,6 +232,7 @@ fn one_of_a_full_queue_refused() {
         assert!(whole(&far) == far_expected, "{asker:?} asks, a {op:?} is refused: wrong bytes at the peer");
         assert!(whole(&near) == near_expected, "{asker:?} asks, a {op:?} is refused: wrong bytes here");
         wait_for_error(&b, "the peer of a refused request");
+        Some(())
     });
 }
 
@@ -233,11 +248,12 @@ fn the_peer_out_of_reach() {
         let (mut middle, _b, _remote) = Middle::begin(scene, (asker, op));
         let netem = cut.now();
         let begun = Instant::now();
-        let good = middle.finish(&[WcStatus::RETRY_EXC_ERR]);
+        let good = middle.finish(&[WcStatus::RETRY_EXC_ERR])?;
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(5), "{}: {took:?}", middle.what);
         middle.check(&whole(middle.target()), good);
         drop(netem);
         pipeline(scene, asker, 1);
+        Some(())
     });
 }
