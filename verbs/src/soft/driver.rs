@@ -246,7 +246,7 @@ impl Driver {
             None => return false,
         };
         core.now = now;
-        if due {
+        if core.engine.next_alarm().is_some_and(|at| at <= now) {
             // What waits for an answer may have it in the socket.
             let rounds = if arrived > 0 { ROUNDS } else { 1 };
             for _ in 0..rounds {
@@ -256,7 +256,8 @@ impl Driver {
                 }
             }
             core.engine.on_timeout(now);
-        } else if arrived == 0 && !core.sender.waiting() {
+        }
+        if !due && arrived == 0 && !core.sender.waiting() {
             return false;
         }
         self.transmit(core, now);

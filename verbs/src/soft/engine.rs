@@ -402,6 +402,11 @@ impl Engine {
         if self.ready.is_empty() { self.timers.next() } else { Some(Now(0)) }
     }
 
+    /// When [`Self::on_timeout`] wants to be called.
+    pub(crate) fn next_alarm(&self) -> Option<Now> {
+        self.timers.next()
+    }
+
     /// Does what is due.
     pub(crate) fn on_timeout(&mut self, now: Now) {
         while let Some((_, qpn)) = self.timers.take_due(now) {
