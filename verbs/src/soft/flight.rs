@@ -100,6 +100,11 @@ impl Flight {
         (self.under_way, self.lost) = (0, 0);
     }
 
+    /// Of a READ's response.
+    pub(super) fn is_read(&self, at: Seq) -> bool {
+        self.packets.get(at.since(self.first) as usize).is_some_and(|packet| packet.is_read)
+    }
+
     /// Sendings so far.
     pub(super) fn sendings(&self) -> u64 {
         self.sendings

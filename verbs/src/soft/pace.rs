@@ -1,6 +1,6 @@
 //! How much may be under way to a peer, and how long to wait for its answer: both learnt from the answers.
 
-/// Packets under way: at the start, at least and at most.
+/// Packets under way: at the start, at least, and at most.
 const WINDOW_START: u64 = 32;
 const WINDOW_MIN: u64 = 4;
 pub(super) const WINDOW_MAX: u64 = 256;
@@ -85,8 +85,8 @@ impl Pace {
         }
     }
 
-    /// A packet was lost that went with the sending `lost`, of `sendings` so far.
-    pub(super) fn shrink(&mut self, lost: u64, sendings: u64) {
+    /// A packet was lost that went with the sending `lost`, of `sendings` so far. The window gets no smaller than `least`.
+    pub(super) fn shrink(&mut self, lost: u64, sendings: u64, least: u64) {
         if lost > self.shrunk_at {
             self.shrunk_at = sendings;
             self.progress = 0;
@@ -96,7 +96,7 @@ impl Pace {
             } else {
                 9
             };
-            self.window = (self.window * tenths / 10).max(WINDOW_MIN);
+            self.window = (self.window * tenths / 10).max(self.window.min(least)).max(WINDOW_MIN);
             self.threshold = self.window;
         }
     }
@@ -157,16 +157,19 @@ mod tests {
     fn the_losses_of_one_round_trip_shrink_the_window_once() {
         let mut pace = Pace::new();
         pace.time(10_000);
-        pace.shrink(5, 10);
+        pace.shrink(5, 10, 0);
         assert_eq!(pace.window(), 28);
-        pace.shrink(7, 12);
-        pace.shrink(10, 12);
+        pace.shrink(7, 12, 0);
+        pace.shrink(10, 12, 0);
         assert_eq!(pace.window(), 28, "sent before it shrank");
         pace.time(21_000);
-        pace.shrink(11, 12);
+        pace.shrink(11, 12, 0);
         assert_eq!(pace.window(), 19, "more, where packets wait in a queue");
-        (13..100).for_each(|sending| pace.shrink(sending, sending));
+        (13..100).for_each(|sending| pace.shrink(sending, sending, 0));
         assert_eq!(pace.window(), WINDOW_MIN);
+        let mut pace = Pace::new();
+        (1..100).for_each(|sending| pace.shrink(sending, sending, 16));
+        assert_eq!(pace.window(), 16);
     }
 
     #[test]
@@ -194,7 +197,7 @@ mod tests {
         pace.time(25_000);
         pace.grow(64);
         assert_eq!(pace.window(), 64, "the doubling ends where a queue begins");
-        pace.shrink(1, 1);
+        pace.shrink(1, 1, 0);
         assert_eq!(pace.window(), 44);
         (0..12).for_each(|_| pace.grow(pace.window()));
         assert_eq!(pace.window(), 56);

@@ -14,8 +14,10 @@ use super::wire::{Body, Bth, Opcode, Reth, Syndrome};
 use crate::{Completion, Op, WcStatus};
 
 /// Packets of one READ request, at most. A longer READ is asked for in pieces, so that its answer does not drown our
-/// socket.
+/// socket. As many may always be under way, since a lost one costs only itself.
 const READ_PACKETS: u64 = 16;
+/// Packets of WRITEs that may always be under way: a lost one costs all behind it.
+const WRITE_PACKETS: u64 = 8;
 /// From the first packet without an answer to the last that was sent, at most: how far others may run ahead of one that
 /// is lost.
 const SPAN: u64 = 2 * WINDOW_MAX;
@@ -181,10 +183,10 @@ impl Requester {
         }
         if syndrome.is_ack() {
             let loss = self.flight.acknowledge(at);
-            self.note(loss);
+            self.note(loss, READ_PACKETS);
         } else if syndrome == Syndrome::SEQUENCE {
             let loss = self.flight.carried_out(at);
-            self.note(loss);
+            self.note(loss, READ_PACKETS);
             self.go_back(now, at);
         } else if let Some(status) = refusal(syndrome) {
             // The responder answers no more: what it left out before stays unanswered, and is flushed.
@@ -223,7 +225,7 @@ impl Requester {
             return Err(Stop::Failed(Failure { at, status: WcStatus::LOC_PROT_ERR }));
         }
         let loss = self.flight.answer(at);
-        self.note(loss);
+        self.note(loss, READ_PACKETS);
         Ok(())
     }
 
@@ -237,9 +239,9 @@ impl Requester {
         self.queue.get(index)
     }
 
-    fn note(&mut self, loss: Loss) {
+    fn note(&mut self, loss: Loss, least: u64) {
         if let Some(sending) = loss {
-            self.pace.shrink(sending, self.flight.sendings());
+            self.pace.shrink(sending, self.flight.sendings(), least);
         }
     }
 
@@ -277,7 +279,7 @@ impl Requester {
         }
         (self.gap, self.silence) = (Some((at, now)), Silence::None);
         let loss = self.flight.lose_from(at);
-        self.note(loss);
+        self.note(loss, if self.flight.is_read(at) { READ_PACKETS } else { WRITE_PACKETS });
         self.unasked = 0;
     }
 
