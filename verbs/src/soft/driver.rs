@@ -19,6 +19,8 @@ use crate::{Counters, DeviceOptions, Mtu, VerbsError};
 const CALLER: u64 = 2_000_000;
 /// Nanoseconds that the thread stays away at most, while callers poll.
 const PARKED: u64 = 8_000_000;
+/// Nanoseconds that the thread stays away for a caller who waits for the lock.
+const HANDOVER: u64 = 200_000;
 /// Nanoseconds between looks at the timers while the socket has no room.
 const BLOCKED: u64 = 1_000_000;
 /// Times in a row that nothing has arrived, after which the device looks at the clock: a look costs a tenth of asking
@@ -206,7 +208,7 @@ impl Driver {
             }
             if attempt < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
-        self.lock()
+        self.control()
     }
 
     fn try_lock(&self) -> Option<MutexGuard<'_, Core>> {
@@ -374,6 +376,11 @@ impl Driver {
                 gone = Some(caller);
             }
             self.step_back();
+            if self.urgent.load(Ordering::Relaxed) > 0 {
+                // Whoever waits for the lock sleeps, and would find it taken again.
+                self.park(HANDOVER);
+                continue;
+            }
             let Some(mut core) = self.try_lock() else {
                 std::thread::yield_now();
                 continue;

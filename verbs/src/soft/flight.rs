@@ -238,10 +238,9 @@ impl Flight {
         loss
     }
 
-    /// Whether the packet was sent last by this sending; None: it is answered already.
-    pub(super) fn is_last_sent_by(&self, at: Seq, sending: u64) -> Option<bool> {
-        let packet = if at < self.first { None } else { self.packets.get(at.since(self.first) as usize) };
-        packet.filter(|packet| packet.state != State::Answered).map(|packet| packet.sending == sending)
+    pub(super) fn is_answered(&self, at: Seq) -> bool {
+        let packet = self.packets.get(at.since(self.first) as usize);
+        at < self.first || packet.is_some_and(|packet| packet.state == State::Answered)
     }
 
     /// Moves on over what is answered.

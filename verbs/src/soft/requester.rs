@@ -14,9 +14,9 @@ use super::wire::{Body, Bth, Opcode, Reth, Syndrome};
 use crate::{Completion, Op, WcStatus};
 
 /// Packets of one READ request, at most. A longer READ is asked for in pieces, so that its answer does not drown our
-/// socket. As many may always be under way, since a lost one costs only itself.
+/// socket. Losses leave as many under way, since a lost one costs only itself.
 const READ_PACKETS: u64 = 16;
-/// Packets of WRITEs that may always be under way: a lost one costs all behind it.
+/// Packets that losses leave under way where a WRITE was lost, which costs all behind it.
 const WRITE_PACKETS: u64 = 8;
 /// From the first packet without an answer to the last that was sent, at most: how far others may run ahead of one that
 /// is lost.
@@ -38,8 +38,8 @@ pub(super) struct Requester {
     unasked: u64,
     /// The gap that was last reported, and when: the report may be doubled.
     gap: Option<(Seq, Now)>,
-    /// A packet whose answer is timed: its sending, and when that was.
-    timed: Option<(Seq, u64, Now)>,
+    /// A packet, sent once, whose answer is timed, and when it was sent.
+    timed: Option<(Seq, Now)>,
     silence: Silence,
     /// When the peer last answered something, or something was sent while nothing was under way.
     heard: Now,
@@ -64,8 +64,10 @@ pub(super) struct Work {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Silence {
     None,
-    /// A probe was sent, or is to be, whatever else is under way.
-    Probed,
+    /// A probe was sent; so many of its requests are still to go, whatever else is under way.
+    Probed {
+        left: u8,
+    },
     /// Everything counts as lost.
     Lost,
 }
@@ -247,14 +249,13 @@ impl Requester {
 
     fn progress(&mut self, now: Now, connection: &Connection, packets: u64) {
         (self.heard, self.silence) = (now, Silence::None);
-        if let Some((at, sending, since)) = self.timed {
-            match self.flight.is_last_sent_by(at, sending) {
-                Some(true) => {}
-                Some(false) => self.timed = None,
-                None => {
-                    self.pace.time(now.since(since));
-                    self.timed = None;
-                }
+        if let Some((at, since)) = self.timed
+            && self.flight.is_answered(at)
+        {
+            self.timed = None;
+            // Not where nobody looked for it in time.
+            if self.deadline.is_some_and(|deadline| now < deadline) {
+                self.pace.time(now.since(since));
             }
         }
         self.pace.grow(packets);
@@ -293,7 +294,7 @@ impl Requester {
         }
         (self.gap, self.timed, self.unasked) = (None, None, 0);
         if self.silence == Silence::None {
-            self.silence = Silence::Probed;
+            self.silence = Silence::Probed { left: 2 };
             self.flight.probe();
         } else {
             self.silence = Silence::Lost;
@@ -323,8 +324,11 @@ impl Requester {
         let (op, work_end) = (work.op, work.end);
         let (count, under_way) = (end.since(at), self.flight.under_way());
         // The room may have shrunk: one packet more may go where the last ones do not ask for an acknowledgement.
-        let is_probe = again && self.silence == Silence::Probed;
-        if under_way > 0 && under_way + count > room && self.unasked == 0 && !is_probe {
+        let probes = match self.silence {
+            Silence::Probed { left } if again => left,
+            _ => 0,
+        };
+        if under_way > 0 && under_way + count > room && self.unasked == 0 && probes == 0 {
             return None;
         }
         // An acknowledgement is asked for at each message's end, and four times in a window: so none closes unasked.
@@ -335,8 +339,13 @@ impl Requester {
         if self.flight.is_empty() {
             self.heard = now;
         }
+        if probes > 0 {
+            self.silence = Silence::Probed { left: probes - 1 };
+        }
         if again {
             self.flight.send_again(at, end);
+            // An answer would not tell which of the two it is to.
+            self.timed = self.timed.filter(|(timed, _)| *timed < at || end <= *timed);
         } else {
             self.flight.send(count, op == Op::Read);
             if op == Op::Read {
@@ -344,7 +353,7 @@ impl Requester {
             }
             if self.timed.is_none() && asks {
                 // To the first packet of a READ's answer: the rest is as long as the READ.
-                self.timed = Some((at, self.flight.sendings(), now));
+                self.timed = Some((at, now));
             }
         }
         self.unasked = if asks { 0 } else { self.unasked + 1 };

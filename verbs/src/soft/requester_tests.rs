@@ -592,6 +592,24 @@ fn a_probe_goes_however_full_the_window_is() {
 }
 
 #[test]
+fn a_probe_is_two_requests_however_much_is_lost() {
+    let mut peer = Peer::new(Mtu::Mtu1024);
+    let batch: Vec<_> = (0..100).map(|id| peer.request(id, Op::Write, 0, 4)).collect();
+    assert_eq!(peer.post(&batch).unwrap().len(), 32);
+    while peer.answers().len() != 4 {
+        ring(&mut peer);
+    }
+    // All counts as lost, and one comes through.
+    assert_eq!(peer.acknowledge(0, ACK).len(), 2);
+    let mut sent = Vec::new();
+    while sent.is_empty() {
+        ring(&mut peer);
+        sent = peer.answers();
+    }
+    assert_eq!(places(&peer, &sent).len(), 2, "though many more are lost");
+}
+
+#[test]
 fn an_alarm_follows_a_wait_that_is_found_to_be_shorter() {
     let retry = Retry { timeout: Duration::from_millis(100), count: 3 };
     let mut peer = Peer::with(Mtu::Mtu1024, Access::all(), retry);
