@@ -56,6 +56,14 @@ impl Identity {
         PublicKey(self.0.verifying_key().to_bytes())
     }
 
+    /// X25519 with the same key in Montgomery form, as [`PublicKey::to_x25519`] has it. The caller refuses a result to which
+    /// this key contributed nothing.
+    #[must_use]
+    pub(crate) fn agree(&self, theirs: &[u8; 32]) -> x25519_dalek::SharedSecret {
+        let scalar = zeroize::Zeroizing::new(self.0.to_scalar_bytes());
+        x25519_dalek::StaticSecret::from(*scalar).diffie_hellman(&x25519_dalek::PublicKey::from(*theirs))
+    }
+
     /// Signs `label` ‖ each of `parts`. Parts that vary in length are the caller's to delimit.
     #[must_use]
     pub fn sign(&self, label: &[u8], parts: &[&[u8]]) -> Signature {
@@ -76,6 +84,15 @@ impl PublicKey {
         let mut short = [0; 20];
         short.copy_from_slice(&digest[..20]);
         Fingerprint(short)
+    }
+
+    /// The same key for X25519, to seal something for its owner.
+    ///
+    /// # Errors
+    /// [`IdentityError::Key`].
+    pub(crate) fn to_x25519(self) -> Result<[u8; 32], IdentityError> {
+        let key = VerifyingKey::from_bytes(&self.0).map_err(|_| IdentityError::Key)?;
+        if key.is_weak() { Err(IdentityError::Key) } else { Ok(key.to_montgomery().to_bytes()) }
     }
 
     /// Checks a signature over `label` ‖ each of `parts`, strictly: no key of small order, no malleable signature.

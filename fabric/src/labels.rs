@@ -26,3 +26,7 @@ pub const BLOCK_AAD: &[u8] = b"overbank block v1";
 pub const FRESHNESS: &[u8] = b"overbank freshness v1";
 /// Hash of a one-time invitation's secret, as the auth daemon keeps it.
 pub const INVITATION: &[u8] = b"overbank invitation v1";
+/// A share bundle, as who shares signs it.
+pub const SHARE: &[u8] = b"overbank share v1";
+/// Sealing of the lease key in a share bundle.
+pub const SHARE_KEY: &[u8] = b"overbank share key v1";

@@ -10,9 +10,13 @@
 //! | [`handshake`], [`channel`] | how a TCP stream becomes an authenticated, encrypted session of messages |
 //! | [`message`] | every request and reply, and how a refusal is said |
 //! | [`signed`], [`token`], [`attach`], [`receipt`] | statements that outlive a session: grants, attaches, erasure receipts |
+//! | [`share`] | a part of a lease for another identity, in a file |
 //! | [`block`] | sealing and opening of one block of a lease |
 //! | [`labels`] | every domain-separation label, in one place |
 #![forbid(unsafe_code)]
+
+#[cfg(all(not(debug_assertions), feature = "danger-widened-token"))]
+compile_error!("danger-widened-token takes a defence away: never in a release build");
 
 pub mod attach;
 pub mod block;
@@ -24,6 +28,7 @@ pub mod keyfile;
 pub mod labels;
 pub mod message;
 pub mod receipt;
+pub mod share;
 pub mod signed;
 pub mod time;
 pub mod token;

