@@ -59,7 +59,7 @@ pub(crate) enum Next {
 pub(crate) struct Order {
     /// Over which session.
     pub(crate) session: SessionId,
-    /// Carve, Bind, Extend or Fence.
+    /// Carve, Bind, Extend, Fence or Detach.
     pub(crate) call: Call,
     /// What to do with the outcome.
     pub(crate) then: Then,
@@ -78,6 +78,8 @@ pub(crate) enum Then {
     Fenced(LeaseId, Waiting),
     /// Queue pairs are being bound.
     Bound,
+    /// Somebody with whom a lease was shared is being detached.
+    Detached(LeaseId, PublicKey),
 }
 
 /// Whether somebody waits for the outcome of an order.
@@ -143,6 +145,8 @@ pub(crate) struct Core {
     pub(crate) making: HashSet<LeaseId>,
     /// Leases that a provider is told to fence right now.
     pub(crate) fencing: HashSet<LeaseId>,
+    /// Leases, and from which of them a provider is told right now to detach whom.
+    pub(crate) detaching: HashSet<(LeaseId, PublicKey)>,
     effects: Vec<Effect>,
 }
 
@@ -157,6 +161,7 @@ impl Core {
             providers: HashMap::new(),
             making: HashSet::new(),
             fencing: HashSet::new(),
+            detaching: HashSet::new(),
             effects: Vec::new(),
         }
     }
@@ -178,12 +183,13 @@ impl Core {
             Call::Attach(attach) => return self.attach(&me, attach, now),
             Call::ListLeases => Reply::Leases(self.list_leases(&me, now)?),
             Call::ShowLease(lease) => Reply::Leases(vec![self.show_lease(&me, &lease, now)?]),
+            Call::KeyOf(fingerprint) => Reply::Key(self.key_of(&fingerprint)?),
             Call::Status => Reply::Status(self.status(me, now)?),
 
             Call::Offer(offer) => self.offer(asker, offer, now)?,
             Call::Heartbeat(heartbeat) => self.heartbeat(asker, &heartbeat, now)?,
             Call::Ended(receipt) => self.ended(&me, receipt, now)?,
-            Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) => {
+            Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_) => {
                 return Err(refuse(RefusalCode::Forbidden, "the auth daemon takes no orders"));
             }
         };
@@ -198,6 +204,7 @@ impl Core {
             Then::CaughtUp(lease) => self.caught_up(&lease, outcome),
             Then::Fenced(lease, waiting) => self.fenced(&lease, waiting, outcome, now),
             Then::Bound => bound(outcome),
+            Then::Detached(lease, holder) => self.detached(lease, holder, outcome),
         }
     }
 

@@ -429,10 +429,11 @@ impl Core {
 
     /// Sends an attach on to the provider, which has the last word on it.
     pub(crate) fn attach(&mut self, me: &TrustEntry, attach: Attach, now: Now) -> Result<Next, Fault> {
-        let scope = attach
+        let chain = attach
             .token
-            .verify(&self.identity.public())
+            .chain(&self.identity.public())
             .map_err(|error| refuse(RefusalCode::BadToken, error.to_string()))?;
+        let scope = chain.scope();
         if scope.holder != me.key {
             let text = format!("the token is for {}, not for {}", scope.holder.fingerprint(), me.fingerprint);
             return Err(refuse(RefusalCode::BadToken, text));
@@ -443,6 +444,7 @@ impl Core {
         let row = leases::find(self.store.read(), &attach.lease)?.ok_or_else(|| no_such_lease(&attach.lease))?;
         self.left_of_active(&row, now)?;
         let (_, session) = self.provider_of(&row, now)?;
+        self.hand_on(&row, chain.holders())?;
         Ok(Next::Order(Box::new(Order { session, call: Call::Bind(attach), then: Then::Bound })))
     }
 }

@@ -25,6 +25,7 @@ mod leases;
 mod providers;
 mod reports;
 mod session;
+mod sharing;
 mod store;
 mod trust;
 

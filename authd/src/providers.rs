@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::{BootId, LeaseId};
-use overbank_fabric::message::{Call, Extend, Fence, Heartbeat, Offer, RefusalCode, Reply, TrustEntry};
+use overbank_fabric::message::{Call, Detach, Extend, Fence, Heartbeat, Offer, RefusalCode, Reply, TrustEntry};
 use overbank_fabric::receipt::{EndReason, Receipt};
 use overbank_fabric::signed::{Signed, to_cbor};
 use overbank_fabric::time::{Deadline, Tick};
@@ -14,8 +14,8 @@ use rusqlite::Connection;
 use crate::clock::{Now, ProviderClock};
 use crate::core::{Asker, Core, Effect, Fault, Next, Order, OrderError, SessionId, Then, Waiting, refuse};
 use crate::leases::provider_failed;
-use crate::store::StoreError;
 use crate::store::leases::{self, LeaseRow, Stage};
+use crate::store::{StoreError, delegates};
 
 /// A provider that was not heard of for this long gets no leases and no attaches.
 const AWAY: Duration = Duration::from_secs(5);
@@ -271,6 +271,12 @@ impl Core {
             })
             .collect();
         let boot = provider.boot;
+        for (lease, holder) in delegates::due(self.store.read(), &provider.key, &boot, MAX_ORDERS)? {
+            if self.detaching.insert((lease, holder)) {
+                let call = Call::Detach(Detach { lease, holder });
+                orders.push(Order { session, call, then: Then::Detached(lease, holder) });
+            }
+        }
         for lease in std::mem::take(&mut provider.behind) {
             let row = leases::find(self.store.read(), &lease)?;
             if let Some(row) = row.filter(|row| row.stage == Stage::Active && row.boot == boot) {

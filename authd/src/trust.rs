@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::{Now, millis};
 use crate::core::{Asker, Core, Effect, Fault, refuse};
+use crate::store::delegates;
 use crate::store::identities::{self, InvitationRow, Standing};
 use crate::store::leases::{self, Stage};
 use crate::store::{Store, StoreError};
@@ -46,6 +47,7 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
         Call::RenewLease(_) => ("renew-lease", Who::Roles(&[Consumer])),
         Call::ReleaseLease(_) => ("release-lease", Who::Roles(&[Consumer])),
         Call::Attach(_) => ("attach", Who::Roles(&[Consumer])),
+        Call::KeyOf(_) => ("key-of", Who::Roles(&[Consumer, Operator])),
         Call::Status => ("status", Who::Roles(&[Consumer, Operator])),
         Call::TrustList => ("trust-list", Who::Roles(&[Operator])),
         Call::TrustApprove(_) => ("trust-approve", Who::Roles(&[Operator])),
@@ -58,6 +60,7 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
         Call::Bind(_) => ("bind", Who::Nobody),
         Call::Extend(_) => ("extend", Who::Nobody),
         Call::Fence(_) => ("fence", Who::Nobody),
+        Call::Detach(_) => ("detach", Who::Nobody),
     }
 }
 
@@ -205,6 +208,17 @@ impl Core {
         })
     }
 
+    /// The key of a trusted consumer, for who knows its fingerprint already.
+    pub(crate) fn key_of(&self, fingerprint: &Fingerprint) -> Result<PublicKey, Fault> {
+        let entry = identities::find_by_fingerprint(self.store.read(), fingerprint)?;
+        let trusted = |entry: &TrustEntry| entry.state == TrustState::Trusted && entry.role == Some(Role::Consumer);
+        entry.filter(trusted).map(|entry| entry.key).ok_or_else(|| {
+            let text =
+                format!("{fingerprint} is no trusted consumer here: let it join first, or check the fingerprint");
+            refuse(RefusalCode::NoSuchIdentity, text)
+        })
+    }
+
     /// The trust store, as much as fits into a message.
     pub(crate) fn trust_list(&self) -> Result<Vec<TrustEntry>, Fault> {
         let mut entries = identities::list(self.store.read())?;
@@ -243,7 +257,7 @@ impl Core {
 
     /// Trusts an identity no more: its sessions end, and its leases with them.
     pub(crate) fn revoke(&mut self, fingerprint: &Fingerprint, now: Now) -> Result<TrustEntry, Fault> {
-        let (entry, theirs, lent) = self.store.write(|tx| {
+        let (entry, theirs, lent, shared) = self.store.write(|tx| {
             let entry =
                 identities::find_by_fingerprint(tx, fingerprint)?.ok_or_else(|| no_such_identity(fingerprint))?;
             let operator = entry.state == TrustState::Trusted && entry.role == Some(Role::Operator);
@@ -252,6 +266,7 @@ impl Core {
                 return Err(refuse(RefusalCode::Invalid, text));
             }
             identities::revoke(tx, &entry.key)?;
+            let shared = delegates::bar(tx, &entry.key)?;
             let theirs = leases::live_of_holder(tx, &entry.key)?;
             for row in &theirs {
                 leases::update(tx, &Core::stopped(row, EndReason::Revoked))?;
@@ -261,10 +276,10 @@ impl Core {
                 crate::providers::lose(tx, row, Some(EndReason::Revoked))?;
             }
             let entry = identities::find(tx, &entry.key)?.ok_or_else(|| no_such_identity(fingerprint))?;
-            Ok::<_, Fault>((entry, theirs, lent))
+            Ok::<_, Fault>((entry, theirs, lent, shared))
         })?;
-        for row in &theirs {
-            self.order_fences(&row.provider);
+        for provider in theirs.iter().map(|row| &row.provider).chain(&shared) {
+            self.order_fences(provider);
         }
         let session = self.providers.remove(&entry.key).and_then(|provider| provider.session);
         self.effect(match session {

@@ -439,6 +439,7 @@ fn odd(reply: &Reply) -> Error {
         Reply::Leases(_) => "a list of leases",
         Reply::Attached(_) => "an attach",
         Reply::Status(_) => "a status",
+        Reply::Key(_) => "a key",
         Reply::Trust(_) => "a list of identities",
         Reply::Invitation(_) => "an invitation",
     };

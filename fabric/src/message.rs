@@ -78,6 +78,9 @@ pub enum Call {
     /// -> [`Reply::Attached`]
     Attach(Attach),
 
+    /// The whole key behind the fingerprint of a consumer that is trusted, to share a lease with it. -> [`Reply::Key`]
+    KeyOf(Fingerprint),
+
     // -- operators, but for Status -----------------------------------------------------------------------------
     /// The pool as a whole; a consumer sees its own share. -> [`Reply::Status`]
     Status,
@@ -107,6 +110,9 @@ pub enum Call {
     Extend(Extend),
     /// End a lease now. Answered when it is fenced: nothing reaches its memory any more. -> [`Reply::Done`]
     Fence(Fence),
+    /// Detach somebody with whom a lease was shared, for good. Answered when nothing reaches the lease's memory any more
+    /// by a token that was in those hands. -> [`Reply::Done`]
+    Detach(Detach),
 }
 
 /// Everything that can be answered.
@@ -125,6 +131,8 @@ pub enum Reply {
     Attached(Signed<AttachAnswer>),
     /// To [`Call::Status`].
     Status(Status),
+    /// To [`Call::KeyOf`].
+    Key(PublicKey),
     /// Entries of the trust store.
     Trust(Vec<TrustEntry>),
     /// A one-time invitation.
@@ -541,6 +549,16 @@ pub struct Extend {
     pub lease: LeaseId,
     /// To when. A sooner one than now holds is ignored.
     pub deadline: Deadline,
+}
+
+/// Ends what one identity, not the lease's holder, has of a lease, and what it has passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detach {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// Whose.
+    pub holder: PublicKey,
 }
 
 /// Ends a lease.

@@ -111,7 +111,10 @@ fn facts_that_contradict_the_token_are_neither_sealed_nor_opened() {
         ShareFacts { block: 1 << 30, ..facts.clone() },
         ShareFacts { authd: scene.alice.public(), ..facts.clone() },
         ShareFacts { to: scene.authd.public(), ..facts.clone() },
-        ShareFacts { token: Token::grant(&facts.token.verify(&facts.authd).expect("good"), &scene.authd), ..facts.clone() },
+        ShareFacts {
+            token: Token::grant(&facts.token.verify(&facts.authd).expect("good"), &scene.authd),
+            ..facts.clone()
+        },
     ] {
         assert!(seal(&bad, &scene.key, &scene.alice).is_err(), "{bad:?}");
         // And one that was sealed without asking this code.
@@ -154,8 +157,7 @@ fn eight_hands_and_no_more() {
     for hand in 2..9 {
         let next = Identity::generate();
         let scope = scene.facts.token.verify(&scene.facts.authd).expect("good");
-        let narrowed =
-            scene.facts.token.narrow(&scene.facts.authd, &Scope { holder: next.public(), ..scope }, &giver);
+        let narrowed = scene.facts.token.narrow(&scene.facts.authd, &Scope { holder: next.public(), ..scope }, &giver);
         if hand == 8 {
             assert_eq!(narrowed, Err(TokenError::TooLong));
             break;

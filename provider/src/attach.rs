@@ -29,6 +29,8 @@ pub struct Admission {
     pub scope: Scope,
     /// Whether the token is the auth daemon's own grant, not narrowed by a holder.
     pub root: bool,
+    /// All through whose hands the token went, the lease's holder first and the token's last.
+    pub hands: Vec<PublicKey>,
     /// The holder's endpoints, 1 to [`MAX_LANES`].
     pub remotes: Vec<Endpoint>,
     /// Hash of the request, which the answer names.
@@ -43,10 +45,11 @@ impl Gate {
     /// # Errors
     /// A refusal that names what does not hold.
     pub fn admit(&self, attach: &Attach, now: Tick) -> Result<Admission, Refusal> {
-        let scope = attach
+        let chain = attach
             .token
-            .verify(&self.authd)
+            .chain(&self.authd)
             .map_err(|error| refuse(RefusalCode::BadToken, format!("{error}; ask for the lease's token again")))?;
+        let scope = chain.scope();
         if scope.lease != attach.lease {
             return Err(refuse(RefusalCode::BadToken, "the token is for another lease than the request"));
         }
@@ -79,7 +82,8 @@ impl Gate {
         let remotes = request.lanes.iter().map(|lane| Endpoint::from_bytes(&lane.0)).collect::<Result<Vec<_>, _>>();
         Ok(Admission {
             scope,
-            root: !attach.token.is_narrowed(),
+            root: chain.giver().is_none(),
+            hands: chain.holders().collect(),
             remotes: remotes.map_err(|error| refuse(RefusalCode::Invalid, format!("no usable endpoint: {error}")))?,
             request: attach.request.hash(),
             nonce: request.nonce,

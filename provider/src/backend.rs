@@ -115,6 +115,9 @@ pub struct Verbs {
     device: Device,
     /// Provider queue pairs post nothing; they share one queue that stays empty.
     completions: CompletionQueue,
+    /// Everybody's, where that defence is taken away.
+    #[cfg(feature = "danger-one-domain")]
+    one_domain: ProtectionDomain,
     memory: Arc<Memory>,
 }
 
@@ -124,8 +127,16 @@ impl Verbs {
     /// # Errors
     /// Where the device has no completion queue to give.
     pub fn new(device: Device, memory: Memory) -> Result<Self, Fault> {
+        #[cfg(feature = "danger-one-domain")]
+        let one_domain = device.alloc_pd().map_err(|error| Fault::new("allocating a protection domain", error))?;
         let completions = device.create_cq(16).map_err(|error| Fault::new("creating a completion queue", error))?;
-        Ok(Self { device, completions, memory: Arc::new(memory) })
+        Ok(Self {
+            device,
+            completions,
+            #[cfg(feature = "danger-one-domain")]
+            one_domain,
+            memory: Arc::new(memory),
+        })
     }
 
     /// The pool's memory.
@@ -153,6 +164,9 @@ impl Backend for Verbs {
     type Queue = QueuePair;
 
     fn open_domain(&self) -> Result<ProtectionDomain, Fault> {
+        #[cfg(feature = "danger-one-domain")]
+        return Ok(self.one_domain.clone());
+        #[cfg(not(feature = "danger-one-domain"))]
         self.device.alloc_pd().map_err(|error| Fault::new("allocating a protection domain", error))
     }
 
@@ -193,6 +207,10 @@ impl Backend for Verbs {
     }
 
     fn deregister(&self, region: MemoryRegion) -> Result<(), Fault> {
+        if cfg!(feature = "danger-regions-stay") {
+            std::mem::forget(region);
+            return Ok(());
+        }
         region.deregister().map_err(|error| Fault::new("deregistering a region", error))
     }
 

@@ -16,7 +16,7 @@ fn admission(first_block: u64, blocks: u64, rights: Rights) -> Admission {
     let holder = Identity::from_seed(&[first_block as u8; 32]).public();
     let scope = Scope { lease: LeaseId([2; 16]), deadline, first_block, blocks, rights, holder };
     let remotes = vec![endpoint(1), endpoint(2)];
-    Admission { scope, root: false, remotes, request: [0; 32], nonce: Nonce([3; 16]) }
+    Admission { scope, root: false, hands: vec![scope.holder], remotes, request: [0; 32], nonce: Nonce([3; 16]) }
 }
 
 /// A lease with two attachments, one of them narrowed, and memory that their peers have written.

@@ -1,6 +1,9 @@
 //! What a lease holds of the device while it is active: a protection domain and a region over its blocks, and who is
 //! attached to them.
 
+use std::collections::BTreeSet;
+
+use overbank_fabric::identity::PublicKey;
 use overbank_fabric::message::{Refusal, RefusalCode};
 use overbank_fabric::time::Tick;
 use overbank_fabric::token::{Rights, Scope};
@@ -45,9 +48,11 @@ pub struct Hold<B: Backend> {
 /// One holder's queue pairs.
 struct Attachment<B: Backend> {
     scope: Scope,
+    /// All through whose hands the token went.
+    hands: Vec<PublicKey>,
     /// Ends before the lease does; None: with it, also when that is extended.
     until: Option<Tick>,
-    /// Where the token grants less than the whole lease: a domain and a region over just that.
+    /// Unless the token is the auth daemon's own grant of the whole lease: a domain and a region over just what it grants.
     own: Option<(B::Domain, B::Region)>,
     queues: Vec<B::Queue>,
 }
@@ -119,6 +124,7 @@ impl<B: Backend> Hold<B> {
         }
         let mut attachment = Attachment {
             scope: admission.scope,
+            hands: admission.hands.clone(),
             until: (!admission.root).then_some(admission.scope.deadline.tick),
             own: None,
             queues: Vec::with_capacity(admission.remotes.len()),
@@ -144,7 +150,8 @@ impl<B: Backend> Hold<B> {
     ) -> Result<Binding, Refusal> {
         let scope = attachment.scope;
         let whole = scope.rights == Rights::READ_WRITE && scope.first_block == 0 && scope.blocks == self.shape.blocks;
-        if !whole {
+        let root = attachment.until.is_none();
+        if !(whole && root) && cfg!(not(feature = "danger-shared-region")) {
             let stride = u64::from(self.shape.stride);
             let start = self.extent.bytes().start + scope.first_block * stride;
             let domain = backend.open_domain()?;
@@ -166,9 +173,24 @@ impl<B: Backend> Hold<B> {
         Ok(Binding { key: backend.remote_key(region), lanes })
     }
 
-    /// Ends the attachments whose tokens have run out.
-    pub fn detach_due(&mut self, backend: &B, now: Tick) {
-        let due = |attachment: &Attachment<B>| attachment.until.is_some_and(|until| until <= now);
+    /// Whether somebody is attached by a token that went through one of these hands.
+    #[must_use]
+    pub fn serves(&self, barred: &BTreeSet<PublicKey>) -> bool {
+        self.attachments.iter().any(|attachment| attachment.hands.iter().any(|hand| barred.contains(hand)))
+    }
+
+    /// Whether something of an attachment could not be destroyed, and may still be within reach.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
+    /// Ends the attachments whose tokens have run out, or went through the hands of somebody who is barred.
+    pub fn detach_due(&mut self, backend: &B, now: Tick, barred: &BTreeSet<PublicKey>) {
+        let due = |attachment: &Attachment<B>| {
+            attachment.until.is_some_and(|until| until <= now)
+                || attachment.hands.iter().any(|hand| barred.contains(hand))
+        };
         while let Some(at) = self.attachments.iter().position(due) {
             let attachment = self.attachments.swap_remove(at);
             self.take_apart(backend, attachment);

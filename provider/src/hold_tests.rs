@@ -20,7 +20,7 @@ fn admission(holder: u8, range: std::ops::Range<u64>, rights: Rights, first_qpn:
     let holder = Identity::from_seed(&[holder; 32]).public();
     let scope = Scope { lease: LeaseId([2; 16]), deadline, first_block, blocks, rights, holder };
     let remotes = vec![endpoint(first_qpn), endpoint(first_qpn + 1)];
-    Admission { scope, root: true, remotes, request: [0; 32], nonce: Nonce([3; 16]) }
+    Admission { scope, root: true, hands: vec![scope.holder], remotes, request: [0; 32], nonce: Nonce([3; 16]) }
 }
 
 fn bind(hold: &mut Hold<Double>, backend: &Double, admission: &Admission) -> Result<Binding, Refusal> {
@@ -159,8 +159,8 @@ fn a_narrowed_token_s_attachment_ends_with_the_token() {
     bind(&mut hold, &backend, &Admission { root: false, ..admission(2, 0..10, Rights::READ_WRITE, 20) })
         .expect("binds");
     assert_eq!(hold.next_detach(), Some(Tick(1000)));
-    hold.detach_due(&backend, Tick(999));
+    hold.detach_due(&backend, Tick(999), &BTreeSet::new());
     assert_eq!(served(&backend).len(), 4);
-    hold.detach_due(&backend, Tick(1000));
+    hold.detach_due(&backend, Tick(1000), &BTreeSet::new());
     assert_eq!((served(&backend), hold.next_detach()), (vec![10, 11], None));
 }

@@ -1,6 +1,9 @@
 //! Work on a lease that may take long, and therefore never runs where leases are decided on. A job carries what it works
 //! on and gives it back in its result, so that nobody else can touch it meanwhile.
 
+use std::collections::BTreeSet;
+
+use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::LeaseId;
 use overbank_fabric::message::Refusal;
 use overbank_fabric::time::Tick;
@@ -28,8 +31,8 @@ pub enum Task<B: Backend, T> {
     Reach(Waiting<T>),
     /// Attach a holder.
     Bind(Hold<B>, Waiting<T>),
-    /// End the attachments whose tokens have run out by this tick.
-    Detach(Hold<B>, Tick),
+    /// End the attachments whose tokens have run out by this tick, or went through these hands.
+    Detach(Hold<B>, Tick, BTreeSet<PublicKey>),
     /// Make its memory unreachable.
     Fence(Closed<B>),
     /// Overwrite its memory and check it.
@@ -111,8 +114,8 @@ impl<B: Backend, T> Job<B, T> {
                 let binding = hold.bind(backend, &waiting.admission, |detach| waiting.go_on(clock.now(), detach));
                 Outcome::Bound(hold, waiting, binding)
             }
-            Task::Detach(mut hold, now) => {
-                hold.detach_due(backend, now);
+            Task::Detach(mut hold, now, barred) => {
+                hold.detach_due(backend, now, &barred);
                 Outcome::Detached(hold)
             }
             Task::Fence(closed) => Outcome::Fenced(closed.fence(backend, clock)),

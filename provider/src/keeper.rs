@@ -7,7 +7,7 @@ use std::time::Duration;
 use std::{io, process, thread};
 
 use overbank_fabric::ids::LeaseId;
-use overbank_fabric::message::{Carve, Extend, Fence, Heartbeat, HeldLease, Refusal, RefusalCode, Reply};
+use overbank_fabric::message::{Carve, Detach, Extend, Fence, Heartbeat, HeldLease, Refusal, RefusalCode, Reply};
 use overbank_fabric::receipt::Receipt;
 use overbank_fabric::signed::Signed;
 use tokio::sync::{Notify, oneshot};
@@ -30,6 +30,7 @@ enum Event<B: Backend> {
     Bind(Box<Admission>, BootTime, Ticket),
     Extend(Extend, Ticket),
     Fence(Fence, Ticket),
+    Detach(Detach, Ticket),
     Drain(oneshot::Sender<()>),
     Acknowledge(LeaseId),
     Look(oneshot::Sender<(Heartbeat, Vec<HeldLease>)>),
@@ -105,6 +106,14 @@ impl<B: Backend> Keeper<B> {
         self.order(|ticket| Event::Fence(fence, ticket)).await
     }
 
+    /// Ends what somebody was given of a lease; returns when nothing of it is left.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub async fn detach(&self, detach: Detach) -> Result<Reply, Refusal> {
+        self.order(|ticket| Event::Detach(detach, ticket)).await
+    }
+
     /// Ends every lease and takes no more; returns when no memory is left to clean.
     pub async fn drain(&self) {
         self.ask(Event::Drain).await;
@@ -172,6 +181,7 @@ fn keep<B: Backend>(
             Ok(Event::Bind(admission, until, ticket)) => table.bind(now, ticket, admission, until),
             Ok(Event::Extend(extend, ticket)) => table.extend(now, ticket, &extend),
             Ok(Event::Fence(fence, ticket)) => table.fence(now, ticket, &fence),
+            Ok(Event::Detach(detach, ticket)) => table.detach(now, ticket, &detach),
             Ok(Event::Drain(waiter)) => {
                 table.drain(now);
                 drained.push(waiter);

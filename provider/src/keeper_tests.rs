@@ -47,7 +47,7 @@ fn attach(keeper: &Keeper<Double>, number: u8) -> JoinHandle<Result<Reply, Refus
     let scope = Scope { lease, deadline, first_block: 0, blocks: 1, rights, holder };
     let remotes = vec![endpoint(number.into()), endpoint(100 + u32::from(number))];
     let nonce = Nonce([number; 16]);
-    let admission = Admission { scope, root: true, remotes, request: [0; 32], nonce };
+    let admission = Admission { scope, root: true, hands: vec![scope.holder], remotes, request: [0; 32], nonce };
     let (keeper, until) = (keeper.clone(), BootTime::now().after_ms(30_000));
     tokio::spawn(async move { keeper.bind(admission, until).await })
 }

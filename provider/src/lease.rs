@@ -14,10 +14,10 @@
 //!
 //! An end that comes while a job has the hold closes the lease at once and fences it as soon as the hold is back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem;
 
-use overbank_fabric::identity::Identity;
+use overbank_fabric::identity::{Identity, PublicKey};
 use overbank_fabric::ids::{BootId, LeaseId, Nonce, Tenant};
 use overbank_fabric::message::{Refusal, RefusalCode, Reply};
 use overbank_fabric::receipt::{EndReason, Receipt};
@@ -34,6 +34,9 @@ use crate::waiting::Ending;
 
 /// Most nonces of unexpired tokens that are remembered for one lease.
 pub const MAX_NONCES: usize = 16_384;
+
+/// Most identities that are barred from one lease.
+pub const MAX_BARRED: usize = 4096;
 
 /// An answer to an order, and whom it is for.
 pub type Answer<T> = (T, Result<Reply, Refusal>);
@@ -58,6 +61,10 @@ pub struct Lease<B: Backend, T> {
     pub carving: Vec<T>,
     /// Who waits for it to be fenced.
     pub fencing: Vec<T>,
+    /// Who waits for somebody to be detached.
+    pub detaching: Vec<T>,
+    /// Through whose hands no token is good any more.
+    barred: BTreeSet<PublicKey>,
     /// Used nonces, with the deadline of the token that each came with.
     nonces: HashMap<Nonce, Tick>,
 }
@@ -108,6 +115,8 @@ impl<B: Backend, T> Lease<B, T> {
             carving: vec![carver],
             fencing: Vec::new(),
             ending: Ending::default(),
+            detaching: Vec::new(),
+            barred: BTreeSet::new(),
             nonces: HashMap::new(),
         }
     }
@@ -131,6 +140,7 @@ impl<B: Backend, T> Lease<B, T> {
     /// A refusal.
     pub fn admit(&mut self, now: BootTime, admission: &Admission) -> Result<(), Refusal> {
         self.ending.check()?;
+        self.check_hands(admission)?;
         let scope = &admission.scope;
         if scope.deadline.tick <= now.tick() {
             return Err(Refusal::new(
@@ -158,6 +168,42 @@ impl<B: Backend, T> Lease<B, T> {
         Ok(())
     }
 
+    /// Whether a token's hands are all allowed still.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn check_hands(&self, admission: &Admission) -> Result<(), Refusal> {
+        if !admission.hands.iter().any(|hand| self.barred.contains(hand)) {
+            return Ok(());
+        }
+        Err(barred())
+    }
+
+    /// From here on nobody attaches by a token that was in these hands. `waiter` is told when nobody is attached so.
+    ///
+    /// # Errors
+    /// Whom to refuse, and how.
+    pub fn bar(&mut self, holder: PublicKey, waiter: T) -> Result<(), (T, Refusal)> {
+        if self.barred.len() >= MAX_BARRED && !self.barred.contains(&holder) {
+            let why = format!("{MAX_BARRED} identities are barred from this lease, which is the most: end the lease");
+            return Err((waiter, Refusal::new(RefusalCode::Busy, why)));
+        }
+        self.barred.insert(holder);
+        self.detaching.push(waiter);
+        Ok(())
+    }
+
+    /// Those who waited for a detach that is done, and what to tell them.
+    pub fn detached(&mut self) -> Vec<Answer<T>> {
+        let outcome = match &self.phase {
+            Phase::Open(hold) if hold.serves(&self.barred) => return Vec::new(),
+            Phase::Open(hold) if hold.is_stuck() => Err(not_detached()),
+            Phase::Open(_) => Ok(Reply::Done),
+            _ => return Vec::new(),
+        };
+        self.detaching.drain(..).map(|waiter| (waiter, outcome.clone())).collect()
+    }
+
     /// Begins the end, if it has not begun: from here on there is no new attach.
     pub fn close(&mut self, now: BootTime, reason: EndReason, due: BootTime) {
         self.ending.begin();
@@ -182,8 +228,8 @@ impl<B: Backend, T> Lease<B, T> {
             self.phase = Phase::Fencing;
             return Some(Job { lease: id, task: Task::Fence(Closed::new(hold, end.closed)) });
         }
-        if hold.next_detach().is_some_and(|tick| tick <= now.tick()) {
-            return Some(Job { lease: id, task: Task::Detach(hold, now.tick()) });
+        if hold.next_detach().is_some_and(|tick| tick <= now.tick()) || hold.serves(&self.barred) {
+            return Some(Job { lease: id, task: Task::Detach(hold, now.tick(), self.barred.clone()) });
         }
         self.phase = Phase::Open(hold);
         None
@@ -206,4 +252,16 @@ impl<B: Backend, T> Lease<B, T> {
         self.phase = Phase::Over { receipt: Signed::new(&receipt, identity), fenced };
         self.nonces = HashMap::new();
     }
+}
+
+/// The refusal for a token that was in the hands of somebody who was revoked.
+#[must_use]
+pub fn barred() -> Refusal {
+    let why = "the token came from, or through, somebody who was revoked: have the lease shared anew";
+    Refusal::new(RefusalCode::BadToken, why)
+}
+
+fn not_detached() -> Refusal {
+    let why = "something of an attach could not be destroyed: its memory may be within reach until the lease is ended";
+    Refusal::new(RefusalCode::Internal, why)
 }

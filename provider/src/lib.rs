@@ -14,6 +14,12 @@
 //! | [`pool`], [`clock`], [`backend`] | pages, time, and the device |
 #![forbid(unsafe_code)]
 
+#[cfg(all(
+    not(debug_assertions),
+    any(feature = "danger-one-domain", feature = "danger-regions-stay", feature = "danger-shared-region")
+))]
+compile_error!("danger-… takes a defence away: never in a release build");
+
 pub mod attach;
 pub mod backend;
 pub mod cli;

@@ -21,6 +21,7 @@ pub async fn carry_out<B: Backend>(keeper: &Keeper<B>, gate: &Gate, request: Req
         Call::Bind(attach) => ("attach", attach.lease),
         Call::Extend(extend) => ("extend", extend.lease),
         Call::Fence(fence) => ("fence", fence.lease),
+        Call::Detach(detach) => ("detach", detach.lease),
         _ => return Err(no_order()),
     };
     let patience = Duration::from_millis(u64::from(deadline_ms));
@@ -50,10 +51,11 @@ async fn give<B: Backend>(keeper: &Keeper<B>, gate: &Gate, deadline_ms: u32, cal
         }
         Call::Extend(extend) => keeper.extend(extend).await,
         Call::Fence(fence) => keeper.fence(fence).await,
+        Call::Detach(detach) => keeper.detach(detach).await,
         _ => Err(no_order()),
     }
 }
 
 fn no_order() -> Refusal {
-    Refusal::new(RefusalCode::Invalid, "this is no order to a provider: carve, bind, extend and fence are")
+    Refusal::new(RefusalCode::Invalid, "this is no order to a provider: carve, bind, extend, fence and detach are")
 }

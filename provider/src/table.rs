@@ -11,7 +11,7 @@ use overbank_fabric::attach::{AttachAnswer, EndpointBytes};
 use overbank_fabric::block::{HEADER_LEN, MAX_BLOCK, MIN_BLOCK};
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::{BootId, LeaseId};
-use overbank_fabric::message::{Carve, Extend, Fence, Heartbeat, HeldLease, Refusal, RefusalCode, Reply};
+use overbank_fabric::message::{Carve, Detach, Extend, Fence, Heartbeat, HeldLease, Refusal, RefusalCode, Reply};
 use overbank_fabric::receipt::{EndReason, Receipt};
 use overbank_fabric::signed::Signed;
 use overbank_fabric::time::{Deadline, Tick};
@@ -23,7 +23,7 @@ use crate::clock::BootTime;
 use crate::ending::Failed;
 use crate::hold::{Binding, Shape};
 use crate::job::{Done, Job, Outcome, Task};
-use crate::lease::{Answer, Lease, Phase};
+use crate::lease::{Answer, Lease, Phase, barred};
 use crate::pool::Pool;
 use crate::waiting::{Queue, Waiting, ended, too_late};
 
@@ -179,6 +179,25 @@ impl<B: Backend, T> Table<B, T> {
         self.answer(ticket, outcome);
     }
 
+    /// Ends what somebody was given of a lease, and what was passed on; answered when that is destroyed.
+    pub fn detach(&mut self, now: BootTime, ticket: T, detach: &Detach) {
+        self.tick(now);
+        let Some(lease) = self.leases.get_mut(&detach.lease) else {
+            return self.answer(ticket, Err(no_such_lease()));
+        };
+        if lease.end.is_some() {
+            return self.answer(ticket, Err(ended()));
+        }
+        if let Err((ticket, refusal)) = lease.bar(detach.holder, ticket) {
+            return self.answer(ticket, Err(refusal));
+        }
+        let through =
+            |waiting: &Waiting<T>| waiting.lease() == detach.lease && waiting.admission.hands.contains(&detach.holder);
+        let gone = self.attaches.remove(through);
+        self.effects.answers.extend(gone.map(|ticket| (ticket, Err(barred()))));
+        self.settle(detach.lease, now);
+    }
+
     /// Ends a lease; answered when it is fenced.
     pub fn fence(&mut self, now: BootTime, ticket: T, fence: &Fence) {
         self.tick(now);
@@ -238,7 +257,9 @@ impl<B: Backend, T> Table<B, T> {
         self.tick(now);
         let id = done.lease;
         match (done.outcome, self.leases.get_mut(&id)) {
-            (Outcome::Reached(waiting, reached), _) => {
+            (Outcome::Reached(waiting, reached), lease) => {
+                let reached =
+                    reached.and_then(|()| lease.map_or(Ok(()), |lease| lease.check_hands(&waiting.admission)));
                 if let Err((ticket, refusal)) = self.attaches.reached(now, waiting, reached) {
                     self.answer(ticket, Err(refusal));
                 }
@@ -270,6 +291,7 @@ impl<B: Backend, T> Table<B, T> {
                 lease.phase = Phase::Open(hold);
                 let outcome = match binding {
                     Ok(_) if lease.end.is_some() => Err(ended()),
+                    Ok(_) if lease.check_hands(&admission).is_err() => Err(barred()),
                     Ok(binding) => {
                         let left_ms = until.ms_since(now.tick());
                         let answer = attach_answer(&admission, &binding, lease.shape.stride, left_ms);
@@ -322,6 +344,7 @@ impl<B: Backend, T> Table<B, T> {
     fn close(&mut self, id: LeaseId, now: BootTime, reason: EndReason, due: BootTime) {
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.close(now, reason, due);
+            self.effects.answers.extend(lease.detaching.drain(..).map(|ticket| (ticket, Err(ended()))));
             let waiting = self.attaches.remove(|waiting| waiting.lease() == id);
             self.effects.answers.extend(waiting.map(|ticket| (ticket, Err(ended()))));
         }
@@ -331,6 +354,7 @@ impl<B: Backend, T> Table<B, T> {
     fn settle(&mut self, id: LeaseId, now: BootTime) {
         if let Some(lease) = self.leases.get_mut(&id) {
             self.effects.jobs.extend(lease.next_job(id, now));
+            self.effects.answers.extend(lease.detached());
         }
     }
 

@@ -154,3 +154,82 @@ fn an_attachment_that_is_over_goes_before_one_that_is_being_made() {
     assert_eq!(waiting.go_on(now, Some(now.tick().after_ms(1))), Ok(()));
     assert_eq!(waiting.go_on(now, Some(now.tick())).map_err(|refusal| refusal.code), Err(RefusalCode::Deadline));
 }
+
+fn holder(number: u8) -> overbank_fabric::identity::PublicKey {
+    Identity::from_seed(&[number; 32]).public()
+}
+
+fn through(admission: Box<Admission>, hands: &[u8]) -> Box<Admission> {
+    Box::new(Admission { root: false, hands: hands.iter().map(|&number| holder(number)).collect(), ..*admission })
+}
+
+#[test]
+fn a_barred_hand_is_detached_with_whom_it_passed_the_lease_on_to_and_stays_out() {
+    let (mut rig, _) = Rig::carved(1, 10, 5000);
+    let until = rig.in_ms(5000);
+    let (alice, bob, carol, dave) = (1, 2, 3, 4);
+    rig.bind(admission(1, alice, 0..10, until, 1));
+    rig.bind(through(admission(1, bob, 0..10, until, 2), &[alice, bob]));
+    rig.bind(through(admission(1, carol, 2..4, until, 3), &[alice, bob, carol]));
+    rig.bind(through(admission(1, dave, 2..4, until, 4), &[alice, dave]));
+    rig.settle();
+    assert_eq!(rig.backend.world().regions.len(), 4, "each token's own, and the lease's");
+    // One more of carol's is on its way, and one of bob's is being reached.
+    let late = rig.bind(through(admission(1, carol, 4..5, until, 5), &[alice, bob, carol]));
+    let detach = Detach { lease: lease(1), holder: holder(bob) };
+    let detached = rig.order(|table, now, ticket| table.detach(now, ticket, &detach));
+    rig.settle();
+    assert_eq!(rig.answer(detached), Ok(&Reply::Done));
+    assert_eq!(rig.answer(late), Err(RefusalCode::BadToken));
+    let mut served: Vec<_> = rig.backend.world().queues.values().filter_map(|queue| queue.remote).collect();
+    served.sort_by_key(|(remote, _)| remote.qpn);
+    assert_eq!(served.iter().map(|(remote, _)| remote.qpn).collect::<Vec<_>>(), [1, 4]);
+    assert_eq!(rig.backend.world().regions.len(), 2);
+    for hands in [&[alice, bob][..], &[alice, bob, carol]] {
+        let last = hands[hands.len() - 1];
+        let again = rig.bind(through(admission(1, last, 0..10, until, 100 + u128::from(last)), hands));
+        rig.settle();
+        assert_eq!(rig.answer(again), Err(RefusalCode::BadToken));
+    }
+    // What dave has came from alice alone, and so may carol's next.
+    let anew = rig.bind(through(admission(1, carol, 2..4, until, 200), &[alice, carol]));
+    rig.settle();
+    assert!(rig.answer(anew).is_ok());
+    rig.advance(5000);
+    rig.settle();
+    assert!(rig.receipt(1).expect("over").is_complete());
+}
+
+#[test]
+fn a_detach_waits_for_the_attach_that_is_being_made() {
+    let (mut rig, _) = Rig::carved(1, 10, 5000);
+    let until = rig.in_ms(5000);
+    let attach = rig.bind(through(admission(1, 2, 0..10, until, 2), &[1, 2]));
+    rig.run_lane(Lane::Reachers);
+    assert!(matches!(&rig.jobs[..], [Job { task: Task::Bind(..), .. }]));
+    let detach = Detach { lease: lease(1), holder: holder(2) };
+    let detached = rig.order(|table, now, ticket| table.detach(now, ticket, &detach));
+    assert!(!rig.answers.contains_key(&detached), "not before it is so");
+    rig.settle();
+    assert_eq!((rig.answer(attach), rig.answer(detached)), (Err(RefusalCode::BadToken), Ok(&Reply::Done)));
+    assert!(rig.backend.world().queues.is_empty());
+    // And at a lease that ends, it is answered by the end.
+    let fence = Fence { lease: lease(1), reason: EndReason::Released };
+    rig.order(|table, now, ticket| table.fence(now, ticket, &fence));
+    let over = rig.order(|table, now, ticket| table.detach(now, ticket, &detach));
+    rig.settle();
+    assert_eq!(rig.answer(over), Err(RefusalCode::LeaseEnded));
+}
+
+#[test]
+fn what_cannot_be_detached_is_said() {
+    let (mut rig, _) = Rig::carved(1, 10, 5000);
+    let until = rig.in_ms(5000);
+    rig.bind(through(admission(1, 2, 0..10, until, 2), &[1, 2]));
+    rig.settle();
+    rig.backend.world().fail = Some(Call::Deregister);
+    let detach = Detach { lease: lease(1), holder: holder(2) };
+    let detached = rig.order(|table, now, ticket| table.detach(now, ticket, &detach));
+    rig.settle();
+    assert_eq!(rig.answer(detached), Err(RefusalCode::Internal));
+}

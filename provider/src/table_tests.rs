@@ -52,7 +52,14 @@ fn admission(number: u8, holder: u8, range: Range<u64>, until: Tick, nonce: u128
     };
     let qpn = u32::try_from(nonce & 0xff_ffff).expect("24 bits");
     let remotes = vec![endpoint(qpn)];
-    Box::new(Admission { scope, root: true, remotes, request: [0; 32], nonce: Nonce(nonce.to_be_bytes()) })
+    Box::new(Admission {
+        scope,
+        root: true,
+        hands: vec![scope.holder],
+        remotes,
+        request: [0; 32],
+        nonce: Nonce(nonce.to_be_bytes()),
+    })
 }
 
 /// A table, its device, and everything that has happened.

@@ -63,7 +63,14 @@ fn a_queue_pair_that_was_never_connected_is_destroyed_without_a_trace() {
     let extent = pool.take(shape.bytes()).expect("room");
     let mut hold = Hold::open(&verbs, extent, shape).map_err(|(_, fault)| fault).expect("opens");
     let scope = borrower.scope(overbank_fabric::ids::BootId([1; 16]), lease(1), 4, 60_000);
-    let attach = |remotes| Admission { scope, root: true, remotes, request: [0; 32], nonce: Nonce([3; 16]) };
+    let attach = |remotes| Admission {
+        scope,
+        root: true,
+        hands: vec![scope.holder],
+        remotes,
+        request: [0; 32],
+        nonce: Nonce([3; 16]),
+    };
     for remotes in [vec![bad], vec![good, bad]] {
         let refusal = hold.bind(&verbs, &attach(remotes), |_| Ok(())).expect_err("no such peer");
         assert!(refusal.message.contains(reason), "{refusal}");

@@ -3,6 +3,7 @@
 mod leases;
 mod providers;
 mod sequences;
+mod sharing;
 mod trust;
 
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! WAL mode with `synchronous=FULL`: a transaction that returned is on the disk. One connection, one writer.
 
 mod columns;
+pub(crate) mod delegates;
 pub(crate) mod identities;
 pub(crate) mod leases;
 
@@ -99,6 +100,7 @@ impl Store {
         prepare(&connection)?;
         let tx = connection.transaction()?;
         tx.execute_batch(SCHEMA)?;
+        tx.execute_batch(delegates::SCHEMA)?;
         tx.execute("INSERT INTO meta (key, value) VALUES ('authd', ?1)", [&authd.0])?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -133,6 +135,7 @@ impl Store {
             return Err(corrupt(format!("schema version {found} was never in use")));
         }
         prepare(&connection).map_err(damaged)?;
+        connection.execute_batch(delegates::SCHEMA).map_err(damaged)?;
         let verdict: String =
             connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(damaged)?;
         if verdict != "ok" {

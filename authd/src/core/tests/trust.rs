@@ -1,5 +1,5 @@
 use overbank_fabric::attach::AttachRequest;
-use overbank_fabric::message::{Attach, Extend, Invite, Join, RenewLease, TrustState};
+use overbank_fabric::message::{Attach, Detach, Extend, Invite, Join, RenewLease, TrustState};
 use overbank_fabric::token::{Rights, Scope, Token};
 
 use super::*;
@@ -48,6 +48,7 @@ fn every_call() -> Vec<Call> {
         Call::RenewLease(RenewLease { lease, ttl_ms: 1000 }),
         Call::ReleaseLease(lease),
         Call::Attach(attach.clone()),
+        Call::KeyOf(fingerprint),
         Call::Status,
         Call::TrustList,
         Call::TrustApprove(Approve { fingerprint, role: Role::Operator, tenant: None }),
@@ -60,6 +61,7 @@ fn every_call() -> Vec<Call> {
         Call::Bind(attach),
         Call::Extend(Extend { lease, deadline }),
         Call::Fence(Fence { lease, reason: EndReason::Unknown }),
+        Call::Detach(Detach { lease, holder: someone.public() }),
     ]
 }
 
@@ -81,10 +83,12 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
     let allowed = |role: &str, call: &Call| match call {
         Call::WhoAmI | Call::Join(_) => true,
         Call::CreateLease(_) | Call::RenewLease(_) | Call::ReleaseLease(_) | Call::Attach(_) => role == "consumer",
-        Call::ListLeases | Call::ShowLease(_) | Call::Status => role == "consumer" || role == "operator",
+        Call::ListLeases | Call::ShowLease(_) | Call::KeyOf(_) | Call::Status => {
+            role == "consumer" || role == "operator"
+        }
         Call::TrustList | Call::TrustApprove(_) | Call::TrustRevoke(_) | Call::TrustInvite(_) => role == "operator",
         Call::Offer(_) | Call::Heartbeat(_) | Call::Ended(_) => role == "provider",
-        Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) => false,
+        Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_) => false,
     };
     let mut desk = Desk::new();
     let people = [
@@ -92,7 +96,7 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
         ("provider", desk.approved(Role::Provider, None)),
         ("operator", desk.approved(Role::Operator, None)),
     ];
-    assert_eq!(every_call().len(), 20);
+    assert_eq!(every_call().len(), 22);
     for (role, person) in &people {
         for call in every_call() {
             let wanted = (!allowed(role, &call)).then_some(RefusalCode::Forbidden);
@@ -108,7 +112,7 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
     let (pending, revoked) = (desk.stranger(Party::Client), desk.consumer("red"));
     desk.revoke(&revoked);
     for call in every_call() {
-        let order = matches!(call, Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_));
+        let order = matches!(call, Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_));
         let closed = |code| if order { RefusalCode::Forbidden } else { code };
         let free = matches!(call, Call::WhoAmI | Call::Join(_));
         let wanted = (!free).then_some(closed(RefusalCode::Pending));
