@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use overbank_fabric::units::{Size, parse_duration};
 
+use crate::core::Load;
+
 const LISTEN: &str = "127.0.0.1:7471";
 
 const EXIT_STATUSES: &str = "\
@@ -80,9 +82,64 @@ pub struct Serve {
     /// Most identities that wait for approval; of more, the one seen longest ago is forgotten.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_pending: u32,
+    /// How much at once, and how much a second.
+    #[command(flatten)]
+    pub load: LoadOptions,
     /// How log lines look.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// How much at once, and how much a second. What is refused for one of these is counted, and shown by `overbank status`.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Load")]
+pub struct LoadOptions {
+    /// Connections at once that have not proven who they are; as many again from addresses of trusted identities.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_handshakes: u32,
+    /// Of those, from one address (an IPv4 address, an IPv6 network of 64 bits).
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_handshakes_each: u32,
+    /// Handshakes a second: from one address, and from all that no trusted identity came from lately.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub handshakes_per_second: u32,
+    /// Handshakes at once, where there were none for some time.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub handshake_burst: u32,
+    /// Sessions at once. Operators and providers find room beyond it.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_sessions: u32,
+    /// Sessions of identities that are not trusted; one address gets at most as many as are still free.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_strangers: u32,
+    /// Requests of consumers and operators in flight; a tenant gets at most as many as are still free, an identity half.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_requests: u32,
+    /// Requests of consumers and operators that are decided on a second; tenants take turns.
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests_per_second: u32,
+    /// Requests a second of one identity, and from one address. More wait, as long as their deadline allows.
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests_per_second_each: u32,
+}
+
+impl LoadOptions {
+    /// As the daemon takes it.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        Load {
+            unproven: self.max_handshakes as usize,
+            unproven_each: self.max_handshakes_each as usize,
+            handshakes_per_second: self.handshakes_per_second,
+            handshake_burst: self.handshake_burst,
+            sessions: self.max_sessions as usize,
+            strangers: self.max_strangers as usize,
+            requests: self.max_requests as usize,
+            requests_per_second: self.requests_per_second,
+            requests_per_second_each: self.requests_per_second_each,
+            ..Load::default()
+        }
+    }
 }
 
 /// How log lines look.

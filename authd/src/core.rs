@@ -23,11 +23,55 @@ pub struct Limits {
     pub quota: Option<u64>,
     /// Most identities that wait for approval; of more, the one seen longest ago is forgotten.
     pub max_pending: u32,
+    /// How much at once, and how much a second.
+    pub load: Load,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_lease: Duration::from_secs(24 * 3600), quota: None, max_pending: 1000 }
+        Self { max_lease: Duration::from_secs(24 * 3600), quota: None, max_pending: 1000, load: Load::default() }
+    }
+}
+
+/// How much of everything there may be at once, and how much a second.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Connections at once whose peer has not proven who it is; as many again from hosts of trusted identities.
+    pub unproven: usize,
+    /// Of those, from one address.
+    pub unproven_each: usize,
+    /// Time to prove it.
+    pub handshake_time: Duration,
+    /// Handshakes a second from one address; from all that no trusted identity came from lately; and from all others.
+    pub handshakes_per_second: u32,
+    /// Handshakes at once, where there were none for some time.
+    pub handshake_burst: u32,
+    /// Sessions at once.
+    pub sessions: usize,
+    /// Sessions of identities that are not trusted.
+    pub strangers: usize,
+    /// Requests of clients in flight at once, over all sessions.
+    pub requests: usize,
+    /// Requests of clients that are decided on a second.
+    pub requests_per_second: u32,
+    /// Requests a second of one identity, and from one address.
+    pub requests_per_second_each: u32,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            unproven: 256,
+            unproven_each: 64,
+            handshake_time: Duration::from_secs(5),
+            handshakes_per_second: 100,
+            handshake_burst: 512,
+            sessions: 4096,
+            strangers: 128,
+            requests: 512,
+            requests_per_second: 500,
+            requests_per_second_each: 250,
+        }
     }
 }
 
@@ -107,6 +151,8 @@ pub(crate) enum OrderError {
 pub(crate) enum Effect {
     /// Close every session of this identity.
     Close(PublicKey),
+    /// What this identity is trusted as has changed: its sessions look again.
+    Standing(PublicKey),
     /// Close this session.
     CloseSession(SessionId),
     /// [`Core::due_orders`] has something for this provider's session.

@@ -1,6 +1,6 @@
 //! How much of what a peer can trigger is logged: a bounded number of lines a second for each kind, and the rest counted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,12 @@ impl Gate {
         it.logged_total = it.total;
         Some(pass)
     }
+
+    /// How often each kind has happened since the daemon started.
+    pub(crate) fn totals(&self) -> BTreeMap<String, u64> {
+        let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.iter().map(|(kind, it)| ((*kind).to_owned(), it.total)).collect()
+    }
 }
 
 #[cfg(test)]
@@ -60,6 +66,7 @@ mod tests {
         let logged = (0..1000).filter(|_| gate.count("flood", start).is_some()).count();
         assert_eq!(logged, LINES as usize);
         assert_eq!(gate.count("other", start), Some(Pass { total: 1, unlogged: None }));
+        assert_eq!(gate.totals(), [("flood".to_owned(), 1000), ("other".to_owned(), 1)].into());
         assert_eq!(gate.count("flood", start + WINDOW), Some(Pass { total: 1001, unlogged: Some(980) }));
     }
 }

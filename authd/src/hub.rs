@@ -8,21 +8,21 @@ use std::time::Duration;
 use overbank_fabric::channel::{CallError, Caller, ChannelError};
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::CorrelationId;
-use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply};
-use tokio::sync::{Notify, Semaphore, watch};
+use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, Role};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use crate::clock::{Now, millis};
+use crate::core::Load;
 use crate::core::{Asker, Effect, Next, Order, OrderError, SessionId};
-use crate::desk::Desk;
+use crate::desk::{Desk, Turn};
+use crate::door::Host;
 use crate::gate::Gate;
+use crate::rates::Rates;
+use crate::shares::{Lane, Shares};
 
-/// Requests of clients at work at once, over all sessions.
-pub(crate) const MAX_REQUESTS: usize = 512;
-/// Sessions of identities that are not trusted.
-pub(crate) const MAX_STRANGERS: usize = 128;
 /// Sessions of one identity.
 const MAX_SESSIONS_EACH: usize = 256;
 /// How long a provider has for an order that nobody waits for.
@@ -33,10 +33,16 @@ const FAREWELL_TIME: Duration = Duration::from_secs(2);
 /// Shared by all sessions.
 pub(crate) struct Hub {
     pub(crate) desk: Desk,
-    /// Counts what was refused, and bounds what is logged.
-    pub(crate) gate: Gate,
-    pub(crate) requests: Arc<Semaphore>,
-    pub(crate) strangers: Arc<Semaphore>,
+    /// Counts what was refused, and bounds what of it is logged.
+    pub(crate) rejections: Gate,
+    /// Bounds what is logged of requests that were answered.
+    pub(crate) answers: Gate,
+    /// Requests of clients in flight.
+    pub(crate) requests: Shares<Lane>,
+    /// Sessions of identities that are not trusted.
+    pub(crate) strangers: Shares<Host>,
+    pub(crate) rates: Rates,
+    load: Load,
     links: Mutex<HashMap<SessionId, Link>>,
     next_session: AtomicU64,
     changed: Notify,
@@ -48,6 +54,7 @@ struct Link {
     caller: Caller,
     close: watch::Sender<bool>,
     orders: Arc<Notify>,
+    standing: Arc<Notify>,
 }
 
 /// What a session hears from outside of it.
@@ -56,15 +63,20 @@ pub(crate) struct Signals {
     pub(crate) close: watch::Receiver<bool>,
     /// Orders are due.
     pub(crate) orders: Arc<Notify>,
+    /// What the peer is trusted as has changed.
+    pub(crate) standing: Arc<Notify>,
 }
 
 impl Hub {
-    pub(crate) fn new(desk: Desk) -> Self {
+    pub(crate) fn new(desk: Desk, load: Load) -> Self {
         Self {
             desk,
-            gate: Gate::default(),
-            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
-            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            rejections: Gate::default(),
+            answers: Gate::default(),
+            requests: Shares::new(load.requests),
+            strangers: Shares::new(load.strangers),
+            rates: Rates::new(&load, std::time::Instant::now()),
+            load,
             links: Mutex::default(),
             next_session: AtomicU64::new(0),
             changed: Notify::new(),
@@ -77,22 +89,33 @@ impl Hub {
 
     /// Counts a refusal, and logs it at a bounded rate.
     pub(crate) fn rejected(&self, reason: &'static str, detail: &dyn std::fmt::Display) {
-        if let Some(pass) = self.gate.count(reason, std::time::Instant::now()) {
+        if let Some(pass) = self.rejections.count(reason, std::time::Instant::now()) {
             tracing::warn!(reason, rejected_total = pass.total, unlogged = pass.unlogged, detail = %detail, "rejected");
         }
     }
 
-    /// A new session of this identity; `None` where it has too many.
-    pub(crate) fn enter(&self, key: PublicKey, caller: Caller) -> Option<(SessionId, Signals)> {
+    /// A new session of this identity; the error is the reason why there is none. Providers and operators always find
+    /// room, as long as they have not too many themselves.
+    pub(crate) fn enter(
+        &self,
+        key: PublicKey,
+        lane: &Lane,
+        caller: Caller,
+    ) -> Result<(SessionId, Signals), &'static str> {
         let mut links = self.links();
         if links.values().filter(|link| link.key == key).count() >= MAX_SESSIONS_EACH {
-            return None;
+            return Err("sessions-of-identity");
+        }
+        if links.len() >= self.load.sessions && !matches!(lane, Lane::Operators | Lane::Providers) {
+            return Err("sessions");
         }
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let (close, closed) = watch::channel(false);
         let orders = Arc::new(Notify::new());
-        links.insert(id, Link { key, caller, close, orders: Arc::clone(&orders) });
-        Some((id, Signals { close: closed, orders }))
+        let standing = Arc::new(Notify::new());
+        let link = Link { key, caller, close, orders: Arc::clone(&orders), standing: Arc::clone(&standing) };
+        links.insert(id, link);
+        Ok((id, Signals { close: closed, orders, standing }))
     }
 
     /// A session is over.
@@ -111,6 +134,11 @@ impl Hub {
         match effect {
             Effect::Changed => self.changed.notify_waiters(),
             Effect::Close(key) => self.close(|_, link| link.key == key),
+            Effect::Standing(key) => {
+                for link in self.links().values().filter(|link| link.key == key) {
+                    link.standing.notify_one();
+                }
+            }
             Effect::CloseSession(session) => self.close(|id, _| *id == session),
             Effect::Orders(session) => {
                 if let Some(link) = self.links().get(&session) {
@@ -138,6 +166,7 @@ impl Hub {
     pub(crate) async fn work(
         self: Arc<Self>,
         asker: Asker,
+        turn: Turn,
         correlation: CorrelationId,
         call: Call,
         received: Now,
@@ -146,11 +175,11 @@ impl Hub {
         let late = || Refusal::new(RefusalCode::Deadline, "not done in the time that the request gave: try again");
         let mut next = {
             let call = call.clone();
-            self.desk.run(move |core| core.request(&asker, call, received)).await?
+            self.desk.turn(turn, Some(until.into_std()), move |core| core.request(&asker, call, received)).await?
         };
         loop {
             next = match next {
-                Next::Answer(reply) => return Ok(reply),
+                Next::Answer(reply) => return Ok(self.with_totals(reply)),
                 Next::Order(order) => self.order(*order, correlation, until).await?,
                 Next::Wait => {
                     let changed = self.changed.notified();
@@ -166,6 +195,17 @@ impl Hub {
                     }
                 }
             };
+        }
+    }
+
+    /// Adds to a status for operators what was refused.
+    fn with_totals(&self, reply: Reply) -> Reply {
+        match reply {
+            Reply::Status(mut status) if status.you.role == Some(Role::Operator) => {
+                status.rejected = self.rejections.totals();
+                Reply::Status(status)
+            }
+            other => other,
         }
     }
 

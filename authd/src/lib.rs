@@ -6,8 +6,9 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`cli`], [`state`] | the command line; the directory with key, database and lock |
-//! | [`server`], `session`, `hub`, `gate` | sockets, sessions, deadlines, bounds: how requests come in and orders go out |
-//! | `desk` | the one thread on which decisions are made and written down |
+//! | [`server`], `session`, `hub`, `gate` | sockets, sessions, deadlines: how requests come in and orders go out |
+//! | `door`, `shares`, `rates`, `turns`, `bucket` | who may come in, how much of it, how fast, and who is next |
+//! | `prover`, `desk`, `line` | the thread on which handshakes are reckoned; the one on which decisions are made and written down |
 //! | `core`, `trust`, `leases`, `providers`, `reports`, `clock` | the decisions, without sockets, threads or clocks |
 //! | `store` | what outlives the process, in SQLite |
 #![forbid(unsafe_code)]
@@ -16,18 +17,36 @@ pub mod cli;
 pub mod server;
 pub mod state;
 
+mod bucket;
 mod clock;
 mod core;
 mod desk;
+mod door;
 mod gate;
 mod hub;
 mod leases;
+mod line;
+mod prover;
 mod providers;
+mod rates;
 mod reports;
 mod session;
+mod shares;
 mod sharing;
 mod store;
 mod trust;
+mod turns;
 
-pub use crate::core::Limits;
+#[cfg(all(
+    not(debug_assertions),
+    any(
+        feature = "danger-open-door",
+        feature = "danger-no-shares",
+        feature = "danger-no-rates",
+        feature = "danger-no-turns"
+    )
+))]
+compile_error!("danger-… takes a defence away: never in a release build");
+
+pub use crate::core::{Limits, Load};
 pub use crate::store::StoreError;

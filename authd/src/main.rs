@@ -74,8 +74,12 @@ fn init(dir: &Path, listen: SocketAddr, json: bool) -> Result<(), Box<dyn Error>
 fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
     log_to_stderr(how.log_format)?;
     harden();
-    let limits =
-        Limits { max_lease: how.max_lease, quota: how.quota_bytes.map(|size| size.0), max_pending: how.max_pending };
+    let limits = Limits {
+        max_lease: how.max_lease,
+        quota: how.quota_bytes.map(|size| size.0),
+        max_pending: how.max_pending,
+        load: how.load.load(),
+    };
     let state = State::open(&how.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {

@@ -1,5 +1,7 @@
 //! What the auth daemon tells about itself: leases, providers, totals.
 
+use std::collections::BTreeMap;
+
 use overbank_fabric::ids::LeaseId;
 use overbank_fabric::message::{LeaseInfo, LeaseState, ProviderStatus, Role, Status, TrustEntry, TrustState};
 use overbank_fabric::signed::to_cbor;
@@ -116,6 +118,7 @@ impl Core {
             leases,
             leased_bytes,
             providers,
+            rejected: BTreeMap::new(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! The listener: who may connect, how many at once, and for how long without saying who they are.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use overbank_fabric::channel;
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::Fingerprint;
+use overbank_fabric::message::TrustState;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -17,17 +18,15 @@ use tokio::time::{sleep, timeout};
 use tracing::Instrument;
 
 use crate::clock::Now;
-use crate::core::{Core, Effect, Limits};
-use crate::desk::Desk;
+use crate::core::{Core, Effect, Limits, Load};
+use crate::desk::{Desk, Turn};
+use crate::door::{Door, Host};
 use crate::hub::Hub;
-use crate::session;
+use crate::prover::Prover;
+use crate::session::{self, Guest};
 use crate::state::State;
 use crate::store::StoreError;
 
-/// Connections whose peer has not proven who it is. One more, and the oldest of them is dropped.
-const MAX_HANDSHAKES: usize = 256;
-/// Time to prove it.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 /// Time that everything under way has to end when the daemon stops.
 const STOP_TIME: Duration = Duration::from_millis(1500);
 /// A silent connection is probed after this many seconds, this often, and dropped after as many failures.
@@ -61,6 +60,8 @@ pub struct Server {
     address: SocketAddr,
     identity: Arc<Identity>,
     hub: Arc<Hub>,
+    prover: Prover,
+    load: Load,
     effects: mpsc::UnboundedReceiver<Effect>,
     desk: JoinHandle<()>,
     // Last: the directory is free for another daemon only when nothing uses it any more.
@@ -80,8 +81,10 @@ impl Server {
         let identity = Arc::new(identity);
         let core = Core::new(store, Arc::clone(&identity), limits, Now::read());
         let (desk, effects, thread) = Desk::open(core)?;
-        let hub = Arc::new(Hub::new(desk));
-        Ok(Self { listener, address, identity, hub, effects, desk: thread, _lock: lock })
+        let load = limits.load;
+        let hub = Arc::new(Hub::new(desk, load));
+        let prover = Prover::start()?;
+        Ok(Self { listener, address, identity, hub, prover, load, effects, desk: thread, _lock: lock })
     }
 
     /// Where it listens.
@@ -103,7 +106,7 @@ impl Server {
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         let (stopping, stopped) = watch::channel(false);
         let mut peers = JoinSet::new();
-        let handshakes = Handshakes::default();
+        let porter = Arc::new(Porter::new(self.load, self.prover.clone()));
         let mut number = 0_u64;
         tokio::pin!(stop);
         let outcome = loop {
@@ -116,18 +119,19 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, from)) => {
                         number += 1;
-                        if let Some(dropped) = handshakes.make_room() {
-                            self.hub.rejected("connections", &dropped);
+                        let host = Host::from(from.ip());
+                        match porter.enter(number, host) {
+                            Err(reason) => self.hub.rejected(reason, &from),
+                            Ok((known, instead_of)) => {
+                                if let Some(reason) = instead_of {
+                                    self.hub.rejected(reason, &from);
+                                }
+                                let coming = Coming { stream, from, known, number, porter: Arc::clone(&porter) };
+                                let (hub, identity) = (Arc::clone(&self.hub), Arc::clone(&self.identity));
+                                let task = peers.spawn(coming.serve(hub, identity, stopped.clone()));
+                                porter.spawned(number, task);
+                            }
                         }
-                        let serving = serve(
-                            Arc::clone(&self.hub),
-                            Arc::clone(&self.identity),
-                            (stream, from),
-                            stopped.clone(),
-                            (handshakes.clone(), number),
-                        );
-                        handshakes.begin(number, from);
-                        handshakes.spawned(number, peers.spawn(serving));
                     }
                     Err(error) => {
                         // Out of file descriptors, most likely: what is open must end first.
@@ -152,7 +156,8 @@ impl Server {
             tracing::warn!(sessions = peers.len(), "cut off what did not end in time");
         }
         peers.shutdown().await;
-        self.hub.desk.close().await;
+        self.hub.desk.close();
+        self.prover.close();
         // Ends after at most the transaction that it is in.
         let joined = tokio::task::spawn_blocking(move || self.desk.join()).await;
         match joined {
@@ -162,26 +167,52 @@ impl Server {
     }
 }
 
-/// One connection: the handshake, then the session.
-async fn serve(
-    hub: Arc<Hub>,
-    identity: Arc<Identity>,
-    (stream, from): (TcpStream, SocketAddr),
-    stopped: watch::Receiver<bool>,
-    (handshakes, number): (Handshakes, u64),
-) {
-    if let Err(error) = tune(&stream) {
-        tracing::debug!(%from, %error, "a connection is not tuned");
-    }
-    let outcome = timeout(HANDSHAKE_TIME, channel::accept(stream, &identity)).await;
-    handshakes.end(number);
-    match outcome {
-        Err(_) => hub.rejected("handshake-time", &from),
-        Ok(Err(error)) => hub.rejected("handshake", &format_args!("{from}: {error}")),
-        Ok(Ok((channel, peer))) => {
-            let span = tracing::error_span!("session", peer = %peer.key.fingerprint(), %from);
-            session::serve(hub, channel, peer, from, stopped).instrument(span).await;
+/// A connection whose peer has not proven who it is. Dropped, it leaves its place to others.
+struct Coming {
+    stream: TcpStream,
+    from: SocketAddr,
+    /// From a host of trusted identities.
+    known: bool,
+    number: u64,
+    porter: Arc<Porter>,
+}
+
+impl Coming {
+    /// The handshake, then the session.
+    async fn serve(self, hub: Arc<Hub>, identity: Arc<Identity>, stopped: watch::Receiver<bool>) {
+        let Self { stream, from, known, number, porter } = self;
+        let leaving = Leaving(porter, number);
+        let porter = &leaving.0;
+        let host = Host::from(from.ip());
+        if let Err(error) = tune(&stream) {
+            tracing::debug!(%from, %error, "a connection is not tuned");
         }
+        let place = porter.prover.place(host, known);
+        let (channel, peer) = match timeout(porter.handshake_time, channel::accept_at(stream, &identity, &place)).await
+        {
+            Err(_) => return hub.rejected("handshake-time", &from),
+            Ok(Err(error)) => return hub.rejected("handshake", &format_args!("{from}: {error}")),
+            Ok(Ok(proven)) => proven,
+        };
+        let admitted = hub
+            .desk
+            .turn(Turn::Arrival(known, host), None, move |core| core.admit(&peer.key, &from.to_string(), Now::read()));
+        let Ok(entry) = admitted.await else { return };
+        if entry.state == TrustState::Trusted {
+            porter.trust(host);
+        }
+        drop(leaving);
+        let span = tracing::error_span!("session", peer = %peer.key.fingerprint(), %from);
+        session::serve(hub, Guest { channel, peer, from, entry }, stopped).instrument(span).await;
+    }
+}
+
+/// Gives a connection's place at the door back when dropped.
+struct Leaving(Arc<Porter>, u64);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.leave(self.1);
     }
 }
 
@@ -197,45 +228,47 @@ fn tune(stream: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Connections in their handshake, by number, the oldest first.
-#[derive(Clone, Default)]
-struct Handshakes(Arc<Mutex<BTreeMap<u64, Handshake>>>);
-
-struct Handshake {
-    from: SocketAddr,
-    /// None for the moment until its task is spawned.
-    task: Option<AbortHandle>,
+/// Keeps the door.
+struct Porter {
+    prover: Prover,
+    handshake_time: Duration,
+    inside: Mutex<(Door, HashMap<u64, AbortHandle>)>,
 }
 
-impl Handshakes {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Handshake>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Porter {
+    fn new(load: Load, prover: Prover) -> Self {
+        let door = Door::new(load, std::time::Instant::now());
+        Self { prover, handshake_time: load.handshake_time, inside: Mutex::new((door, HashMap::new())) }
     }
 
-    /// Drops the oldest where there is no room for one more. An honest handshake takes milliseconds, so that the oldest
-    /// of very many is not one.
-    fn make_room(&self) -> Option<SocketAddr> {
-        let mut open = self.lock();
-        if open.len() < MAX_HANDSHAKES {
-            return None;
-        }
-        let (_, oldest) = open.pop_first()?;
-        oldest.task.inspect(AbortHandle::abort);
-        Some(oldest.from)
+    fn lock(&self) -> MutexGuard<'_, (Door, HashMap<u64, AbortHandle>)> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, number: u64, from: SocketAddr) {
-        self.lock().insert(number, Handshake { from, task: None });
+    /// Whether a connection may come in: then whether its host is known, and why another one was dropped for it, if one was.
+    fn enter(&self, number: u64, host: Host) -> Result<(bool, Option<&'static str>), &'static str> {
+        let mut inside = self.lock();
+        let entered = inside.0.enter(number, host, std::time::Instant::now())?;
+        let Some((dropped, reason)) = entered.instead_of else { return Ok((entered.known, None)) };
+        inside.1.remove(&dropped).inspect(AbortHandle::abort);
+        Ok((entered.known, Some(reason)))
     }
 
-    /// The task that does it; it may be through with it already.
+    /// The task that serves it, which may have left already.
     fn spawned(&self, number: u64, task: AbortHandle) {
-        if let Some(handshake) = self.lock().get_mut(&number) {
-            handshake.task = Some(task);
+        let mut inside = self.lock();
+        if inside.0.is_open(number) {
+            inside.1.insert(number, task);
         }
     }
 
-    fn end(&self, number: u64) {
-        self.lock().remove(&number);
+    fn leave(&self, number: u64) {
+        let mut inside = self.lock();
+        inside.0.leave(number);
+        inside.1.remove(&number);
+    }
+
+    fn trust(&self, host: Host) {
+        self.lock().0.trust(host, std::time::Instant::now());
     }
 }

@@ -6,17 +6,21 @@ use std::time::Duration;
 
 use overbank_fabric::channel::{Answer, Channel};
 use overbank_fabric::handshake::{Party, Peer};
+use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::LeaseId;
-use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, Request, TrustState};
+use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, Request, Role, TrustEntry, TrustState};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::clock::{Now, millis};
 use crate::core::{Asker, Core};
+use crate::desk::Turn;
+use crate::door::Host;
 use crate::hub::Hub;
+use crate::shares::{Full, Lane, Place};
 use crate::trust::rule;
 
 /// Requests of one session at work at once, by who it is.
@@ -34,24 +38,26 @@ const ORDERS_EVERY: Duration = Duration::from_secs(1);
 /// How long the last answers have to get out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Who has come in.
+pub(crate) struct Guest {
+    pub(crate) channel: Channel<TcpStream>,
+    pub(crate) peer: Peer,
+    pub(crate) from: SocketAddr,
+    pub(crate) entry: TrustEntry,
+}
+
 /// Serves a peer until it leaves, is revoked or replaced, or the daemon stops.
-pub(crate) async fn serve(
-    hub: Arc<Hub>,
-    channel: Channel<TcpStream>,
-    peer: Peer,
-    from: SocketAddr,
-    mut stop: watch::Receiver<bool>,
-) {
+pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver<bool>) {
+    let Guest { channel, peer, from, entry } = guest;
     let key = peer.key;
-    let admitted = hub.desk.run(move |core| core.admit(&key, &from.to_string(), Now::read())).await;
-    let Ok(entry) = admitted else { return };
-    let Some(mut stranger) = Stranger::enter(&hub, entry.state == TrustState::Trusted) else {
+    let Ok(mut standing) = Standing::of(&hub, &entry, from) else {
         return hub.rejected("strangers", &from);
     };
     let in_flight = if peer.party == Party::Provider { IN_FLIGHT_PROVIDER } else { IN_FLIGHT_CLIENT };
     let (caller, mut incoming, driver) = channel.multiplex(in_flight);
-    let Some((id, mut signals)) = hub.enter(key, caller) else {
-        return hub.rejected("sessions", &from);
+    let (id, mut signals) = match hub.enter(key, &standing.lane, caller) {
+        Ok(entered) => entered,
+        Err(reason) => return hub.rejected(reason, &from),
     };
     let asker = Asker { key, party: peer.party, session: id };
     let mut driver = tokio::spawn(driver);
@@ -67,26 +73,25 @@ pub(crate) async fn serve(
                 None => break,
                 Some((request, answer)) => match request.call {
                     // One at a time: guessing is slow.
-                    Call::Join(_) => match joins.answer(&hub, asker, request, answer).await {
-                        Joined::Yes => stranger = Stranger(None),
+                    Call::Join(_) => match joins.answer(&hub, asker, &standing, request, answer).await {
+                        Joined::Yes => standing.look_again(&hub, key).await,
                         Joined::No => {}
                         Joined::TooManyTries => {
                             hub.rejected("guessing", &from);
                             break;
                         }
                     },
-                    _ => take(&hub, asker, request, answer, &stranger),
+                    _ => take(&hub, asker, &standing, request, answer),
                 },
             },
             _ = signals.close.changed() => { cut_off = true; break }
             _ = stop.changed() => break,
             () = signals.orders.notified() => hub.give_due_orders(id, &mut orders).await,
             _ = clock.tick(), if peer.party == Party::Provider => hub.give_due_orders(id, &mut orders).await,
-            () = stranger.time_is_up() => {
-                if stranger.is_still_one(&hub, asker).await {
-                    hub.rejected("stranger-time", &from);
-                    break;
-                }
+            () = signals.standing.notified() => standing.look_again(&hub, key).await,
+            () = standing.time_is_up() => {
+                hub.rejected("stranger-time", &from);
+                break;
             }
             Some(_) = orders.join_next() => {}
         }
@@ -109,30 +114,56 @@ pub(crate) async fn serve(
 }
 
 /// Works on a request in a task of its own.
-fn take(hub: &Arc<Hub>, asker: Asker, request: Request, answer: Answer, stranger: &Stranger) {
-    // A trusted provider's word always counts: its session bounds how much there is of it.
-    let slot = match (asker.party, stranger) {
-        (Party::Provider, Stranger(None)) => None,
-        _ => match Arc::clone(&hub.requests).try_acquire_owned() {
-            Ok(slot) => Some(slot),
-            Err(_) => {
-                hub.rejected("requests", &asker.key.fingerprint());
-                let text = "too many requests are being worked on: try again in a moment";
-                tokio::spawn(answer.send(Err(Refusal::new(RefusalCode::Busy, text))));
-                return;
-            }
-        },
+fn take(hub: &Arc<Hub>, asker: Asker, standing: &Standing, request: Request, answer: Answer) {
+    let turn = standing.turn(asker, &request.call);
+    let admitted = match &turn {
+        Turn::Request(lane, member) => admit(hub, lane, member, standing.host, &request),
+        _ => Ok((None, Duration::ZERO)),
     };
-    let hub = Arc::clone(hub);
-    tokio::spawn(async move { answer.send(respond(&hub, asker, request, slot).await).await });
+    match admitted {
+        Ok((place, wait)) => {
+            let hub = Arc::clone(hub);
+            tokio::spawn(async move {
+                let outcome = respond(&hub, asker, turn, request, wait, place).await;
+                answer.send(outcome).await;
+            });
+        }
+        Err((reason, text)) => {
+            hub.rejected(reason, &asker.key.fingerprint());
+            tokio::spawn(answer.send(Err(Refusal::new(RefusalCode::Busy, text))));
+        }
+    }
+}
+
+/// A place among the requests in flight, and how long a request must wait because of what was asked before; else which
+/// limit stands against it.
+fn admit(
+    hub: &Hub,
+    lane: &Lane,
+    member: &PublicKey,
+    host: Host,
+    request: &Request,
+) -> Result<(Option<Place<Lane>>, Duration), (&'static str, &'static str)> {
+    let place = hub.requests.take(lane, member).map_err(|full| match full {
+        Full::All => ("requests", "too many requests are being worked on: try again in a moment"),
+        Full::Lane => ("requests-of-tenant", "your tenant has its share of requests in flight: wait for their answers"),
+        Full::Member => ("requests-of-identity", "you have your share of requests in flight: wait for their answers"),
+    })?;
+    let most = Duration::from_millis(request.deadline_ms.into()).min(MAX_DEADLINE);
+    match hub.rates.reserve(member, &host, most, std::time::Instant::now()) {
+        Some(wait) => Ok((Some(place), wait)),
+        None => Err(("request-rate", "you ask more often than is allowed: ask again later, and more slowly")),
+    }
 }
 
 /// The outcome of a request, by its deadline, and its line in the log.
 async fn respond(
     hub: &Arc<Hub>,
     asker: Asker,
+    turn: Turn,
     request: Request,
-    slot: Option<OwnedSemaphorePermit>,
+    wait: Duration,
+    place: Option<Place<Lane>>,
 ) -> Result<Reply, Refusal> {
     let (started, received) = (Instant::now(), Now::read());
     let Request { correlation, deadline_ms, call, .. } = request;
@@ -153,9 +184,12 @@ async fn respond(
     let task = async move {
         let outcome = match time.is_zero() {
             true => Err(Refusal::new(RefusalCode::Deadline, "the request gave no time at all")),
-            false => work.work(asker, correlation, call, received, until).await,
+            false => {
+                tokio::time::sleep(wait).await;
+                work.work(asker, turn, correlation, call, received, until).await
+            }
         };
-        drop(slot);
+        drop(place);
         outcome
     };
     let outcome = match timeout_at(started + time, tokio::spawn(task.instrument(span.clone()))).await {
@@ -170,14 +204,14 @@ async fn respond(
     match &outcome {
         Err(refusal) => {
             let reason = code_name(refusal.code);
-            if let Some(pass) = hub.gate.count(reason, std::time::Instant::now()) {
+            if let Some(pass) = hub.rejections.count(reason, std::time::Instant::now()) {
                 let (rejected_total, unlogged) = (pass.total, pass.unlogged);
                 tracing::warn!(reason, rejected_total, unlogged, ms, detail = refusal.message, "rejected");
             }
         }
         Ok(_) if quiet => tracing::debug!(ms, "answered"),
         Ok(_) => {
-            if let Some(pass) = hub.gate.count(name, std::time::Instant::now()) {
+            if let Some(pass) = hub.answers.count(name, std::time::Instant::now()) {
                 tracing::info!(ms, unlogged = pass.unlogged, "answered");
             }
         }
@@ -223,8 +257,16 @@ struct BadJoins(u32);
 
 impl BadJoins {
     /// Answers an attempt to join.
-    async fn answer(&mut self, hub: &Arc<Hub>, asker: Asker, request: Request, answer: Answer) -> Joined {
-        let outcome = respond(hub, asker, request, None).await;
+    async fn answer(
+        &mut self,
+        hub: &Arc<Hub>,
+        asker: Asker,
+        standing: &Standing,
+        request: Request,
+        answer: Answer,
+    ) -> Joined {
+        let turn = Turn::Request(standing.lane.clone(), asker.key);
+        let outcome = respond(hub, asker, turn, request, Duration::ZERO, None).await;
         let joined = match &outcome {
             Ok(_) => Joined::Yes,
             Err(refusal) if refusal.code == RefusalCode::BadInvitation => {
@@ -246,32 +288,59 @@ enum Joined {
     TooManyTries,
 }
 
-/// The place of somebody who is not trusted, as long as that is so.
-struct Stranger(Option<(OwnedSemaphorePermit, Instant)>);
+/// What the peer is trusted as, as far as load is concerned. What it may do is decided for each request.
+struct Standing {
+    host: Host,
+    lane: Lane,
+    /// Of somebody who is not trusted: its place among those, and until when.
+    stranger: Option<(Place<Host>, Instant)>,
+}
 
-impl Stranger {
-    /// `None` where there are too many of them.
-    fn enter(hub: &Hub, trusted: bool) -> Option<Self> {
-        if trusted {
-            return Some(Self(None));
+impl Standing {
+    fn of(hub: &Hub, entry: &TrustEntry, from: SocketAddr) -> Result<Self, Full> {
+        let (host, lane) = (Host::from(from.ip()), lane(entry));
+        let stranger = match lane {
+            Lane::Strangers => Some((hub.strangers.take(&host, &entry.key)?, Instant::now() + STRANGER_TIME)),
+            _ => None,
+        };
+        Ok(Self { host, lane, stranger })
+    }
+
+    /// Who is not a stranger any more gives the place back.
+    async fn look_again(&mut self, hub: &Hub, key: PublicKey) {
+        let entry = hub.desk.run(move |core| core.entry(&key)).await.ok().flatten();
+        if let Some(lane) = entry.as_ref().map(lane).filter(|lane| *lane != Lane::Strangers) {
+            (self.lane, self.stranger) = (lane, None);
         }
-        let permit = Arc::clone(&hub.strangers).try_acquire_owned().ok()?;
-        Some(Self(Some((permit, Instant::now() + STRANGER_TIME))))
     }
 
     async fn time_is_up(&self) {
-        match &self.0 {
+        match &self.stranger {
             Some((_, until)) => tokio::time::sleep_until(*until).await,
             None => std::future::pending().await,
         }
     }
 
-    /// Whether the peer is not trusted to this day; gives its place back where it is.
-    async fn is_still_one(&mut self, hub: &Hub, asker: Asker) -> bool {
-        let trusted = hub.desk.run(move |core| core.is_trusted(&asker.key)).await.unwrap_or(false);
-        if trusted {
-            self.0 = None;
+    /// When a call's turn is. Only [`Turn::Request`] can be refused because of load.
+    fn turn(&self, asker: Asker, call: &Call) -> Turn {
+        match self.lane {
+            Lane::Providers if asker.party == Party::Provider => Turn::Word(asker.key),
+            Lane::Operators if stops(call) => Turn::First,
+            _ => Turn::Request(self.lane.clone(), asker.key),
         }
-        !trusted
     }
+}
+
+fn lane(entry: &TrustEntry) -> Lane {
+    match (entry.state, entry.role, &entry.tenant) {
+        (TrustState::Trusted, Some(Role::Operator), _) => Lane::Operators,
+        (TrustState::Trusted, Some(Role::Provider), _) => Lane::Providers,
+        (TrustState::Trusted, Some(Role::Consumer), Some(tenant)) => Lane::Tenant(tenant.clone()),
+        _ => Lane::Strangers,
+    }
+}
+
+/// Whether a call is a kill switch: an operator's is never refused because of load, and never waits behind any.
+fn stops(call: &Call) -> bool {
+    matches!(call, Call::TrustRevoke(_))
 }

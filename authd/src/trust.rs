@@ -115,20 +115,18 @@ impl Core {
     /// Writes down who has opened a session: a stranger becomes pending.
     pub(crate) fn admit(&mut self, key: &PublicKey, from: &str, now: Now) -> Result<TrustEntry, StoreError> {
         let most = self.limits.max_pending;
-        self.store.write(|tx| {
-            match identities::find(tx, key)? {
-                None => identities::insert_pending(tx, key, from, now.unix_ms, most)?,
-                Some(entry) => {
-                    let noted = identities::last_seen_unix_ms(tx, key)?.unwrap_or(0);
-                    let host = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
-                    let moved = entry.last_seen_from.as_deref().and_then(host) != host(from);
-                    if moved || now.unix_ms.abs_diff(noted) >= SEEN_AGAIN_MS {
-                        identities::seen(tx, key, from, now.unix_ms)?;
-                    }
+        match identities::find(self.store.read(), key)? {
+            None => self.store.note(|tx| identities::insert_pending(tx, key, from, now.unix_ms, most))?,
+            Some(entry) => {
+                let noted = identities::last_seen_unix_ms(self.store.read(), key)?.unwrap_or(0);
+                let host = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
+                let moved = entry.last_seen_from.as_deref().and_then(host) != host(from);
+                if moved || now.unix_ms.abs_diff(noted) >= SEEN_AGAIN_MS {
+                    self.store.note(|tx| identities::seen(tx, key, from, now.unix_ms))?;
                 }
             }
-            identities::find(tx, key)?.ok_or_else(|| StoreError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
-        })
+        }
+        self.entry(key)?.ok_or_else(|| StoreError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
     }
 
     /// Who asks, if the asker may. Read from the store for each request: a revocation counts from the next one on.
@@ -167,11 +165,6 @@ impl Core {
             return Err(refuse(RefusalCode::Forbidden, text));
         }
         Ok(me)
-    }
-
-    /// Whether an identity is trusted at this moment.
-    pub(crate) fn is_trusted(&self, key: &PublicKey) -> Result<bool, StoreError> {
-        Ok(self.entry(key)?.is_some_and(|entry| entry.state == TrustState::Trusted))
     }
 
     /// Redeems an invitation, once. The same identity may repeat it, having missed the answer.
@@ -233,7 +226,7 @@ impl Core {
     /// Trusts a pending identity.
     pub(crate) fn approve(&mut self, approve: Approve) -> Result<TrustEntry, Fault> {
         let standing = standing(approve.role, approve.tenant)?;
-        self.store.write(|tx| {
+        let entry = self.store.write(|tx| {
             let entry = identities::find_by_fingerprint(tx, &approve.fingerprint)?
                 .ok_or_else(|| no_such_identity(&approve.fingerprint))?;
             match entry.state {
@@ -252,7 +245,9 @@ impl Core {
                 }
             }
             identities::find(tx, &entry.key)?.ok_or_else(|| no_such_identity(&approve.fingerprint))
-        })
+        })?;
+        self.effect(Effect::Standing(entry.key));
+        Ok(entry)
     }
 
     /// Trusts an identity no more: its sessions end, and its leases with them.

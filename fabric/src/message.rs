@@ -4,6 +4,7 @@
 //! and providers ask the auth daemon; the auth daemon asks (orders) a provider over the session that the provider opened.
 //! Unknown fields and unknown calls are refused. A changed meaning gets a new [`VERSION`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -406,6 +407,8 @@ pub struct Status {
     pub leased_bytes: u64,
     /// The providers known; a consumer sees only whether they are connected and what is free.
     pub providers: Vec<ProviderStatus>,
+    /// For operators: how often something was refused since the daemon started, by reason.
+    pub rejected: BTreeMap<String, u64>,
 }
 
 /// One provider.

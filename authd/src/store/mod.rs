@@ -172,6 +172,22 @@ impl Store {
         tx.commit().map_err(StoreError::Sqlite)?;
         Ok(done)
     }
+
+    /// As [`Store::write`], but lost where the machine, not the process alone, dies within seconds. For what is no
+    /// decision and what strangers can cause: it waits for no disk.
+    pub(crate) fn note<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.synchronous("NORMAL")?;
+        let done = self.write(work);
+        self.synchronous("FULL")?;
+        done
+    }
+
+    fn synchronous(&self, how: &str) -> Result<(), StoreError> {
+        Ok(self.connection.pragma_update(None, "synchronous", how)?)
+    }
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {

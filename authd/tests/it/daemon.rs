@@ -1,5 +1,6 @@
 //! A daemon in this process, and who talks to it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -82,6 +83,21 @@ impl Daemon {
         Client { channel }
     }
 
+    /// A connection from an address of this machine's own network, on which nothing was said yet.
+    pub(crate) async fn connect_from(&self, address: [u8; 4]) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind((address, 0).into()).expect("an address of this machine");
+        socket.connect(self.address).await.expect("the daemon listens")
+    }
+
+    /// How often what was refused, as an operator is told.
+    pub(crate) async fn rejected(&self) -> Counts {
+        match self.operate(Call::Status).await {
+            Reply::Status(status) => Counts(status.rejected),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) async fn client(&self, identity: &Identity) -> Client {
         self.connect(identity, Party::Client).await
     }
@@ -128,6 +144,18 @@ impl Daemon {
             }
         };
         timeout(PATIENCE, waiting).await.expect("it comes to that")
+    }
+}
+
+/// What was refused how often, and 0 for all else.
+#[derive(Debug)]
+pub(crate) struct Counts(BTreeMap<String, u64>);
+
+impl std::ops::Index<&str> for Counts {
+    type Output = u64;
+
+    fn index(&self, reason: &str) -> &u64 {
+        self.0.get(reason).unwrap_or(&0)
     }
 }
 

@@ -119,6 +119,10 @@ pub(crate) fn status(context: &Context) -> Result<(), Failure> {
         }
         rows.push(vec!["provider".to_owned(), format!("{}: {says}", provider.fingerprint)]);
     }
+    if operator && !status.rejected.is_empty() {
+        let rejected = status.rejected.iter().map(|(reason, count)| format!("{} {count}", printable(reason)));
+        rows.push(vec!["refused".to_owned(), rejected.collect::<Vec<_>>().join(", ")]);
+    }
     let providers: Vec<Value> = status
         .providers
         .iter()
@@ -144,6 +148,7 @@ pub(crate) fn status(context: &Context) -> Result<(), Failure> {
         "leases": status.leases,
         "leased_bytes": status.leased_bytes,
         "providers": providers,
+        "rejected_total": status.rejected,
     });
     context.output.answer(&table(&rows), &answer)
 }

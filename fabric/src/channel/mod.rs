@@ -115,6 +115,16 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     Ok((Channel::new(stream, keys), peer))
 }
 
+/// Where the arithmetic of a handshake is done. It takes half a millisecond or more: somewhere where nobody waits for it
+/// who is not a stranger too.
+pub trait Workplace {
+    /// Does `work` there. None: nothing is done there any more.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = Option<T>> + Send;
+}
+
 /// Answers a session as the auth daemon. Whether the peer is trusted is the caller's to decide.
 ///
 /// # Errors
@@ -128,6 +138,26 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     frame::write_handshake(&mut stream, &message).await?;
     let message = frame::read_handshake(&mut stream, 3, MESSAGE_3_LEN).await?;
     let (peer, keys) = responding.read(&message)?;
+    Ok((Channel::new(stream, keys), peer))
+}
+
+/// Does what [`accept`] does, its arithmetic at `place`.
+///
+/// # Errors
+/// As there; [`ChannelError::Unusable`] where nothing is done at that place any more.
+pub async fn accept_at<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    me: &Arc<Identity>,
+    place: &impl Workplace,
+) -> Result<(Channel<S>, Peer), ChannelError> {
+    let message = frame::read_handshake(&mut stream, 1, MESSAGE_1_LEN).await?;
+    let me = Arc::clone(me);
+    let responded = place.run(move || handshake::respond(&me, &message)).await;
+    let (message, responding) = responded.ok_or(ChannelError::Unusable)??;
+    frame::write_handshake(&mut stream, &message).await?;
+    let message = frame::read_handshake(&mut stream, 3, MESSAGE_3_LEN).await?;
+    let read = place.run(move || responding.read(&message)).await;
+    let (peer, keys) = read.ok_or(ChannelError::Unusable)??;
     Ok((Channel::new(stream, keys), peer))
 }
 
