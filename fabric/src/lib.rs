@@ -13,10 +13,9 @@
 //! | [`share`] | a part of a lease for another identity, in a file |
 //! | [`block`] | sealing and opening of one block of a lease |
 //! | [`labels`] | every domain-separation label, in one place |
+//!
+//! Each feature `danger-…` takes one defence away, for `scripts/attack-suite --without-defence`. None of them builds for release.
 #![forbid(unsafe_code)]
-
-#[cfg(all(not(debug_assertions), feature = "danger-widened-token"))]
-compile_error!("danger-widened-token takes a defence away: never in a release build");
 
 pub mod attach;
 pub mod block;
@@ -33,3 +32,20 @@ pub mod signed;
 pub mod time;
 pub mod token;
 pub mod units;
+
+#[cfg(all(
+    not(debug_assertions),
+    any(
+        feature = "danger-any-key",
+        feature = "danger-any-version",
+        feature = "danger-go-on",
+        feature = "danger-no-block-tags",
+        feature = "danger-no-fork-check",
+        feature = "danger-no-handshake-tags",
+        feature = "danger-no-kem",
+        feature = "danger-no-position",
+        feature = "danger-no-proof",
+        feature = "danger-widened-token",
+    )
+))]
+compile_error!("a feature danger-… takes a defence of overbank-fabric away: never in a release build");

@@ -53,7 +53,7 @@ fn nothing_is_allocated_once_the_keys_are_there() {
 }
 
 #[test]
-fn a_forked_child_seals_nothing() {
+fn attack_37_a_forked_child_seals_nothing() {
     let mut sealer = Sealer::new(&LeaseKey::generate(), &context());
     let (payload, mut stride) = (vec![7; 4096], vec![0; HEADER_LEN + 4096]);
     sealer.seal(0, &payload, &mut stride).unwrap();
@@ -69,4 +69,5 @@ fn a_forked_child_seals_nothing() {
             assert!(sealer.seal(1, &payload, &mut stride).is_ok());
         }
     }
+    println!("attack 37 -: seen the forked process seals nothing");
 }

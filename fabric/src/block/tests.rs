@@ -88,7 +88,7 @@ fn the_format_is_frozen() {
 }
 
 #[test]
-fn a_block_opens_in_its_place_only() {
+fn attack_26_a_block_in_another_place() {
     let home = context(512);
     let block = sealed(&home, 5);
     let mut plain = vec![0; 512];
@@ -115,6 +115,7 @@ fn a_block_opens_in_its_place_only() {
         assert_eq!(Opener::new(&key(), &other).open(5, &block, &mut plain), Err(OpenError::Length));
         assert_eq!(Opener::new(&key(), &other).open(5, &grown, &mut plain), Err(OpenError::Tag));
     }
+    println!("attack 26 -: seen another index, tenant, lease, generation or block size: it does not open");
 }
 
 /// The block size is bound by itself, not just by the length of what is sealed.
@@ -126,7 +127,7 @@ fn the_block_size_is_in_the_associated_data() {
 }
 
 #[test]
-fn every_bit_of_a_stride_counts() {
+fn attack_24_any_bit_of_a_sealed_block() {
     let good = sealed(&context(512), 0);
     let mut opener = Opener::new(&key(), &context(512));
     let mut plain = vec![0; 512];
@@ -139,6 +140,7 @@ fn every_bit_of_a_stride_counts() {
         assert!(plain.iter().all(|&byte| byte == 0), "unverified bytes were left at bit {bit}");
     }
     assert!(opener.open(0, &good, &mut plain).is_ok());
+    println!("attack 24 -: seen any bit of a sealed block: it does not open, and no byte of it is left");
 }
 
 #[test]

@@ -79,7 +79,7 @@ async fn a_refused_responder_learns_nothing() {
 }
 
 #[tokio::test]
-async fn a_good_message_after_a_bad_one_is_not_answered() {
+async fn attack_04_a_good_message_after_a_bad_one() {
     let (mut near, far) = tokio::io::duplex(1 << 16);
     let authd = Identity::generate();
     let (good, _started) = start(Party::Client).unwrap();
@@ -93,6 +93,7 @@ async fn a_good_message_after_a_bad_one_is_not_answered() {
     let mut rest = Vec::new();
     near.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty(), "nothing was answered");
+    println!("attack 04 -: seen a good first message after a bad one: not answered, the connection ended");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The primitives under the handshake: X25519, AES-256-GCM and SHA-256, for snow.
 //!
 //! snow's own set accepts X25519 keys of small order and wipes nothing. This one refuses every exchange whose result is
-//! zero, and wipes private keys, cipher keys and derived keys when it drops them.
+//! zero and every key that is not reduced, and wipes private keys, cipher keys and derived keys when it drops them.
 
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
@@ -96,12 +96,19 @@ impl Dh for X25519 {
     fn dh(&self, theirs: &[u8], out: &mut [u8]) -> Result<(), Error> {
         let theirs: [u8; 32] = *theirs.first_chunk().ok_or(Error::Input)?;
         let shared = self.secret.diffie_hellman(&PublicKey::from(theirs));
-        if !shared.was_contributory() {
+        if !(cfg!(feature = "danger-any-key") || is_reduced(&theirs) && shared.was_contributory()) {
             return Err(Error::Dh);
         }
         out.get_mut(..32).ok_or(Error::Input)?.copy_from_slice(shared.as_bytes());
         Ok(())
     }
+}
+
+/// Whether a u-coordinate, little-endian, is below 2^255 - 19, as every honest peer's is: RFC 7748 would take it for the one
+/// that it is congruent to, and so one key would have two encodings.
+fn is_reduced(key: &[u8; 32]) -> bool {
+    let above = key[31] == 0x7f && key[1..31].iter().all(|&byte| byte == 0xff) && key[0] >= 0xed;
+    key[31] < 0x80 && !above
 }
 
 /// SP 800-38D with the nonce of the Noise specification: four zero bytes and a big-endian counter.
@@ -142,6 +149,11 @@ impl Cipher for AesGcm {
         let (text, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(Error::Decrypt)?;
         let out = out.get_mut(..text.len()).ok_or(Error::Decrypt)?;
         out.copy_from_slice(text);
+        if cfg!(feature = "danger-no-handshake-tags") {
+            // In counter mode, deciphering is ciphering.
+            let _ = self.key().encrypt_inout_detached(&nonce(counter), data, out.into());
+            return Ok(text.len());
+        }
         self.key().decrypt_inout_detached(&nonce(counter), data, out.into(), tag.into()).map_err(|_| Error::Decrypt)?;
         Ok(text.len())
     }
@@ -296,6 +308,13 @@ mod tests {
         }
         assert_eq!(out, [0xA5; 32]);
         assert_eq!(ours.dh(&[9; 31], &mut out), Err(Error::Input));
+        // 2^255 - 20 is the largest that is reduced; it is of small order too. The one below is not.
+        for (low, result) in [(0xeb, Ok(())), (0xec, Err(Error::Dh)), (0xf6, Err(Error::Dh)), (0xff, Err(Error::Dh))] {
+            let mut point = [0xff; 32];
+            (point[0], point[31]) = (low, 0x7f);
+            assert_eq!(is_reduced(&point), low < 0xed);
+            assert_eq!(ours.dh(&point, &mut out), result, "{low:x}");
+        }
         let base = unhex::<32>("a point", &format!("09{}", "00".repeat(31))).unwrap();
         assert_eq!(ours.dh(&base, &mut out), Ok(()));
         assert_eq!(out, ours.public);

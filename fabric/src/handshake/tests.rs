@@ -84,6 +84,13 @@ fn the_layout_is_frozen() {
 // ---- on the wire ------------------------------------------------------------------------------------------------
 
 #[test]
+fn attack_01_any_byte_of_any_message_changed() {
+    any_changed_byte_of_message_1_is_refused();
+    any_changed_byte_of_message_2_is_refused();
+    any_changed_byte_of_message_3_is_refused();
+    println!("attack 01 -: seen each byte of each message: that message is refused");
+}
+
 fn any_changed_byte_of_message_1_is_refused() {
     let authd = Identity::generate();
     let (message, _) = start(Party::Client).unwrap();
@@ -96,18 +103,18 @@ fn any_changed_byte_of_message_1_is_refused() {
     }
 }
 
-#[test]
 fn any_changed_byte_of_message_2_is_refused() {
     let authd = Identity::generate();
     for at in 0..MESSAGE_2_LEN {
         let (message, started) = start(Party::Client).unwrap();
         let (mut changed, _) = respond(&authd, &message).unwrap();
         changed[at] ^= if at % 2 == 0 { 1 } else { 0x80 };
-        assert_eq!(started.read(&changed).err(), Some(HandshakeError::Unreadable { message: 2 }), "byte {at}");
+        // The highest bit of an ephemeral key is in its last byte: with it the key is not reduced.
+        let expected = if at == 31 { HandshakeError::X25519Key } else { HandshakeError::Unreadable { message: 2 } };
+        assert_eq!(started.read(&changed).err(), Some(expected), "byte {at}");
     }
 }
 
-#[test]
 fn any_changed_byte_of_message_3_is_refused() {
     let (client, authd) = (Identity::generate(), Identity::generate());
     for at in 0..MESSAGE_3_LEN {
@@ -151,7 +158,7 @@ fn a_message_of_any_other_length_is_refused() {
 /// Message 1's key follows from what everybody sees: its ephemeral key. So its payload can be exchanged and sealed again,
 /// and the responder cannot tell. The initiator can.
 #[test]
-fn another_encapsulation_key_sealed_by_an_attacker_fails_at_message_2() {
+fn attack_01_another_mlkem_key_sealed_by_an_attacker() {
     let authd = Identity::generate();
     let (message_1, started) = start(Party::Client).unwrap();
     let attackers = kem::DecapsulationKey::generate().unwrap();
@@ -170,6 +177,7 @@ fn another_encapsulation_key_sealed_by_an_attacker_fails_at_message_2() {
 
     let (message_2, _) = respond(&authd, &[ephemeral, &resealed].concat()).expect("it looks like any other");
     assert_eq!(started.read(&message_2).err(), Some(HandshakeError::Unreadable { message: 2 }));
+    println!("attack 01 -: seen another ML-KEM key, sealed anew: refused at message 2");
 }
 
 #[test]
@@ -236,7 +244,7 @@ fn read_3(proof: impl FnOnce(&Noise) -> [u8; PROOF_LEN]) -> Result<Peer, Handsha
 const NOT_PROVEN: Option<HandshakeError> = Some(HandshakeError::Proof(IdentityError::Signature));
 
 #[test]
-fn only_an_auth_daemon_answers_and_only_others_ask() {
+fn attack_06_each_party_in_its_own_place() {
     let me = Identity::generate();
     let proof = |party| {
         let me = &me;
@@ -248,6 +256,7 @@ fn only_an_auth_daemon_answers_and_only_others_ask() {
     assert_eq!(read_3(proof(Party::Provider)), Ok(Peer { key: me.public(), party: Party::Provider }));
     assert_eq!(read_3(proof(Party::Client)), Ok(Peer { key: me.public(), party: Party::Client }));
     assert_eq!(read_3(proof(Party::Authd)), Err(HandshakeError::WrongParty(1)));
+    println!("attack 06 -: seen a party in the place of another: refused");
 }
 
 #[test]
@@ -268,7 +277,7 @@ fn every_other_party_code_is_refused() {
 }
 
 #[test]
-fn a_proof_is_bound_to_everything_it_names() {
+fn attack_06_a_proof_with_another_part() {
     let me = Identity::generate();
     let signed = |label: &[u8], parts: &[&[u8]]| {
         let mut proof = [0; PROOF_LEN];
@@ -297,10 +306,11 @@ fn a_proof_is_bound_to_everything_it_names() {
     assert_eq!(case(label, 3, suite, version, true, false), NOT_PROVEN);
     let without_kem = |noise: &Noise| signed(label, &[&[3], suite, &version, &noise.transcript(), &noise.own_key]);
     assert_eq!(read_3(without_kem).err(), NOT_PROVEN);
+    println!("attack 06 -: seen a proof for another role, suite, version, session or key: refused");
 }
 
 #[test]
-fn another_identity_cannot_be_claimed() {
+fn attack_06_another_identity_claimed() {
     let (me, victim) = (Identity::generate(), Identity::generate());
     let claim = |party| {
         let (me, victim) = (&me, &victim);
@@ -319,11 +329,12 @@ fn another_identity_cannot_be_claimed() {
         proof
     };
     assert_eq!(read_3(weak), Err(HandshakeError::Proof(IdentityError::Key)));
+    println!("attack 06 -: seen the name of another: refused");
 }
 
 /// Somebody between two honest ends takes the proofs of one session into another.
 #[test]
-fn a_proof_from_another_session_is_refused() {
+fn attack_06_a_proof_from_another_session() {
     let (client, authd) = (Identity::generate(), Identity::generate());
     // The attacker asks the real auth daemon, learns its proof, and shows it to a victim.
     let (message_1, mut rogue) = RogueInitiator::start(noise(true));
@@ -344,10 +355,11 @@ fn a_proof_from_another_session_is_refused() {
     let learned: [u8; PROOF_LEN] = rogue.read(3, &message_3, MESSAGE_3_LEN).unwrap();
     assert_eq!(learned[1..33], client.public().0, "it is the victim's");
     assert_eq!(read_3(|_| learned).err(), NOT_PROVEN);
+    println!("attack 06 -: seen a proof of another session: refused");
 }
 
 #[test]
-fn what_an_end_said_is_refused_when_it_comes_back() {
+fn attack_06_what_an_end_said_comes_back() {
     let (client, authd) = (Identity::generate(), Identity::generate());
     let (message_1, started) = start(Party::Client).unwrap();
     let length = HandshakeError::Length { message: 2, expected: MESSAGE_2_LEN, got: MESSAGE_1_LEN };
@@ -363,10 +375,11 @@ fn what_an_end_said_is_refused_when_it_comes_back() {
     let ((_, mut near), (_, mut far)) = session(Party::Client, &client, &authd);
     assert_eq!(open(&mut near.send, &mut near.receive, b"mine"), Err(TransportError::Unreadable));
     assert_eq!(open(&mut far.send, &mut far.receive, b"mine"), Err(TransportError::Unreadable));
+    println!("attack 06 -: seen a reflected proof or record: refused");
 }
 
 #[test]
-fn messages_of_an_earlier_handshake_are_refused() {
+fn attack_06_messages_of_an_earlier_handshake() {
     let (client, authd) = (Identity::generate(), Identity::generate());
     let (old_1, started) = start(Party::Client).unwrap();
     let (old_2, responding) = respond(&authd, &old_1).unwrap();
@@ -377,10 +390,11 @@ fn messages_of_an_earlier_handshake_are_refused() {
     assert_eq!(responding.read(&old_3).err(), Some(HandshakeError::Unreadable { message: 3 }));
     let (_, started) = start(Party::Client).unwrap();
     assert_eq!(started.read(&old_2).err(), Some(HandshakeError::Unreadable { message: 2 }));
+    println!("attack 06 -: seen messages of an earlier handshake: refused");
 }
 
 #[test]
-fn a_wrong_mlkem_ciphertext_fails_at_message_3() {
+fn attack_02_a_wrong_mlkem_ciphertext() {
     let (client, authd) = (Identity::generate(), Identity::generate());
     let (message_1, started) = start(Party::Client).unwrap();
     let mut rogue = noise(false);
@@ -393,18 +407,20 @@ fn a_wrong_mlkem_ciphertext_fails_at_message_3() {
     let (_, answered) = started.read(&message_2).expect("a ciphertext never fails to open");
     let (message_3, _) = answered.finish(&client).unwrap();
     assert_eq!(Responding { noise: rogue }.read(&message_3).err(), Some(HandshakeError::Unreadable { message: 3 }));
+    println!("attack 02 -: seen refused at message 3");
 }
 
 #[test]
-fn an_invalid_encapsulation_key_is_refused() {
+fn attack_03_an_mlkem_key_that_is_not_reduced() {
     let mut rogue = noise(true);
     // Coefficients of 4095 are not below the modulus (FIPS 203, section 7.2).
     let message = rogue.write(&[0xff; kem::KEY_LEN], MESSAGE_1_LEN).unwrap();
     assert_eq!(respond(&Identity::generate(), &message).err(), Some(HandshakeError::EncapsulationKey));
+    println!("attack 03 -: seen an ML-KEM key that is not reduced: refused");
 }
 
 #[test]
-fn another_version_prologue_or_suite_fails_at_the_first_message() {
+fn attack_05_another_suite_or_version() {
     let authd = Identity::generate();
     let resolver = || Box::new(resolver::Resolver);
     for prologue in [prologue(VERSION + 1), prologue(0), labels::HANDSHAKE_PROOF.to_vec(), Vec::new()] {
@@ -432,12 +448,18 @@ fn another_version_prologue_or_suite_fails_at_the_first_message() {
     let rogue = Noise::with(SUITE, resolver(), false, &prologue(VERSION + 1)).unwrap();
     let refused = rogue_respond(rogue, &message, |_| [0; PROOF_LEN]);
     assert_eq!(refused.err(), Some(HandshakeError::Unreadable { message: 1 }));
+    println!("attack 05 -: seen another version, prologue or suite: refused at the first message");
 }
 
-/// X25519 of who sends a point of small order, and so knows every secret that comes of it: zero.
-struct SmallOrder([u8; 32]);
+/// X25519 of who sends a point of his choice, and so knows every secret that comes of it, without a private key.
+#[derive(Clone, Copy)]
+struct Chosen {
+    point: [u8; 32],
+    /// What comes of it and of what the other end sent.
+    secret: fn([u8; 32]) -> [u8; 32],
+}
 
-impl Dh for SmallOrder {
+impl Dh for Chosen {
     fn name(&self) -> &'static str {
         "25519"
     }
@@ -452,32 +474,32 @@ impl Dh for SmallOrder {
         Ok(())
     }
     fn pubkey(&self) -> &[u8] {
-        &self.0
+        &self.point
     }
     fn privkey(&self) -> &[u8] {
         &[0; 32]
     }
-    fn dh(&self, _: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
-        out[..32].fill(0);
+    fn dh(&self, theirs: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
+        out[..32].copy_from_slice(&(self.secret)(*theirs.first_chunk().unwrap()));
         Ok(())
     }
 }
 
-/// Which of its two keys is a point of small order.
-struct SmallOrderResolver {
-    point: [u8; 32],
+/// Which of its two keys is chosen.
+struct ChosenResolver {
+    key: Chosen,
     static_key: std::sync::atomic::AtomicBool,
     ephemeral_too: bool,
 }
 
-impl CryptoResolver for SmallOrderResolver {
+impl CryptoResolver for ChosenResolver {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
         resolver::Resolver.resolve_rng()
     }
     /// snow asks for the static key's first, then for the ephemeral key's.
     fn resolve_dh(&self, choice: &snow::params::DHChoice) -> Option<Box<dyn Dh>> {
-        let small = self.static_key.swap(self.ephemeral_too, std::sync::atomic::Ordering::Relaxed);
-        if small { Some(Box::new(SmallOrder(self.point))) } else { resolver::Resolver.resolve_dh(choice) }
+        let chosen = self.static_key.swap(self.ephemeral_too, std::sync::atomic::Ordering::Relaxed);
+        if chosen { Some(Box::new(self.key)) } else { resolver::Resolver.resolve_dh(choice) }
     }
     fn resolve_hash(&self, choice: &snow::params::HashChoice) -> Option<Box<dyn Hash>> {
         resolver::Resolver.resolve_hash(choice)
@@ -487,37 +509,54 @@ impl CryptoResolver for SmallOrderResolver {
     }
 }
 
-fn small_order(initiator: bool, point: [u8; 32], static_key: bool) -> Noise {
-    let rogue = SmallOrderResolver { point, static_key: static_key.into(), ephemeral_too: !static_key };
+fn chosen(initiator: bool, key: Chosen, static_key: bool) -> Noise {
+    let rogue = ChosenResolver { key, static_key: static_key.into(), ephemeral_too: !static_key };
     let mut noise = Noise::with(SUITE, Box::new(rogue), initiator, &prologue(VERSION)).unwrap();
     if static_key {
-        noise.own_key = point;
+        noise.own_key = key.point;
     }
     noise
 }
 
-#[test]
-fn points_of_small_order_are_refused_wherever_they_come() {
+/// That key is refused as an ephemeral and as a static one, whoever sends it.
+fn refused_wherever_it_comes(key: Chosen) {
     let (me, authd) = (Identity::generate(), Identity::generate());
-    for point in SMALL_ORDER {
-        let point = unhex::<32>("a point", point).unwrap();
-        let (message, _) = RogueInitiator::start(small_order(true, point, false));
-        assert_eq!(respond(&authd, &message).err(), Some(HandshakeError::SmallOrder), "ephemeral key of message 1");
+    let (message, _) = RogueInitiator::start(chosen(true, key, false));
+    assert_eq!(respond(&authd, &message).err(), Some(HandshakeError::X25519Key), "ephemeral key of message 1");
 
-        for static_key in [false, true] {
-            let (message, started) = start(Party::Client).unwrap();
-            let rogue = small_order(false, point, static_key);
-            let proof = |noise: &Noise| prove(&me, Party::Authd, &noise.transcript(), &noise.own_key);
-            let message = rogue_respond(rogue, &message, proof).unwrap();
-            assert_eq!(started.read(&message).err(), Some(HandshakeError::SmallOrder), "message 2, {static_key}");
-        }
-
-        let (message, rogue) = RogueInitiator::start(small_order(true, point, true));
-        let (message, responding) = respond(&authd, &message).unwrap();
-        let proof = |noise: &Noise| prove(&me, Party::Client, &noise.transcript(), &noise.own_key);
-        let message = rogue.finish(&message, proof);
-        assert_eq!(responding.read(&message).err(), Some(HandshakeError::SmallOrder), "static key of message 3");
+    for static_key in [false, true] {
+        let (message, started) = start(Party::Client).unwrap();
+        let rogue = chosen(false, key, static_key);
+        let proof = |noise: &Noise| prove(&me, Party::Authd, &noise.transcript(), &noise.own_key);
+        let message = rogue_respond(rogue, &message, proof).unwrap();
+        assert_eq!(started.read(&message).err(), Some(HandshakeError::X25519Key), "message 2, {static_key}");
     }
+
+    let (message, rogue) = RogueInitiator::start(chosen(true, key, true));
+    let (message, responding) = respond(&authd, &message).unwrap();
+    let proof = |noise: &Noise| prove(&me, Party::Client, &noise.transcript(), &noise.own_key);
+    let message = rogue.finish(&message, proof);
+    assert_eq!(responding.read(&message).err(), Some(HandshakeError::X25519Key), "static key of message 3");
+}
+
+#[test]
+fn attack_03_points_of_small_order() {
+    for point in SMALL_ORDER {
+        refused_wherever_it_comes(Chosen { point: unhex::<32>("a point", point).unwrap(), secret: |_| [0; 32] });
+    }
+    println!("attack 03 -: seen points of small order: refused wherever they come");
+}
+
+/// The base point as 9 + 2^255 - 19, and as 9 with the bit that X25519 ignores: the secret is what the other end sent.
+#[test]
+fn attack_03_a_point_that_is_not_reduced() {
+    let (mut above, mut high_bit) = ([0xff; 32], [0; 32]);
+    (above[0], above[31]) = (0xf6, 0x7f);
+    (high_bit[0], high_bit[31]) = (9, 0x80);
+    for point in [above, high_bit] {
+        refused_wherever_it_comes(Chosen { point, secret: |theirs| theirs });
+    }
+    println!("attack 03 -: seen a point that is not reduced: refused wherever it comes");
 }
 
 // ---- in the session --------------------------------------------------------------------------------------------
@@ -562,11 +601,23 @@ fn records_open_once_in_order_and_unchanged() {
         }
         let mut out = Vec::new();
         assert_eq!(far.receive.open(&good, &mut out), Ok(()), "it was good");
-        let ((_, mut near), (_, mut far)) = session(Party::Client, &client, &authd);
-        let good = sealed(&mut near, 1).remove(0);
-        assert!(far.receive.open(&good[1..], &mut out).is_err());
-        assert_eq!(far.receive.open(&good, &mut out), Err(TransportError::Unreadable), "the session is over");
     }
+}
+
+#[test]
+fn attack_04_a_good_record_after_a_bad_one() {
+    let (client, authd) = (Identity::generate(), Identity::generate());
+    for cut in [0, 1, 16] {
+        let ((_, mut near), (_, mut far)) = session(Party::Client, &client, &authd);
+        let (mut good, mut out) = (Vec::new(), Vec::new());
+        near.send.seal(b"good", &mut good).unwrap();
+        let mut bad = good.clone();
+        bad[3] ^= 1;
+        assert_eq!(far.receive.open(&bad[cut..], &mut out), Err(TransportError::Unreadable));
+        assert_eq!(far.receive.open(&good, &mut out), Err(TransportError::Unreadable), "the session is over");
+        assert!(out.is_empty());
+    }
+    println!("attack 04 -: seen a good record after a bad one: refused");
 }
 
 #[test]
