@@ -12,6 +12,8 @@
 //! | `core`, `trust`, `leases`, `providers`, `reports`, `clock` | the decisions, without sockets, threads or clocks |
 //! | `store` | what outlives the process, in SQLite |
 #![forbid(unsafe_code)]
+#[cfg(all(not(debug_assertions), any(feature = "danger-foreign-code")))]
+compile_error!("danger-… takes a defence away: never in a release build");
 
 pub mod cli;
 pub mod server;

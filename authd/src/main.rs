@@ -13,12 +13,20 @@ use overbank_authd::Limits;
 use overbank_authd::cli::{Cli, Command, LogFormat, Serve};
 use overbank_authd::server::{ServeError, Server};
 use overbank_authd::state::{State, StateError};
+use overbank_fabric::daemon::foreign;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !cfg!(feature = "danger-foreign-code")
+        && let Err(error) = foreign::refuse()
+    {
+        eprintln!("overbank-authd: {error}");
+        return ExitCode::FAILURE;
+    }
+    let done = match command {
         Command::Init { state, listen, json } => init(&state, listen, json),
         Command::Serve(how) => serve(&how),
     };

@@ -61,7 +61,12 @@ impl Stack {
 fn beside(program: &str) -> Result<Command, BenchError> {
     let path: PathBuf = own_binary()?.parent().unwrap_or(Path::new(".")).join(program);
     if path.is_file() {
-        return Ok(Command::new(path));
+        let mut command = Command::new(path);
+        // The daemons refuse to run with other libraries than their own.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LD_")) {
+            command.env_remove(name);
+        }
+        return Ok(command);
     }
     Err(BenchError::Usage(format!(
         "there is no {}: build or install all of Overbank's programs together",

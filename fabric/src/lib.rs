@@ -12,6 +12,7 @@
 //! | [`signed`], [`token`], [`attach`], [`receipt`] | statements that outlive a session: grants, attaches, erasure receipts |
 //! | [`share`] | a part of a lease for another identity, in a file |
 //! | [`block`] | sealing and opening of one block of a lease |
+//! | `daemon` | what the daemons do to their own process (feature `daemon`) |
 //! | [`labels`] | every domain-separation label, in one place |
 //!
 //! Each feature `danger-…` takes one defence away, for `scripts/attack-suite --without-defence`. None of them builds for release.
@@ -20,6 +21,8 @@
 pub mod attach;
 pub mod block;
 pub mod channel;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod handshake;
 pub mod identity;
 pub mod ids;

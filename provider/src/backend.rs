@@ -199,6 +199,10 @@ impl Backend for Verbs {
     }
 
     fn destroy(&self, queue: QueuePair) -> Result<(), Fault> {
+        if cfg!(feature = "danger-no-fence") {
+            std::mem::forget(queue);
+            return Ok(());
+        }
         if let Err(error) = queue.set_error() {
             // It ends a moment later, then.
             tracing::debug!(%error, "a queue pair that is to be destroyed would not go to ERROR first");
@@ -207,7 +211,7 @@ impl Backend for Verbs {
     }
 
     fn deregister(&self, region: MemoryRegion) -> Result<(), Fault> {
-        if cfg!(feature = "danger-regions-stay") {
+        if cfg!(any(feature = "danger-regions-stay", feature = "danger-no-fence")) {
             std::mem::forget(region);
             return Ok(());
         }

@@ -9,6 +9,7 @@ use overbank_fabric::receipt::{Step, StepDone};
 
 use crate::backend::{Backend, Fault};
 use crate::clock::{BootTime, Clock};
+use crate::crash;
 use crate::hold::Hold;
 use crate::pool::{Extent, Pool};
 
@@ -77,8 +78,10 @@ impl<B: Backend> Closed<B> {
     /// [`Failed`]. The regions are deregistered even where a queue pair could not be destroyed: that reopens nothing,
     /// and leaves less behind. It is not claimed as done.
     pub fn fence(self, backend: &B, clock: &impl Clock) -> Result<Fenced, Box<Failed>> {
+        crash::point("closed");
         let (regions, mut faults) = self.hold.destroy_queues(backend);
         let queues_gone = clock.now();
+        crash::point("queue-pairs-destroyed");
         let (extent, unregistered) = regions.deregister(backend);
         if !faults.is_empty() {
             faults.extend(unregistered);
@@ -88,6 +91,7 @@ impl<B: Backend> Closed<B> {
         if !unregistered.is_empty() {
             return Err(Failed::at(Step::Deregistered, steps, unregistered, extent));
         }
+        crash::point("deregistered");
         Ok(Fenced { extent, steps: steps.and(Step::Deregistered, clock.now()) })
     }
 }
@@ -99,12 +103,21 @@ impl Fenced {
     /// [`Failed`].
     pub fn wipe<B: Backend>(self, backend: &B, clock: &impl Clock) -> Result<Clean, Box<Failed>> {
         let Self { extent, steps } = self;
+        if crash::is_wanted("wiping") {
+            let bytes = extent.bytes();
+            let _ = backend.wipe(bytes.start..bytes.start + extent.len() / 2);
+            crash::point("wiping");
+        }
         if let Err(fault) = backend.wipe(extent.bytes()) {
             return Err(Failed::at(Step::Wiped, steps, vec![fault], extent));
         }
+        crash::point("wiped");
         let steps = steps.and(Step::Wiped, clock.now());
         match backend.first_nonzero(extent.bytes()) {
-            Ok(None) => Ok(Clean { extent, steps: steps.and(Step::Verified, clock.now()) }),
+            Ok(None) => {
+                crash::point("verified");
+                Ok(Clean { extent, steps: steps.and(Step::Verified, clock.now()) })
+            }
             Ok(Some(offset)) => {
                 let fault =
                     Fault::new("checking memory", format!("byte {offset} of the pool is not zero after the wipe"));
@@ -120,6 +133,7 @@ impl Clean {
     #[must_use]
     pub fn free(self, pool: &mut Pool, now: BootTime) -> Steps {
         pool.give_back(self.extent);
+        crash::point("freed");
         self.steps.and(Step::Freed, now)
     }
 }
@@ -132,7 +146,10 @@ impl Failed {
     /// Withholds the memory for good.
     #[must_use]
     pub fn quarantine(self, pool: &mut Pool) -> (Step, Steps, Vec<Fault>) {
-        pool.quarantine(self.extent);
+        match cfg!(feature = "danger-reuse") {
+            true => pool.give_back(self.extent),
+            false => pool.quarantine(self.extent),
+        }
         (self.step, self.steps, self.faults)
     }
 }

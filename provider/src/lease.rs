@@ -124,7 +124,7 @@ impl<B: Backend, T> Lease<B, T> {
     /// When something is due by itself: the lease's deadline, or an attachment's.
     #[must_use]
     pub fn next_due(&self) -> Option<Tick> {
-        if self.end.is_some() {
+        if self.end.is_some() || cfg!(feature = "danger-no-expiry") {
             return None;
         }
         let detach = match &self.phase {

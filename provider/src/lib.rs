@@ -12,11 +12,20 @@
 //! | [`keeper`], [`job`] | the threads |
 //! | [`table`], [`lease`], [`hold`], [`ending`] | the life of a lease, without threads, sockets or a clock |
 //! | [`pool`], [`clock`], [`backend`] | pages, time, and the device |
+//! | [`crash`] | where a test may kill it |
 #![forbid(unsafe_code)]
-
 #[cfg(all(
     not(debug_assertions),
-    any(feature = "danger-one-domain", feature = "danger-regions-stay", feature = "danger-shared-region")
+    any(
+        feature = "danger-foreign-code",
+        feature = "danger-no-expiry",
+        feature = "danger-no-fence",
+        feature = "danger-one-domain",
+        feature = "danger-one-life",
+        feature = "danger-regions-stay",
+        feature = "danger-reuse",
+        feature = "danger-shared-region",
+    )
 ))]
 compile_error!("danger-… takes a defence away: never in a release build");
 
@@ -24,6 +33,7 @@ pub mod attach;
 pub mod backend;
 pub mod cli;
 pub mod clock;
+pub mod crash;
 #[cfg(test)]
 mod double;
 pub mod ending;

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use overbank_fabric::daemon::foreign::{self, ForeignCode};
 
 /// The process or its directory is not as it must be.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// Foreign code was loaded into the process.
-    #[error("{0} is set: a provider does not run with preloaded code; unset it and start again")]
-    Preloaded(&'static str),
+    #[error(transparent)]
+    Foreign(#[from] ForeignCode),
     /// A system call failed.
     #[error("cannot {what}: {source}")]
     System {
@@ -50,11 +51,13 @@ pub enum ProcessError {
 /// # Errors
 /// [`ProcessError`].
 pub fn harden() -> Result<(), ProcessError> {
-    for name in ["LD_PRELOAD", "LD_AUDIT"] {
-        if std::env::var_os(name).is_some_and(|value| !value.is_empty()) {
-            return Err(ProcessError::Preloaded(name));
-        }
+    if !cfg!(feature = "danger-foreign-code") {
+        foreign::refuse()?;
     }
+    undumpable()
+}
+
+fn undumpable() -> Result<(), ProcessError> {
     umask(Mode::from_bits_truncate(0o077));
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
         .map_err(|source| ProcessError::System { what: "switch core dumps off", source })?;
@@ -116,7 +119,8 @@ mod tests {
 
     #[test]
     fn a_hardened_process_leaves_no_core_dump() {
-        harden().expect("nothing is preloaded into tests");
+        // cargo tells its tests where libraries are, and a daemon would refuse that.
+        undumpable().expect("hardened");
         assert_eq!(getrlimit(Resource::RLIMIT_CORE), Ok((0, 0)));
         assert_eq!(prctl::get_dumpable(), Ok(false));
     }

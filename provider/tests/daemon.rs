@@ -2,86 +2,16 @@
 
 mod scene;
 
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use overbank_fabric::ids::BootId;
 use overbank_fabric::message::Reply;
 use overbank_fabric::receipt::EndReason;
 use overbank_verbs::WcStatus;
+use scene::daemon::{Daemon, command};
 use scene::*;
-
-/// A running program, ended when dropped.
-struct Daemon {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Daemon {
-    fn start(authd: &str, state: &Path, more: &[&str]) -> Self {
-        let mut child = command(authd, state, more).spawn().expect("starts");
-        let stdout = child.stdout.take().expect("piped");
-        let (line, lines) = channel();
-        std::thread::spawn(move || {
-            for text in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let _ = line.send(text);
-            }
-        });
-        Self { child, lines }
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("a line on stdout")
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), signal).expect("it lives");
-    }
-
-    /// Its exit status and what it wrote to stderr.
-    fn end(mut self) -> (i32, String) {
-        let start = Instant::now();
-        while self.child.try_wait().expect("a child").is_none() {
-            assert!(start.elapsed() < PATIENCE, "it goes on and on");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let mut text = String::new();
-        self.child.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
-        (self.child.wait().expect("ended").code().expect("no signal ended it"), text)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It has ended already, most often.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn command(authd: &str, state: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_overbank-provider"));
-    command.args(["serve", "--authd", authd, "--state"]).arg(state);
-    let device = device_name();
-    for default in [["--pool", "4MiB"], ["--pages", "plain"], ["--device", &device]] {
-        if !more.contains(&default[0]) {
-            command.args(default);
-        }
-    }
-    command
-        .args(more)
-        .env_remove("LD_PRELOAD")
-        .env_remove("OVERBANK_INVITATION")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_lends_until_a_signal_and_cleans_up_before_it_stops() {
@@ -189,15 +119,40 @@ async fn each_refusal_has_its_status_and_names_the_thing() {
         assert!(status == 1 && errors.contains("192.0.2.1"), "{status}: {errors}");
     }
 
-    let preloaded = command(&address, state.path(), &[]).env("LD_PRELOAD", "/nonexistent.so").output().expect("runs");
-    assert_eq!(preloaded.status.code(), Some(12));
-    assert!(String::from_utf8_lossy(&preloaded.stderr).contains("LD_PRELOAD"));
     std::fs::set_permissions(state.path().join("provider.key"), PermissionsExt::from_mode(0o644)).expect("changed");
     let (status, errors) = run(&[]);
     assert!(status == 12 && errors.contains("provider.key"), "{status}: {errors}");
     std::fs::set_permissions(state.path(), PermissionsExt::from_mode(0o777)).expect("changed");
     let (status, errors) = run(&[]);
     assert!(status == 12 && errors.contains("chmod 700"), "{status}: {errors}");
+}
+
+#[test]
+fn attack_40_preloaded_code() {
+    let state = tempfile::tempdir().expect("a directory");
+    let preload = |name: &str, value: &str| {
+        let mut started = command("127.0.0.1:1", &state.path().join("new"), &[]);
+        started.env(name, value);
+        Daemon::of(&mut started)
+    };
+    // No such file: the loader goes on without it, as it does after a library that it has loaded.
+    for name in ["LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "GCONV_PATH", "RDMAV_DRIVERS", "IBV_DRIVERS"] {
+        let (status, errors) = preload(name, "/nonexistent/x.so").end();
+        assert_eq!(status, 12, "{name}: {errors}");
+        assert!(errors.contains(&format!("env -u {name}")), "it says the way out: {errors}");
+        assert!(!state.path().join("new").exists(), "and made nothing before");
+    }
+    let (status, errors) = preload("LD_PRELOAD", "").end_with(Signal::SIGTERM);
+    assert_eq!(status, 0, "an empty one loads nothing: {errors}");
+    // The loader, told on its own command line.
+    let loader = std::fs::read_to_string("/proc/self/maps").expect("readable");
+    let loader = loader.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("/ld-"));
+    let program = env!("CARGO_BIN_EXE_overbank-provider");
+    let mut by_hand = Command::new(loader.expect("a loader"));
+    by_hand.args([program, "serve", "--authd", "127.0.0.1:1", "--pool", "4MiB", "--state"]).arg(state.path());
+    let output = scene::daemon::clean(&mut by_hand).output().expect("runs");
+    assert_eq!(output.status.code(), Some(12), "{output:?}");
+    println!("attack 40 -: seen refused before anything was made, with the way out");
 }
 
 #[test]

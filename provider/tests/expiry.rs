@@ -2,14 +2,24 @@
 
 mod scene;
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use overbank_fabric::attach::{AttachAnswer, AttachRequest, EndpointBytes};
 use overbank_fabric::identity::Identity;
+use overbank_fabric::ids::Nonce;
+use overbank_fabric::message::{Attach, Call, RefusalCode, Reply};
 use overbank_fabric::receipt::{EndReason, Step};
+use overbank_fabric::signed::Signed;
+use overbank_fabric::token::Token;
 use overbank_provider::clock::BootTime;
+use overbank_verbs::{Endpoint, WcStatus};
 use scene::*;
 use tokio::time::sleep;
 
@@ -97,4 +107,135 @@ async fn under_a_flood_every_lease_ends_in_time_clean_and_for_good() {
         device_name(),
         batches * BLOCKS,
     );
+}
+
+// -- a borrower that is stopped -----------------------------------------------------------------------------------------
+
+/// Set where this program is that borrower.
+const STOPPED: &str = "OVERBANK_TEST_STOPPED";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn endpoint(text: &str) -> Endpoint {
+    let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).expect("hexadecimal");
+    Endpoint::from_bytes(&std::array::from_fn(byte)).expect("an endpoint")
+}
+
+/// Not a test of its own: a borrower with no look at any clock. It writes and reads by turns, and says on each line how
+/// often either has succeeded.
+#[test]
+fn stopped_borrower() {
+    if std::env::var_os(STOPPED).is_none() {
+        return;
+    }
+    let mut borrower = Borrower::new(&device());
+    println!("ENDPOINT {}", hex(&borrower.lane.endpoint().to_bytes()));
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).expect("a line");
+    let [remote, address, rkey] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
+    let (remote, address) = (endpoint(remote), address.parse().expect("a number"));
+    let rkey = rkey.parse().expect("a number");
+    borrower.connect(&remote);
+    borrower.answer = Some(AttachAnswer {
+        request: [0; 32],
+        lease: lease(1),
+        lanes: Vec::new(),
+        address,
+        rkey,
+        first_block: 0,
+        blocks: BLOCKS,
+        stride: STRIDE as u32,
+        rights: overbank_fabric::token::Rights::READ_WRITE,
+        left_ms: 0,
+    });
+    let (mut written, mut read) = (0_u64, 0_u64);
+    loop {
+        let wrote = borrower.write(written % BLOCKS, 0x77) == WcStatus::SUCCESS;
+        let got = wrote && borrower.read(written % BLOCKS).is_ok();
+        (written, read) = (written + u64::from(wrote), read + u64::from(got));
+        println!("DONE {written} {read}");
+        if !wrote || !got {
+            borrower.lane.renew().expect("renews");
+            borrower.finish();
+            borrower.connect(&remote);
+        }
+    }
+}
+
+struct Stopped(Child);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_29_stopped_past_expiry_then_resumed() {
+    let (authd, provider) = connected().await;
+    let ms = 2000 * pace();
+    authd.order(carve(provider.boot, lease(1), "a", BLOCKS, ms)).await.expect("carves");
+    let mut child = Stopped(
+        Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "stopped_borrower", "--nocapture"])
+            .env(STOPPED, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts"),
+    );
+    let (said, lines) = std::sync::mpsc::channel();
+    let stdout = BufReader::new(child.0.stdout.take().expect("piped"));
+    thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| said.send(line).is_ok()));
+    let next = |prefix: &str| loop {
+        let line = lines.recv_timeout(PATIENCE).expect("a line");
+        // The test harness has begun a line of its own.
+        if let Some(at) = line.find(prefix) {
+            return line[at + prefix.len()..].to_owned();
+        }
+    };
+    let theirs = endpoint(&next("ENDPOINT "));
+    let borrower = Borrower::new(&device());
+    let attach = || {
+        let token = Token::grant(&borrower.scope(provider.boot, lease(1), BLOCKS, 60_000), &authd.identity);
+        let request = AttachRequest {
+            token: token.hash(),
+            lanes: vec![EndpointBytes(theirs.to_bytes())],
+            provider: provider.key,
+            boot: provider.boot,
+            nonce: Nonce::random(),
+        };
+        authd.order(Call::Bind(Attach { lease: lease(1), token, request: Signed::new(&request, &borrower.identity) }))
+    };
+    let Ok(Reply::Attached(answer)) = attach().await else { panic!("attaches") };
+    let answer = answer.open(&provider.key).expect("signed by the provider");
+    let stdin = child.0.stdin.as_mut().expect("piped");
+    writeln!(stdin, "{} {} {}", hex(&answer.lanes[0].0), answer.address, answer.rkey).expect("it reads");
+    let count = |line: String| -> (u64, u64) {
+        let (written, read) = line.split_once(' ').expect("two numbers");
+        (written.parse().expect("a number"), read.parse().expect("a number"))
+    };
+    while count(next("DONE ")) < (20, 20) {}
+    let pid = Pid::from_raw(i32::try_from(child.0.id()).expect("a pid"));
+    kill(pid, Signal::SIGSTOP).expect("it lives");
+    assert!(!is_clean(&provider.backend));
+    let receipt = authd.receipt(&provider.key, lease(1)).await;
+    assert!(receipt.is_complete() && receipt.reason == EndReason::Expired, "{receipt:?}");
+    assert!(is_clean(&provider.backend));
+    // What it said before it was stopped.
+    let before = lines.try_iter().filter_map(|line| Some(count(line.strip_prefix("DONE ")?.to_owned()))).last();
+    kill(pid, Signal::SIGCONT).expect("it lives");
+    // The attempt that was under way, whose completion it may only see now, and two that are all its own.
+    let after: Vec<_> = (0..3).map(|_| count(next("DONE "))).collect();
+    assert!(is_clean(&provider.backend), "it wrote after its lease's end");
+    if let Some(before) = before {
+        assert!(after[0].0 <= before.0 + 1 && after[0].1 <= before.1 + 1, "it went on: {before:?}, then {after:?}");
+    }
+    assert_eq!(after[1], after[2], "it went on: {before:?}, then {after:?}");
+    let refusal = attach().await.expect_err("it is over");
+    assert!(matches!(refusal.code, RefusalCode::LeaseEnded | RefusalCode::NoSuchLease), "{refusal:?}");
+    println!("attack 29 {}: seen no byte read or written after its end, and an attach refused as over", device_kind());
 }

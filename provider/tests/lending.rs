@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use overbank_fabric::identity::Identity;
-use overbank_fabric::message::{Call, RefusalCode, Reply};
+use overbank_fabric::message::{Call, Fence, RefusalCode, Reply};
 use overbank_fabric::receipt::{EndReason, Step};
 use overbank_fabric::token::{Rights, Scope, Token};
 use overbank_provider::backend::Verbs;
@@ -140,7 +140,7 @@ fn gated(gate: &Arc<AtomicBool>) -> impl FnOnce(Verbs) -> Hooked + use<> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_byte_changes_after_the_fence_under_a_flood_of_writes() {
+async fn attack_32_flood_during_a_revocation() {
     let mut authd = Authd::start().await;
     let gate = Arc::new(AtomicBool::new(false));
     let provider = Provider::start_with(&authd, Arc::new(Identity::generate()), None, gated(&gate));
@@ -156,8 +156,9 @@ async fn no_byte_changes_after_the_fence_under_a_flood_of_writes() {
     sleep(Duration::from_millis(300)).await;
     let before = snapshot(&provider.backend.verbs);
     until("bytes that change", || snapshot(&provider.backend.verbs) != before).await;
-    assert_eq!(authd.order(fence(lease(1))).await, Ok(Reply::Done));
-    // The wipe waits; from here on nothing else may change a byte.
+    let revoke = Fence { lease: lease(1), reason: EndReason::Revoked };
+    assert_eq!(authd.order(Call::Fence(revoke)).await, Ok(Reply::Done));
+    // The wipe waits; from here on nothing else may change a byte: one scan after the other says so.
     let fenced = snapshot(&provider.backend.verbs);
     assert!(fenced.iter().any(|byte| *byte != 0));
     let end = Instant::now() + Duration::from_millis(500);
@@ -167,12 +168,13 @@ async fn no_byte_changes_after_the_fence_under_a_flood_of_writes() {
     }
     gate.store(true, Ordering::Release);
     let receipt = authd.receipt(&provider.key, lease(1)).await;
-    assert!(receipt.is_complete() && receipt.reason == EndReason::Released);
+    assert!(receipt.is_complete() && receipt.reason == EndReason::Revoked);
     assert!(is_clean(&provider.backend.verbs));
     sleep(Duration::from_millis(200)).await;
     assert!(is_clean(&provider.backend.verbs), "and stays clean");
     stop.store(true, Ordering::Release);
     assert!(flooding.join().expect("no panic").batches > 0, "the flood reached the memory before");
+    println!("attack 32 {}: seen no byte changed after the fence, and none after the wipe", device_kind());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +207,7 @@ async fn one_slow_wipe_keeps_no_other_lease_from_being_fenced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_expires_without_the_auth_daemon_which_hears_of_it_later() {
+async fn attack_31_auth_daemon_dead_at_expiry() {
     let (authd, provider) = connected().await;
     authd.order(carve(provider.boot, lease(1), "a", 10, short())).await.expect("carves");
     authd.order(carve(provider.boot, lease(2), "a", 10, 60_000)).await.expect("carves");
@@ -215,6 +217,8 @@ async fn a_lease_expires_without_the_auth_daemon_which_hears_of_it_later() {
     assert_eq!(borrower.write(0, 0x77), WcStatus::SUCCESS, "the data path needs no auth daemon");
     until("clean memory", || is_clean(&provider.backend)).await;
     assert_eq!(borrower.read(0), Err(WcStatus::RETRY_EXC_ERR));
+    assert_eq!(borrower.write(0, 0x77), WcStatus::WR_FLUSH_ERR);
+    assert!(is_clean(&provider.backend));
     let mut authd = Authd::start_as(identity, address).await;
     authd.session().await;
     let offer = authd.heard.lock().expect("unpoisoned").offers[0].clone();
@@ -223,6 +227,7 @@ async fn a_lease_expires_without_the_auth_daemon_which_hears_of_it_later() {
     let receipt = authd.receipt(&provider.key, lease(1)).await;
     assert!(receipt.is_complete() && receipt.reason == EndReason::Expired);
     assert!(receipt.steps[0].at_us - receipt.due_us < LATE_US);
+    println!("attack 31 {}: seen ended in time by the provider alone, and reported later", device_kind());
 }
 
 #[tokio::test(flavor = "multi_thread")]

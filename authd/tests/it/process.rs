@@ -25,6 +25,10 @@ use crate::lender::Lender;
 fn authd(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_overbank-authd"));
     command.args(arguments).env_remove("RUST_LOG").env_remove("OVERBANK_AUTHD_STATE");
+    // cargo tells its tests where libraries are; a daemon refuses that.
+    std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LD_")).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
     command
 }
 
@@ -53,6 +57,26 @@ fn fails(arguments: &[&str], status: i32, words: &[&str]) {
     for word in words {
         assert!(error[0].contains(word), "{arguments:?} should say '{word}': {said}");
     }
+}
+
+#[test]
+fn attack_40_preloaded_code() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let dir = folder.path().join("state");
+    let started = |command: &str, name: &str| {
+        let output =
+            authd(&[command, "--state", text(&dir)]).env(name, "/nonexistent/x.so").output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for name in ["LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "GCONV_PATH"] {
+        for command in ["init", "serve"] {
+            let (status, said) = started(command, name);
+            assert_eq!(status, Some(1), "{name}: {said}");
+            assert!(said.contains(&format!("env -u {name}")), "it says the way out: {said}");
+            assert!(!dir.exists(), "and made nothing before");
+        }
+    }
+    println!("attack 40 -: seen refused before anything was made, with the way out");
 }
 
 fn text(path: &Path) -> &str {

@@ -2,6 +2,8 @@
 //! borrowers with lanes of their own. Sessions, packets and memory are the real ones.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod daemon;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +49,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The device that all of it runs on: OVERBANK_TEST_DEVICE, or the soft one.
 pub(crate) fn device_name() -> String {
     std::env::var("OVERBANK_TEST_DEVICE").unwrap_or_else(|_| "soft".to_owned())
+}
+
+/// `soft` or `rxe`, as a row of an attack has it.
+pub(crate) fn device_kind() -> &'static str {
+    if device_name() == "soft" { "soft" } else { "rxe" }
 }
 
 /// How much slower all is than on the soft device: with a real one, these tests run in a virtual machine.
