@@ -261,6 +261,10 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        // Before it is unmapped: whatever has pinned the pages would still read them, and the kernel clears them only for
+        // who gets them next.
+        // SAFETY: the bytes are this value's own.
+        unsafe { zero(self.start.as_ptr(), self.len) };
         if self.by_crate {
             if let Ok(layout) = Layout::from_size_align(self.mapped, HUGE_2M) {
                 // SAFETY: `map_hugetlb` had it from this allocator with this layout.
