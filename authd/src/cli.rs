@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use overbank_fabric::units::{Size, parse_duration};
 
+use crate::audit::Bounds;
 use crate::core::Load;
+use crate::state::AuditFiles;
 
 const LISTEN: &str = "127.0.0.1:7471";
 
@@ -18,7 +20,8 @@ Exit statuses:
   2  the command line is wrong
   3  the state cannot be used: missing, there already, open to others, damaged, or made by a newer version
   4  the state is in use by another overbank-authd
-  5  the address cannot be listened on";
+  5  the address cannot be listened on
+  6  a file for the audit log cannot be used";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,6 +88,18 @@ pub struct Serve {
     /// How much at once, and how much a second.
     #[command(flatten)]
     pub load: LoadOptions,
+    /// Also write the audit log to this file, as JSON lines. As long as it cannot be written, nothing is granted.
+    #[arg(long, value_name = "FILE")]
+    pub audit_file: Option<PathBuf>,
+    /// Append the signed heads of the audit log to this file, on a disk of another machine, for `overbank audit verify`.
+    #[arg(long, value_name = "FILE")]
+    pub audit_witness: Option<PathBuf>,
+    /// Most records in the audit log. Where it is full nothing is granted; what ends leases and trust goes on.
+    #[arg(long, value_name = "N", default_value_t = Bounds::default().records, value_parser = clap::value_parser!(u64).range(16..=1_000_000_000))]
+    pub audit_max_records: u64,
+    /// Most bytes in the audit log.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = str::parse::<Size>)]
+    pub audit_max_bytes: Size,
     /// How log lines look.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -139,6 +154,20 @@ impl LoadOptions {
             requests_per_second_each: self.requests_per_second_each,
             ..Load::default()
         }
+    }
+}
+
+impl Serve {
+    /// How large the audit log may become.
+    #[must_use]
+    pub fn audit_bounds(&self) -> Bounds {
+        Bounds { records: self.audit_max_records, bytes: self.audit_max_bytes.0 }
+    }
+
+    /// The files that get the audit log.
+    #[must_use]
+    pub fn audit_files(&self) -> AuditFiles {
+        AuditFiles { export: self.audit_file.clone(), witness: self.audit_witness.clone() }
     }
 }
 

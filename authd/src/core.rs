@@ -2,14 +2,16 @@
 //! in; answers, orders and [`Effect`]s come out. What it says was done is in the store before it says so.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::{Identity, PublicKey};
-use overbank_fabric::ids::LeaseId;
+use overbank_fabric::ids::{CorrelationId, LeaseId};
 use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, TrustEntry};
 
+use crate::audit::{Bounds, Cause, Keeping};
 use crate::clock::Now;
 use crate::providers::Provider;
 use crate::store::{Store, StoreError};
@@ -25,11 +27,19 @@ pub struct Limits {
     pub max_pending: u32,
     /// How much at once, and how much a second.
     pub load: Load,
+    /// How large the audit log may become before nothing is granted any more.
+    pub audit: Bounds,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_lease: Duration::from_secs(24 * 3600), quota: None, max_pending: 1000, load: Load::default() }
+        Self {
+            max_lease: Duration::from_secs(24 * 3600),
+            quota: None,
+            max_pending: 1000,
+            load: Load::default(),
+            audit: Bounds::default(),
+        }
     }
 }
 
@@ -85,6 +95,10 @@ pub(crate) struct Asker {
     pub(crate) key: PublicKey,
     pub(crate) party: Party,
     pub(crate) session: SessionId,
+    /// From where; for the audit log.
+    pub(crate) from: Option<SocketAddr>,
+    /// Which request; for the audit log.
+    pub(crate) correlation: Option<CorrelationId>,
 }
 
 /// What comes next for a request.
@@ -171,7 +185,21 @@ pub(crate) enum Fault {
     Refused(#[from] Refusal),
     /// For one that is in the log.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::AuditStopped(why) => refuse(
+                RefusalCode::AuditFull,
+                format!(
+                    "nothing is granted: {why}; what is there goes on, and an operator can make room (overbank audit)"
+                ),
+            ),
+            error => Self::Store(error),
+        }
+    }
 }
 
 /// Shorthand for a refusal as a fault.
@@ -193,12 +221,15 @@ pub(crate) struct Core {
     pub(crate) fencing: HashSet<LeaseId>,
     /// Leases, and from which of them a provider is told right now to detach whom.
     pub(crate) detaching: HashSet<(LeaseId, PublicKey)>,
+    pub(crate) keeping: Keeping,
     effects: Vec<Effect>,
 }
 
 impl Core {
     /// Takes up where the store left off.
-    pub(crate) fn new(store: Store, identity: Arc<Identity>, limits: Limits, now: Now) -> Self {
+    pub(crate) fn new(mut store: Store, identity: Arc<Identity>, limits: Limits, now: Now) -> Self {
+        store.trail.bounds = limits.audit;
+        let keeping = Keeping::new(store.trail.head.seq);
         Self {
             store,
             identity,
@@ -208,12 +239,14 @@ impl Core {
             making: HashSet::new(),
             fencing: HashSet::new(),
             detaching: HashSet::new(),
+            keeping,
             effects: Vec::new(),
         }
     }
 
     /// Decides on one request.
     pub(crate) fn request(&mut self, asker: &Asker, call: Call, now: Now) -> Result<Next, Fault> {
+        self.on_behalf(Cause::of(asker, now));
         let me = self.authorize(asker, &call)?;
         let reply = match call {
             Call::WhoAmI => Reply::You(me),
@@ -222,6 +255,7 @@ impl Core {
             Call::TrustApprove(approve) => Reply::Trust(vec![self.approve(approve)?]),
             Call::TrustRevoke(fingerprint) => Reply::Trust(vec![self.revoke(&fingerprint, now)?]),
             Call::TrustInvite(invite) => Reply::Invitation(self.invite(&me.key, invite, now)?),
+            Call::Audit(query) => Reply::Audit(Box::new(self.audit_page(&query, now)?)),
 
             Call::CreateLease(wish) => return self.create(&me, wish, now),
             Call::RenewLease(renew) => return self.renew(&me, &renew, now),

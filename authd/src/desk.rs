@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
 use crate::bucket::{Bucket, Rate};
+use crate::clock::Now;
 use crate::core::{Core, Effect, Fault};
 use crate::door::Host;
 use crate::line::{Due, Line, Queue};
@@ -92,7 +93,7 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// Starts the thread. What must happen outside comes out of the receiver, which ends when the thread does.
-    pub(crate) fn open(mut core: Core) -> std::io::Result<(Self, mpsc::UnboundedReceiver<Effect>, JoinHandle<()>)> {
+    pub(crate) fn open(core: Core) -> std::io::Result<(Self, mpsc::UnboundedReceiver<Effect>, JoinHandle<()>)> {
         let rate = Rate::new(core.limits.load.requests_per_second, core.limits.load.requests_per_second);
         let waiting = Waiting {
             first: VecDeque::new(),
@@ -103,9 +104,12 @@ impl Desk {
             rate,
             bucket: Bucket::full(Instant::now()),
         };
+        let mut desk = Closing(core);
         let (effects, happening) = mpsc::unbounded_channel();
         let (line, thread) = Line::start("desk", waiting, move |job: Job| {
-            job(&mut core);
+            let core = &mut desk.0;
+            job(core);
+            core.settle(Now::read());
             for effect in core.take_effects() {
                 // Fails only where the server has stopped, and then nothing of it matters any more.
                 let _ = effects.send(effect);
@@ -152,6 +156,17 @@ impl Desk {
     /// Ends the thread after what was asked of it so far.
     pub(crate) fn close(&self) {
         self.line.close();
+    }
+}
+
+/// The decisions, with a last record when they end in good order.
+struct Closing(Core);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.0.end_audit(Now::read());
+        }
     }
 }
 

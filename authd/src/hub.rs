@@ -14,9 +14,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
+use crate::audit::{Cause, Entry, Notes};
 use crate::clock::{Now, millis};
 use crate::core::Load;
-use crate::core::{Asker, Effect, Next, Order, OrderError, SessionId};
+use crate::core::{Asker, Core, Effect, Next, Order, OrderError, SessionId};
 use crate::desk::{Desk, Turn};
 use crate::door::Host;
 use crate::gate::Gate;
@@ -43,6 +44,8 @@ pub(crate) struct Hub {
     pub(crate) strangers: Shares<Host>,
     pub(crate) rates: Rates,
     load: Load,
+    /// Bounds what of it is recorded in the audit log.
+    notes: Mutex<Notes>,
     links: Mutex<HashMap<SessionId, Link>>,
     next_session: AtomicU64,
     changed: Notify,
@@ -77,6 +80,7 @@ impl Hub {
             strangers: Shares::new(load.strangers),
             rates: Rates::new(&load, std::time::Instant::now()),
             load,
+            notes: Mutex::default(),
             links: Mutex::default(),
             next_session: AtomicU64::new(0),
             changed: Notify::new(),
@@ -92,6 +96,22 @@ impl Hub {
         if let Some(pass) = self.rejections.count(reason, std::time::Instant::now()) {
             tracing::warn!(reason, rejected_total = pass.total, unlogged = pass.unlogged, detail = %detail, "rejected");
         }
+    }
+
+    /// Records what was refused, at a bounded rate, without waiting for it.
+    pub(crate) fn note(self: &Arc<Self>, cause: Cause, entry: Entry) {
+        let pass = self.notes.lock().unwrap_or_else(PoisonError::into_inner).pass(std::time::Instant::now());
+        let Some(unrecorded) = pass else { return };
+        let entry = if unrecorded > 0 { entry.unrecorded(unrecorded) } else { entry };
+        let desk = self.desk.clone();
+        // Where it fails, the desk has logged why.
+        tokio::spawn(async move { desk.run(move |core| core.note(cause, entry)).await });
+    }
+
+    /// Has the desk do what is due between decisions, where none comes by.
+    pub(crate) fn keep_in_order(&self) {
+        let desk = self.desk.clone();
+        tokio::spawn(async move { desk.run(|_| Ok::<_, Refusal>(())).await });
     }
 
     /// A new session of this identity; the error is the reason why there is none. Providers and operators always find
@@ -180,7 +200,7 @@ impl Hub {
         loop {
             next = match next {
                 Next::Answer(reply) => return Ok(self.with_totals(reply)),
-                Next::Order(order) => self.order(*order, correlation, until).await?,
+                Next::Order(order) => self.order(*order, Some(asker), correlation, until).await?,
                 Next::Wait => {
                     let changed = self.changed.notified();
                     tokio::pin!(changed);
@@ -210,10 +230,22 @@ impl Hub {
     }
 
     /// Gives one order, and hands its outcome to the decisions.
-    async fn order(&self, order: Order, correlation: CorrelationId, until: Instant) -> Result<Next, Refusal> {
+    async fn order(
+        &self,
+        order: Order,
+        asker: Option<Asker>,
+        correlation: CorrelationId,
+        until: Instant,
+    ) -> Result<Next, Refusal> {
         let Order { session, call, then } = order;
         let outcome = self.send(session, correlation, call, until).await;
-        self.desk.run(move |core| core.answered(then, outcome, Now::read())).await
+        let goes_on = move |core: &mut Core| {
+            let now = Now::read();
+            let own = Cause { correlation: Some(correlation), ..Cause::own(now) };
+            core.on_behalf(asker.map_or(own, |asker| Cause::of(&asker, now)));
+            core.answered(then, outcome, now)
+        };
+        self.desk.run(goes_on).await
     }
 
     /// Sends one order over a provider's session.
@@ -247,7 +279,7 @@ impl Hub {
             let correlation = CorrelationId::random();
             let span = tracing::error_span!("order", %correlation);
             let given = async move {
-                if let Err(refusal) = hub.order(order, correlation, Instant::now() + ORDER_TIME).await {
+                if let Err(refusal) = hub.order(order, None, correlation, Instant::now() + ORDER_TIME).await {
                     hub.rejected("order", &refusal);
                 }
             };

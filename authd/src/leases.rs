@@ -12,6 +12,7 @@ use overbank_fabric::token::{Rights, Scope, Token};
 use overbank_fabric::units::{Size, show_duration};
 use std::time::Duration;
 
+use crate::audit::{Entry, Event};
 use crate::clock::{Now, millis};
 use crate::core::{Core, Effect, Fault, Next, Order, OrderError, Then, Waiting, refuse};
 use crate::providers::{Provider, plain};
@@ -87,6 +88,9 @@ impl Core {
         }
         self.check_ttl(wish.ttl_ms)?;
         let Some(row) = leases::find_by_nonce(self.store.read(), &me.key, &wish.nonce)? else {
+            if let Some(full) = self.store.trail.no_grants() {
+                return Err(full.into());
+            }
             return self.carve(&me.key, wish, Vec::new(), now);
         };
         if (row.bytes, row.block) != (wish.bytes, wish.block) {
@@ -223,7 +227,8 @@ impl Core {
             row.stage = Stage::Active;
             self.store.write(|tx| {
                 leases::forget_old(tx, &row.holder, KEEP_OVER)?;
-                leases::update(tx, &row)
+                leases::update(tx, &row)?;
+                tx.audit(Entry::new(Event::Granted).about(&row).detail(format!("{} bytes", row.bytes)))
             })?;
             let (tenant, provider) = (&row.tenant, row.provider.fingerprint());
             tracing::info!(lease = %row.id, %tenant, bytes = row.bytes, %provider, "a lease is granted");
@@ -363,7 +368,10 @@ impl Core {
         if row.stage == Stage::Active && tick > row.deadline {
             row.deadline_unix_ms = row.deadline_unix_ms.saturating_add(tick.ms_since(row.deadline));
             row.deadline = tick;
-            self.store.write(|tx| leases::update(tx, &row))?;
+            self.store.write(|tx| {
+                leases::update(tx, &row)?;
+                tx.audit(Entry::new(Event::Renewed).about(&row))
+            })?;
         }
         self.granted(&row, now)
     }
@@ -381,7 +389,10 @@ impl Core {
         }
         let (_, session) = self.provider_of(&row, now)?;
         if row.stage == Stage::Active {
-            self.store.write(|tx| leases::update(tx, &Core::stopped(&row, reason)))?;
+            self.store.write(|tx| {
+                leases::update(tx, &Core::stopped(&row, reason))?;
+                tx.audit(Entry::new(Event::Ending).about(&row).detail(reason.to_string()))
+            })?;
         }
         if !self.fencing.insert(row.id) {
             return Ok(Next::Wait);
@@ -445,6 +456,7 @@ impl Core {
         self.left_of_active(&row, now)?;
         let (_, session) = self.provider_of(&row, now)?;
         self.hand_on(&row, chain.holders())?;
+        self.store.write(|tx| tx.audit(Entry::new(Event::Attached).about(&row)))?;
         Ok(Next::Order(Box::new(Order { session, call: Call::Bind(attach), then: Then::Bound })))
     }
 }

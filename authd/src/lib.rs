@@ -10,6 +10,7 @@
 //! | `door`, `shares`, `rates`, `turns`, `bucket` | who may come in, how much of it, how fast, and who is next |
 //! | `prover`, `desk`, `line` | the thread on which handshakes are reckoned; the one on which decisions are made and written down |
 //! | `core`, `trust`, `leases`, `providers`, `reports`, `clock` | the decisions, without sockets, threads or clocks |
+//! | `audit` | the audit log: what is recorded, its bounds, its signatures, the files that get it |
 //! | `store` | what outlives the process, in SQLite |
 #![forbid(unsafe_code)]
 #[cfg(all(not(debug_assertions), any(feature = "danger-foreign-code")))]
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod server;
 pub mod state;
 
+mod audit;
 mod bucket;
 mod clock;
 mod core;
@@ -50,5 +52,7 @@ mod turns;
 ))]
 compile_error!("danger-… takes a defence away: never in a release build");
 
+pub use crate::audit::Bounds;
+pub use crate::audit::outlet::OutletError;
 pub use crate::core::{Limits, Load};
 pub use crate::store::StoreError;

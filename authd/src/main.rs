@@ -58,6 +58,7 @@ fn status(error: &(dyn Error + 'static)) -> ExitCode {
         (Some(StateError::InUse { .. }), _) => 4,
         (Some(_), _) | (_, Some(ServeError::Store(_))) => 3,
         (_, Some(ServeError::Listen { .. })) => 5,
+        (_, Some(ServeError::AuditFile(_))) => 6,
         _ => 1,
     })
 }
@@ -87,8 +88,10 @@ fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
         quota: how.quota_bytes.map(|size| size.0),
         max_pending: how.max_pending,
         load: how.load.load(),
+        audit: how.audit_bounds(),
     };
-    let state = State::open(&how.state)?;
+    let mut state = State::open(&how.state)?;
+    state.audit_files = how.audit_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

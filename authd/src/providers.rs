@@ -11,6 +11,7 @@ use overbank_fabric::signed::{Signed, to_cbor};
 use overbank_fabric::time::{Deadline, Tick};
 use rusqlite::Connection;
 
+use crate::audit::{Cause, Entry, Event};
 use crate::clock::{Now, ProviderClock};
 use crate::core::{Asker, Core, Effect, Fault, Next, Order, OrderError, SessionId, Then, Waiting, refuse};
 use crate::leases::provider_failed;
@@ -157,7 +158,14 @@ impl Core {
             }
         }
         let lost = missing.iter().filter(|row| row.stage == Stage::Active).count();
-        self.store.write(|tx| missing.into_iter().try_for_each(|row| give_up(tx, row, offer)))?;
+        self.store.write(|tx| {
+            let detail = format!("{} bytes, life {}, holds {}", offer.pool_bytes, offer.boot, offer.leases.len());
+            tx.audit(Entry::new(Event::Offered).detail(detail))?;
+            missing.into_iter().try_for_each(|row| {
+                tx.audit(Entry::new(Event::Lost).about(row).detail("its provider does not hold it"))?;
+                give_up(tx, row, offer)
+            })
+        })?;
         Ok(Compared { unknown, behind, missing: lost })
     }
 
@@ -205,7 +213,11 @@ impl Core {
             row.fenced = true;
             row.reason = if reason == EndReason::Unknown { row.reason.or(Some(reason)) } else { Some(reason) };
             row.receipt = Some(signed);
-            self.store.write(|tx| leases::update(tx, &row))?;
+            let memory = if complete { "clean" } else { "in quarantine" };
+            self.store.write(|tx| {
+                leases::update(tx, &row)?;
+                tx.audit(Entry::new(Event::Ended).about(&row).detail(format!("{reason}; its memory is {memory}")))
+            })?;
         }
         if complete
             && let Some(provider) = self.providers.get_mut(&me.key).filter(|provider| provider.boot == receipt.boot)
@@ -223,11 +235,10 @@ impl Core {
         Ok(Reply::Done)
     }
 
-    /// A session is over. Where it was a provider's, the provider is away now.
-    pub(crate) fn session_closed(&mut self, session: SessionId) {
-        for provider in self.providers.values_mut().filter(|provider| provider.session == Some(session)) {
-            provider.session = None;
-        }
+    /// A session is over. Where it was a provider's, the provider is away now: whether it was.
+    pub(crate) fn session_closed(&mut self, session: SessionId) -> bool {
+        let theirs = self.providers.values_mut().find(|provider| provider.session == Some(session));
+        theirs.is_some_and(|provider| provider.session.take().is_some())
     }
 
     /// Asks for [`Core::due_orders`] at a provider, if it is connected.
@@ -258,7 +269,14 @@ impl Core {
             fences.push((row.id, row.reason.unwrap_or(reason)));
         }
         if !stopped.is_empty() {
-            self.store.write(|tx| stopped.iter().try_for_each(|row| leases::update(tx, row)))?;
+            self.store.trail.cause = Cause::own(now);
+            self.store.write(|tx| {
+                stopped.iter().try_for_each(|row| {
+                    leases::update(tx, row)?;
+                    let reason = row.reason.unwrap_or(EndReason::Unknown);
+                    tx.audit(Entry::new(Event::Ending).about(row).detail(reason.to_string()))
+                })
+            })?;
         }
         fences.extend(provider.unknown.iter().map(|lease| (*lease, EndReason::Unknown)));
         fences.retain(|(lease, _)| self.fencing.insert(*lease));

@@ -17,6 +17,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::Instrument;
 
+use crate::audit::outlet::OutletError;
+use crate::audit::{Cause, Entry, Event};
 use crate::clock::Now;
 use crate::core::{Core, Effect, Limits, Load};
 use crate::desk::{Desk, Turn};
@@ -43,6 +45,9 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file for the audit log cannot be used.
+    #[error(transparent)]
+    AuditFile(#[from] OutletError),
     /// The store failed at the start.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,9 +82,11 @@ impl Server {
         let listen = |source| ServeError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr()?;
-        let State { identity, store, lock } = state;
+        let State { identity, store, lock, audit_files } = state;
         let identity = Arc::new(identity);
-        let core = Core::new(store, Arc::clone(&identity), limits, Now::read());
+        let mut core = Core::new(store, Arc::clone(&identity), limits, Now::read());
+        core.let_out_to(&audit_files)?;
+        core.begin_audit(Now::read())?;
         let (desk, effects, thread) = Desk::open(core)?;
         let load = limits.load;
         let hub = Arc::new(Hub::new(desk, load));
@@ -108,6 +115,8 @@ impl Server {
         let mut peers = JoinSet::new();
         let porter = Arc::new(Porter::new(self.load, self.prover.clone()));
         let mut number = 0_u64;
+        let mut clock = tokio::time::interval(Duration::from_secs(1));
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tokio::pin!(stop);
         let outcome = loop {
             tokio::select! {
@@ -140,6 +149,7 @@ impl Server {
                     }
                 },
                 Some(_) = peers.join_next() => {}
+                _ = clock.tick() => self.hub.keep_in_order(),
             }
         };
         drop(self.listener);
@@ -190,8 +200,15 @@ impl Coming {
         let place = porter.prover.place(host, known);
         let (channel, peer) = match timeout(porter.handshake_time, channel::accept_at(stream, &identity, &place)).await
         {
-            Err(_) => return hub.rejected("handshake-time", &from),
-            Ok(Err(error)) => return hub.rejected("handshake", &format_args!("{from}: {error}")),
+            Err(_) => {
+                hub.note(Cause::from(from, Now::read()), Entry::new(Event::HandshakeFailed).detail("too slow"));
+                return hub.rejected("handshake-time", &from);
+            }
+            Ok(Err(error)) => {
+                let entry = Entry::new(Event::HandshakeFailed).detail(error.to_string());
+                hub.note(Cause::from(from, Now::read()), entry);
+                return hub.rejected("handshake", &format_args!("{from}: {error}"));
+            }
             Ok(Ok(proven)) => proven,
         };
         let admitted = hub

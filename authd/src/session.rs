@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
+use crate::audit::{Cause, Entry, Event};
 use crate::clock::{Now, millis};
 use crate::core::{Asker, Core};
 use crate::desk::Turn;
@@ -50,6 +51,10 @@ pub(crate) struct Guest {
 pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver<bool>) {
     let Guest { channel, peer, from, entry } = guest;
     let key = peer.key;
+    if entry.state == TrustState::Revoked {
+        let cause = Cause { who: Some(key), ..Cause::from(from, Now::read()) };
+        hub.note(cause, Entry::refused("session", RefusalCode::Revoked));
+    }
     let Ok(mut standing) = Standing::of(&hub, &entry, from) else {
         return hub.rejected("strangers", &from);
     };
@@ -59,7 +64,7 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
         Ok(entered) => entered,
         Err(reason) => return hub.rejected(reason, &from),
     };
-    let asker = Asker { key, party: peer.party, session: id };
+    let asker = Asker { key, party: peer.party, session: id, from: Some(from), correlation: None };
     let mut driver = tokio::spawn(driver);
     let mut joins = BadJoins(0);
     let mut orders = JoinSet::new();
@@ -99,9 +104,9 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
     // In this order: no new orders come this way, then the provider is away.
     hub.leave(id);
     drop(incoming);
-    let closed = move |core: &mut Core| {
-        core.session_closed(id);
-        Ok::<_, Refusal>(())
+    let closed = move |core: &mut Core| match core.session_closed(id) {
+        true => core.note(Cause::of(&asker, Now::read()), Entry::new(Event::ProviderAway)),
+        false => Ok(()),
     };
     // Fails only where the desk has ended, and then there is nothing to tell it.
     let _ = hub.desk.run(closed).await;
@@ -167,10 +172,12 @@ async fn respond(
 ) -> Result<Reply, Refusal> {
     let (started, received) = (Instant::now(), Now::read());
     let Request { correlation, deadline_ms, call, .. } = request;
+    let asker = Asker { correlation: Some(correlation), ..asker };
     let (name, _) = rule(&call);
     let peer = asker.key.fingerprint();
     let span = tracing::error_span!("request", %correlation, %peer, call = name, lease = tracing::field::Empty);
-    if let Some(lease) = lease_of(&call) {
+    let about = lease_of(&call);
+    if let Some(lease) = about {
         span.record("lease", tracing::field::display(lease));
     }
     let quiet =
@@ -203,6 +210,13 @@ async fn respond(
     let ms = millis(started.elapsed());
     match &outcome {
         Err(refusal) => {
+            if matters(refusal.code) {
+                let entry = Entry::refused(name, refusal.code);
+                hub.note(
+                    Cause::of(&asker, received),
+                    about.map_or_else(|| entry.clone(), |it| entry.clone().lease(it)),
+                );
+            }
             let reason = code_name(refusal.code);
             if let Some(pass) = hub.rejections.count(reason, std::time::Instant::now()) {
                 let (rejected_total, unlogged) = (pass.total, pass.unlogged);
@@ -219,6 +233,12 @@ async fn respond(
     outcome
 }
 
+/// Whether a refusal goes into the audit log.
+fn matters(code: RefusalCode) -> bool {
+    use RefusalCode::{BadInvitation, BadSignature, BadToken, Forbidden, Pending, Revoked};
+    matches!(code, Pending | Revoked | Forbidden | BadInvitation | BadToken | BadSignature)
+}
+
 /// The lease that a call is about, for the log.
 fn lease_of(call: &Call) -> Option<LeaseId> {
     match call {
@@ -230,7 +250,7 @@ fn lease_of(call: &Call) -> Option<LeaseId> {
 }
 
 /// The name of a refusal in `rejected_total` and in the log.
-fn code_name(code: RefusalCode) -> &'static str {
+pub(crate) fn code_name(code: RefusalCode) -> &'static str {
     match code {
         RefusalCode::Pending => "pending",
         RefusalCode::Revoked => "revoked",
@@ -248,6 +268,7 @@ fn code_name(code: RefusalCode) -> &'static str {
         RefusalCode::NoSuchIdentity => "no-such-identity",
         RefusalCode::Deadline => "deadline",
         RefusalCode::Busy => "busy",
+        RefusalCode::AuditFull => "audit-full",
         RefusalCode::Internal => "internal",
     }
 }

@@ -91,6 +91,17 @@ pub struct State {
     pub(crate) identity: Identity,
     pub(crate) store: Store,
     pub(crate) lock: File,
+    /// Files that get the audit log.
+    pub audit_files: AuditFiles,
+}
+
+/// Files outside the state that get the audit log as it grows.
+#[derive(Debug, Clone, Default)]
+pub struct AuditFiles {
+    /// All of it, as JSON lines. Where it cannot be written, nothing is granted.
+    pub export: Option<PathBuf>,
+    /// Its signed heads, for a witness on another machine.
+    pub witness: Option<PathBuf>,
 }
 
 impl State {
@@ -144,7 +155,7 @@ impl State {
         let lock = lock(dir)?;
         let identity = keyfile::load(&dir.join(KEY))?;
         let store = Store::open(&dir.join(DATABASE), &identity.public())?;
-        Ok(Self { identity, store, lock })
+        Ok(Self { identity, store, lock, audit_files: AuditFiles::default() })
     }
 }
 

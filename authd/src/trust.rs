@@ -10,6 +10,7 @@ use overbank_fabric::message::{
 use overbank_fabric::receipt::EndReason;
 use sha2::{Digest, Sha256};
 
+use crate::audit::{Cause, Entry, Event};
 use crate::clock::{Now, millis};
 use crate::core::{Asker, Core, Effect, Fault, refuse};
 use crate::store::delegates;
@@ -53,6 +54,7 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
         Call::TrustApprove(_) => ("trust-approve", Who::Roles(&[Operator])),
         Call::TrustRevoke(_) => ("trust-revoke", Who::Roles(&[Operator])),
         Call::TrustInvite(_) => ("trust-invite", Who::Roles(&[Operator])),
+        Call::Audit(_) => ("audit", Who::Roles(&[Operator])),
         Call::Offer(_) => ("offer", Who::Roles(&[Provider])),
         Call::Heartbeat(_) => ("heartbeat", Who::Roles(&[Provider])),
         Call::Ended(_) => ("ended", Who::Roles(&[Provider])),
@@ -115,14 +117,26 @@ impl Core {
     /// Writes down who has opened a session: a stranger becomes pending.
     pub(crate) fn admit(&mut self, key: &PublicKey, from: &str, now: Now) -> Result<TrustEntry, StoreError> {
         let most = self.limits.max_pending;
+        self.on_behalf(Cause { who: Some(*key), from: from.parse().ok(), ..Cause::own(now) });
         match identities::find(self.store.read(), key)? {
-            None => self.store.note(|tx| identities::insert_pending(tx, key, from, now.unix_ms, most))?,
+            None => {
+                let seen =
+                    self.keeping.arrivals.pass(now.instant).map(|_| Entry::new(Event::Seen).detail("the first time"));
+                self.store.note(|tx| {
+                    identities::insert_pending(tx, key, from, now.unix_ms, most)?;
+                    seen.map_or(Ok(()), |seen| tx.audit(seen))
+                })?;
+            }
             Some(entry) => {
                 let noted = identities::last_seen_unix_ms(self.store.read(), key)?.unwrap_or(0);
                 let host = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
                 let moved = entry.last_seen_from.as_deref().and_then(host) != host(from);
                 if moved || now.unix_ms.abs_diff(noted) >= SEEN_AGAIN_MS {
-                    self.store.note(|tx| identities::seen(tx, key, from, now.unix_ms))?;
+                    let seen = if moved { self.keeping.arrivals.pass(now.instant) } else { None };
+                    self.store.note(|tx| {
+                        identities::seen(tx, key, from, now.unix_ms)?;
+                        seen.map_or(Ok(()), |_| tx.audit(Entry::new(Event::Seen).detail("from another host")))
+                    })?;
                 }
             }
         }
@@ -197,6 +211,8 @@ impl Core {
             }
             identities::use_invitation(tx, &hash, &me.key)?;
             identities::trust(tx, &me.key, &invitation.standing)?;
+            let tenant = invitation.standing.tenant.clone();
+            tx.audit(Entry::new(Event::Joined).target(me.fingerprint).tenant(tenant).detail(format!("as {role}")))?;
             identities::find(tx, &me.key)?.ok_or_else(bad)
         })
     }
@@ -230,7 +246,12 @@ impl Core {
             let entry = identities::find_by_fingerprint(tx, &approve.fingerprint)?
                 .ok_or_else(|| no_such_identity(&approve.fingerprint))?;
             match entry.state {
-                TrustState::Pending => identities::trust(tx, &entry.key, &standing)?,
+                TrustState::Pending => {
+                    identities::trust(tx, &entry.key, &standing)?;
+                    let approved =
+                        Entry::new(Event::Approved).target(entry.fingerprint).tenant(standing.tenant.clone());
+                    tx.audit(approved.detail(format!("as {}", standing.role)))?;
+                }
                 TrustState::Trusted if entry.role == Some(standing.role) && entry.tenant == standing.tenant => {}
                 TrustState::Trusted => {
                     let text = format!(
@@ -262,13 +283,16 @@ impl Core {
             }
             identities::revoke(tx, &entry.key)?;
             let shared = delegates::bar(tx, &entry.key)?;
+            tx.audit(Entry::new(Event::Revoked).target(entry.fingerprint).tenant(entry.tenant.clone()))?;
             let theirs = leases::live_of_holder(tx, &entry.key)?;
             for row in &theirs {
                 leases::update(tx, &Core::stopped(row, EndReason::Revoked))?;
+                tx.audit(Entry::new(Event::Ending).about(row).detail("its holder is revoked"))?;
             }
             let lent = leases::open_at(tx, &entry.key)?;
             for row in &lent {
                 crate::providers::lose(tx, row, Some(EndReason::Revoked))?;
+                tx.audit(Entry::new(Event::Lost).about(row).detail("its provider is revoked"))?;
             }
             let entry = identities::find(tx, &entry.key)?.ok_or_else(|| no_such_identity(fingerprint))?;
             Ok::<_, Fault>((entry, theirs, lent, shared))
@@ -304,7 +328,9 @@ impl Core {
                     format!("{MAX_INVITATIONS} invitations wait to be redeemed: try again when some have expired");
                 return Err(refuse(RefusalCode::Busy, text));
             }
-            Ok(identities::insert_invitation(tx, &row)?)
+            identities::insert_invitation(tx, &row)?;
+            let Standing { role, tenant } = row.standing.clone();
+            Ok(tx.audit(Entry::new(Event::Invited).tenant(tenant).detail(format!("as {role}")))?)
         })?;
         Ok(invitation)
     }

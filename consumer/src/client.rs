@@ -442,6 +442,7 @@ fn odd(reply: &Reply) -> Error {
         Reply::Key(_) => "a key",
         Reply::Trust(_) => "a list of identities",
         Reply::Invitation(_) => "an invitation",
+        Reply::Audit(_) => "a part of the audit log",
     };
     Error::MisbehavingAuthd(format!("{what} that was not asked for"))
 }

@@ -221,7 +221,7 @@ impl Error {
             RefusalCode::Pending | RefusalCode::Revoked | RefusalCode::Forbidden | RefusalCode::BadInvitation => {
                 Self::NotTrusted(refusal)
             }
-            RefusalCode::PoolFull | RefusalCode::Quota => Self::NoRoom(refusal),
+            RefusalCode::PoolFull | RefusalCode::Quota | RefusalCode::AuditFull => Self::NoRoom(refusal),
             RefusalCode::NoSuchLease | RefusalCode::LeaseEnded => Self::LeaseOver { lease, why: refusal.message },
             RefusalCode::LeaseLost | RefusalCode::ProviderAway => Self::LeaseLost { lease, why: refusal.message },
             RefusalCode::Invalid

@@ -30,3 +30,9 @@ pub const INVITATION: &[u8] = b"overbank invitation v1";
 pub const SHARE: &[u8] = b"overbank share v1";
 /// Sealing of the lease key in a share bundle.
 pub const SHARE_KEY: &[u8] = b"overbank share key v1";
+/// The hash before the first record of an audit log.
+pub const AUDIT_GENESIS: &[u8] = b"overbank audit genesis v1";
+/// One link of an audit log's chain.
+pub const AUDIT_RECORD: &[u8] = b"overbank audit record v1";
+/// The auth daemon's signature under its audit log.
+pub const AUDIT_CHECKPOINT: &[u8] = b"overbank audit checkpoint v1";

@@ -11,6 +11,7 @@
 //! | [`message`] | every request and reply, and how a refusal is said |
 //! | [`signed`], [`token`], [`attach`], [`receipt`] | statements that outlive a session: grants, attaches, erasure receipts |
 //! | [`share`] | a part of a lease for another identity, in a file |
+//! | [`audit`] | the audit log: records in a chain, signed checkpoints, and checking them |
 //! | [`block`] | sealing and opening of one block of a lease |
 //! | `daemon` | what the daemons do to their own process (feature `daemon`) |
 //! | [`labels`] | every domain-separation label, in one place |
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+pub mod audit;
 pub mod block;
 pub mod channel;
 #[cfg(feature = "daemon")]

@@ -93,6 +93,8 @@ pub enum Call {
     TrustRevoke(Fingerprint),
     /// -> [`Reply::Invitation`]
     TrustInvite(Invite),
+    /// A part of the audit log. -> [`Reply::Audit`]
+    Audit(crate::audit::Query),
 
     // -- a provider to the auth daemon -------------------------------------------------------------------------
     /// First thing a provider says in a session. -> [`Reply::Done`]
@@ -138,6 +140,8 @@ pub enum Reply {
     Trust(Vec<TrustEntry>),
     /// A one-time invitation.
     Invitation(Invitation),
+    /// To [`Call::Audit`].
+    Audit(Box<crate::audit::Page>),
 }
 
 /// Why something was not done. The code is for programs, the message for people.
@@ -195,6 +199,8 @@ pub enum RefusalCode {
     Deadline,
     /// Too much at once; try again later.
     Busy,
+    /// The audit log is full or cannot be written: nothing is granted. What ends things still works.
+    AuditFull,
     /// A defect or a fault on the other side; its log has the details under the correlation id.
     Internal,
 }

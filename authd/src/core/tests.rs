@@ -1,5 +1,6 @@
 //! The decisions, driven by hand: no socket, no thread, and a clock that moves when told to.
 
+mod audit;
 mod leases;
 mod providers;
 mod sequences;
@@ -251,7 +252,7 @@ impl Desk {
 impl Person {
     fn new(party: Party, session: SessionId) -> Self {
         let identity = Identity::generate();
-        let asker = Asker { key: identity.public(), party, session };
+        let asker = Asker { key: identity.public(), party, session, from: None, correlation: None };
         Self { identity, asker }
     }
 }

@@ -1,7 +1,8 @@
-//! What must outlive the process: identities, invitations and leases, in one SQLite file.
+//! What must outlive the process: identities, invitations, leases and the audit log, in one SQLite file.
 //!
 //! WAL mode with `synchronous=FULL`: a transaction that returned is on the disk. One connection, one writer.
 
+pub(crate) mod audit;
 mod columns;
 pub(crate) mod delegates;
 pub(crate) mod identities;
@@ -12,13 +13,18 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use overbank_fabric::identity::PublicKey;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+
+pub(crate) use audit::{Trail, Tx};
 
 /// Marks the file as ours (SQLite's `application_id`): "OBad".
 const APPLICATION_ID: i32 = 0x4f42_6164;
-/// Version of the schema below (SQLite's `user_version`). A changed schema gets a new one and a step that upgrades.
-const SCHEMA_VERSION: i32 = 1;
+/// Version 1 of the schema.
 const SCHEMA: &str = include_str!("schema.sql");
+/// Steps to version 2, 3, …: a changed schema gets one more, and none is ever changed.
+const UPGRADES: [&str; 2] = [delegates::SCHEMA, include_str!("audit.sql")];
+/// Version of the schema after all of them (SQLite's `user_version`).
+const SCHEMA_VERSION: i32 = 1 + UPGRADES.len() as i32;
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +74,12 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// What grants something must be on record, and cannot be.
+    #[error("{0}")]
+    AuditStopped(&'static str),
+    /// A row of the audit log is none.
+    #[error("the audit log is damaged ({0}): see `overbank audit verify`")]
+    AuditDamaged(String),
     /// Anything else that SQLite says, such as a full disk.
     #[error("the database failed")]
     Sqlite(#[from] rusqlite::Error),
@@ -76,6 +88,7 @@ pub enum StoreError {
 /// The database, open.
 pub(crate) struct Store {
     connection: Connection,
+    pub(crate) trail: Trail,
 }
 
 impl Store {
@@ -100,12 +113,13 @@ impl Store {
         prepare(&connection)?;
         let tx = connection.transaction()?;
         tx.execute_batch(SCHEMA)?;
-        tx.execute_batch(delegates::SCHEMA)?;
+        UPGRADES.iter().try_for_each(|step| tx.execute_batch(step))?;
         tx.execute("INSERT INTO meta (key, value) VALUES ('authd', ?1)", [&authd.0])?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         tx.commit()?;
-        Ok(Self { connection })
+        let trail = Trail::of(&connection)?;
+        Ok(Self { connection, trail })
     }
 
     /// Opens the database that [`Store::create`] made for this identity.
@@ -116,7 +130,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing(path.to_owned())),
             Err(source) => return Err(StoreError::File { path: path.to_owned(), source }),
         }
-        let connection = connect(path)?;
+        let mut connection = connect(path)?;
         let damaged = |error: rusqlite::Error| match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
                 corrupt(error.to_string())
@@ -131,11 +145,10 @@ impl Store {
         if found > SCHEMA_VERSION {
             return Err(StoreError::Newer { path: path.to_owned(), found });
         }
-        if found < SCHEMA_VERSION {
+        if found < 1 {
             return Err(corrupt(format!("schema version {found} was never in use")));
         }
         prepare(&connection).map_err(damaged)?;
-        connection.execute_batch(delegates::SCHEMA).map_err(damaged)?;
         let verdict: String =
             connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(damaged)?;
         if verdict != "ok" {
@@ -146,7 +159,11 @@ impl Store {
             .optional()
             .map_err(damaged)?;
         match database.map(PublicKey) {
-            Some(key) if key == *authd => Ok(Self { connection }),
+            Some(key) if key == *authd => {
+                upgrade(&mut connection, found)?;
+                let trail = Trail::of(&connection)?;
+                Ok(Self { connection, trail })
+            }
             Some(key) => Err(StoreError::OtherIdentity {
                 path: path.to_owned(),
                 database: key.fingerprint().to_string(),
@@ -162,23 +179,18 @@ impl Store {
     }
 
     /// Does `work` as one transaction: on the disk when this returns `Ok`, undone otherwise.
-    pub(crate) fn write<T, E: From<StoreError>>(
-        &mut self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub(crate) fn write<T, E: From<StoreError>>(&mut self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
         let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
-        let tx = begun.map_err(StoreError::Sqlite)?;
+        let tx = Tx::new(begun.map_err(StoreError::Sqlite)?, &self.trail);
         let done = work(&tx)?;
-        tx.commit().map_err(StoreError::Sqlite)?;
+        let added = tx.commit().map_err(StoreError::Sqlite)?;
+        added.settle(&mut self.trail);
         Ok(done)
     }
 
     /// As [`Store::write`], but lost where the machine, not the process alone, dies within seconds. For what is no
     /// decision and what strangers can cause: it waits for no disk.
-    pub(crate) fn note<T, E: From<StoreError>>(
-        &mut self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub(crate) fn note<T, E: From<StoreError>>(&mut self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
         self.synchronous("NORMAL")?;
         let done = self.write(work);
         self.synchronous("FULL")?;
@@ -188,6 +200,19 @@ impl Store {
     fn synchronous(&self, how: &str) -> Result<(), StoreError> {
         Ok(self.connection.pragma_update(None, "synchronous", how)?)
     }
+}
+
+/// Brings a database of version `found` to this one's, in one go.
+fn upgrade(connection: &mut Connection, found: i32) -> Result<(), StoreError> {
+    let done = usize::try_from(found - 1).unwrap_or(0);
+    if done < UPGRADES.len() {
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        UPGRADES[done..].iter().try_for_each(|step| tx.execute_batch(step))?;
+        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        tx.commit()?;
+        tracing::info!(from = found, to = SCHEMA_VERSION, "the database is upgraded");
+    }
+    Ok(())
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {

@@ -54,6 +54,7 @@ fn every_call() -> Vec<Call> {
         Call::TrustApprove(Approve { fingerprint, role: Role::Operator, tenant: None }),
         Call::TrustRevoke(fingerprint),
         Call::TrustInvite(Invite { role: Role::Operator, tenant: None, ttl_ms: 1000 }),
+        Call::Audit(overbank_fabric::audit::Query::default()),
         Call::Offer(offer),
         Call::Heartbeat(heartbeat),
         Call::Ended(Signed::new(&receipt, &someone)),
@@ -86,7 +87,9 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
         Call::ListLeases | Call::ShowLease(_) | Call::KeyOf(_) | Call::Status => {
             role == "consumer" || role == "operator"
         }
-        Call::TrustList | Call::TrustApprove(_) | Call::TrustRevoke(_) | Call::TrustInvite(_) => role == "operator",
+        Call::TrustList | Call::TrustApprove(_) | Call::TrustRevoke(_) | Call::TrustInvite(_) | Call::Audit(_) => {
+            role == "operator"
+        }
         Call::Offer(_) | Call::Heartbeat(_) | Call::Ended(_) => role == "provider",
         Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_) => false,
     };
@@ -96,7 +99,7 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
         ("provider", desk.approved(Role::Provider, None)),
         ("operator", desk.approved(Role::Operator, None)),
     ];
-    assert_eq!(every_call().len(), 22);
+    assert_eq!(every_call().len(), 23);
     for (role, person) in &people {
         for call in every_call() {
             let wanted = (!allowed(role, &call)).then_some(RefusalCode::Forbidden);

@@ -1,0 +1,512 @@
+//! The audit log as the decisions see it: what is recorded, in whose name, and what happens where there is no room.
+//!
+//! A record is written by [`crate::store::Tx::audit`] inside the transaction of the decision that it is about: there is no
+//! decision without its record, and no record of what was not decided. Three classes of events share the room:
+//! what *grants* something stops where the log is full; what *ends* something has a reserve beyond that, then memory, and
+//! never stops; *notes* of what was refused, which strangers can cause, get half of the room and a bounded rate.
+
+pub(crate) mod outlet;
+
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use overbank_fabric::audit::{Checkpoint, Line, MAX_DETAIL, Page, Query, Record};
+use overbank_fabric::identity::PublicKey;
+use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
+use overbank_fabric::message::{RefusalCode, Role};
+use overbank_fabric::signed::to_cbor;
+
+use crate::clock::Now;
+use crate::core::{Asker, Core, Fault};
+use crate::providers::plain;
+use crate::state::AuditFiles;
+use crate::store::leases::LeaseRow;
+use crate::store::{StoreError, audit as rows};
+
+/// A checkpoint follows after so many records.
+const SIGN_EVERY: u64 = 256;
+/// And after so long, where there was a record.
+const SIGN_AFTER: Duration = Duration::from_secs(60);
+/// After a failure of the store, keeping the log in order waits this long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Records looked at for one page.
+const SCAN: u32 = 2000;
+/// Bytes of one page.
+const PAGE: usize = 900 << 10;
+
+/// What is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The daemon has begun to serve.
+    Started,
+    /// It stops.
+    Stopped,
+    /// The audit log has room again, after a time in which it had none.
+    AuditResumed,
+    /// An identity came for the first time, or from another host than the last time.
+    Seen,
+    /// Something was refused, for a reason that matters here.
+    Refused,
+    /// A connection did not get through the handshake.
+    HandshakeFailed,
+    /// An invitation was redeemed.
+    Joined,
+    /// An operator trusts an identity.
+    Approved,
+    /// An operator made an invitation.
+    Invited,
+    /// An identity is trusted no more.
+    Revoked,
+    /// A lease was granted.
+    Granted,
+    /// A lease was given more time.
+    Renewed,
+    /// A provider was told to bind queue pairs to a lease.
+    Attached,
+    /// A lease's end has been ordered: given back, revoked, stopped, expired.
+    Ending,
+    /// A provider's receipt is in: the lease has ended.
+    Ended,
+    /// A lease's contents are gone with its provider.
+    Lost,
+    /// A provider came with its pool.
+    Offered,
+    /// A provider's session is over.
+    ProviderAway,
+}
+
+/// How an event is treated where room is short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// It gives somebody something.
+    Grant,
+    /// It takes something away, or just is so.
+    End,
+    /// It was refused.
+    Note,
+}
+
+impl Event {
+    /// Its name in the log, and its class.
+    fn word(self) -> (&'static str, Class) {
+        use Class::{End, Grant, Note};
+        match self {
+            Self::Started => ("started", End),
+            Self::Stopped => ("stopped", End),
+            Self::AuditResumed => ("audit-resumed", End),
+            Self::Seen => ("seen", Note),
+            Self::Refused => ("refused", Note),
+            Self::HandshakeFailed => ("handshake-failed", Note),
+            Self::Joined => ("joined", Grant),
+            Self::Approved => ("approved", Grant),
+            Self::Invited => ("invited", Grant),
+            Self::Revoked => ("revoked", End),
+            Self::Granted => ("granted", Grant),
+            Self::Renewed => ("renewed", Grant),
+            Self::Attached => ("attached", Grant),
+            Self::Ending => ("ending", End),
+            Self::Ended => ("ended", End),
+            Self::Lost => ("lost", End),
+            Self::Offered => ("offered", End),
+            Self::ProviderAway => ("provider-away", End),
+        }
+    }
+
+    /// How it is treated where room is short.
+    pub(crate) fn class(self) -> Class {
+        self.word().1
+    }
+}
+
+/// How large the log may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Records.
+    pub records: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { records: 1_000_000, bytes: 512 << 20 }
+    }
+}
+
+impl Bounds {
+    /// What a class of events may fill.
+    pub(crate) fn of(self, class: Class) -> Self {
+        let share = |all: u64, reserve: u64| match class {
+            Class::Note => all / 2,
+            Class::Grant => all,
+            Class::End => all.saturating_add((all / 8).max(reserve)),
+        };
+        Self { records: share(self.records, 64), bytes: share(self.bytes, 64 << 10) }
+    }
+}
+
+/// On whose behalf something is decided, and when.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cause {
+    /// None: of the daemon's own accord.
+    pub(crate) who: Option<PublicKey>,
+    pub(crate) from: Option<SocketAddr>,
+    pub(crate) correlation: Option<CorrelationId>,
+    pub(crate) unix_ms: u64,
+}
+
+impl Cause {
+    /// Somebody's request.
+    pub(crate) fn of(asker: &Asker, now: Now) -> Self {
+        Self { who: Some(asker.key), from: asker.from, correlation: asker.correlation, unix_ms: now.unix_ms }
+    }
+
+    /// Somebody's who comes from there.
+    pub(crate) fn from(from: SocketAddr, now: Now) -> Self {
+        Self { from: Some(from), ..Self::own(now) }
+    }
+
+    /// Nobody's.
+    pub(crate) fn own(now: Now) -> Self {
+        Self { unix_ms: now.unix_ms, ..Self::default() }
+    }
+}
+
+/// One thing to record; who, from where and when are the [`Cause`]'s.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) event: Event,
+    refused: Option<RefusalCode>,
+    lease: Option<LeaseId>,
+    tenant: Option<Tenant>,
+    target: Option<Fingerprint>,
+    detail: String,
+}
+
+impl Entry {
+    /// That this was done.
+    pub(crate) fn new(event: Event) -> Self {
+        Self { event, refused: None, lease: None, tenant: None, target: None, detail: String::new() }
+    }
+
+    /// That a call was refused.
+    pub(crate) fn refused(call: &str, code: RefusalCode) -> Self {
+        Self { refused: Some(code), ..Self::new(Event::Refused).detail(call) }
+    }
+
+    /// About this lease, its tenant and its provider.
+    pub(crate) fn about(self, row: &LeaseRow) -> Self {
+        Self { lease: Some(row.id), tenant: Some(row.tenant.clone()), target: Some(row.provider.fingerprint()), ..self }
+    }
+
+    /// About this lease alone.
+    pub(crate) fn lease(self, lease: LeaseId) -> Self {
+        Self { lease: Some(lease), ..self }
+    }
+
+    /// In this tenant's name.
+    pub(crate) fn tenant(self, tenant: Option<Tenant>) -> Self {
+        Self { tenant, ..self }
+    }
+
+    /// About this identity.
+    pub(crate) fn target(self, target: Fingerprint) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    /// With these words. No secret, no contents: they are read by people and kept for good.
+    pub(crate) fn detail(self, detail: impl AsRef<str>) -> Self {
+        let mut detail = plain(detail.as_ref(), MAX_DETAIL);
+        while detail.len() > MAX_DETAIL {
+            detail.pop();
+        }
+        Self { detail, ..self }
+    }
+
+    /// And so many before it that were not recorded.
+    pub(crate) fn unrecorded(self, count: u64) -> Self {
+        let detail = format!("{} (and {count} refusals before it, not recorded)", self.detail);
+        self.detail(detail)
+    }
+
+    /// The record, but for its number.
+    pub(crate) fn record(self, cause: &Cause, role: Option<Role>) -> Record {
+        Record {
+            seq: 0,
+            unix_ms: cause.unix_ms,
+            event: self.event.word().0.to_owned(),
+            outcome: self.refused.map_or("done", crate::session::code_name).to_owned(),
+            who: cause.who.map(|key| key.fingerprint()),
+            role,
+            from: cause.from.map(|from| from.to_string()),
+            correlation: cause.correlation,
+            lease: self.lease,
+            tenant: self.tenant,
+            target: self.target,
+            detail: self.detail,
+        }
+    }
+}
+
+/// What strangers can cause is recorded at this rate, and the rest counted.
+#[derive(Debug)]
+pub(crate) struct Notes {
+    left: f64,
+    filled: Option<Instant>,
+    unrecorded: u64,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self { left: Self::BURST, filled: None, unrecorded: 0 }
+    }
+}
+
+impl Notes {
+    const BURST: f64 = 64.0;
+    const EACH_SECOND: f64 = 1.0;
+
+    /// Whether one more is recorded now, and how many were not since the last that was.
+    pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
+        let since = self.filled.map_or(Duration::ZERO, |filled| now.saturating_duration_since(filled));
+        self.left = (self.left + since.as_secs_f64() * Self::EACH_SECOND).min(Self::BURST);
+        self.filled = Some(now);
+        if self.left < 1.0 {
+            self.unrecorded += 1;
+            return None;
+        }
+        self.left -= 1.0;
+        Some(std::mem::take(&mut self.unrecorded))
+    }
+}
+
+/// Keeping the log in order between decisions.
+pub(crate) struct Keeping {
+    /// The last record that a checkpoint covers.
+    signed: u64,
+    /// When the first record after it was seen.
+    unsigned_since: Option<Instant>,
+    /// Nothing is tried before this, after a failure.
+    not_before: Option<Instant>,
+    /// When memory began to take what the store had no room for.
+    full_since_unix_ms: Option<u64>,
+    pub(crate) outlets: Vec<outlet::Outlet>,
+    /// Bounds what is recorded of those who come in.
+    pub(crate) arrivals: Notes,
+}
+
+impl Keeping {
+    pub(crate) fn new(signed: u64) -> Self {
+        let (outlets, arrivals) = (Vec::new(), Notes::default());
+        Self { signed, unsigned_since: None, not_before: None, full_since_unix_ms: None, outlets, arrivals }
+    }
+}
+
+impl Core {
+    /// What is decided from here on is decided for this reason.
+    pub(crate) fn on_behalf(&mut self, cause: Cause) {
+        self.store.trail.cause = cause;
+    }
+
+    /// Records something that is no decision of the store's.
+    pub(crate) fn note(&mut self, cause: Cause, entry: Entry) -> Result<(), StoreError> {
+        self.on_behalf(cause);
+        match entry.event.class() {
+            Class::Note => self.store.note(|tx| tx.audit(entry)),
+            Class::Grant | Class::End => self.store.write(|tx| tx.audit(entry)),
+        }
+    }
+
+    /// The daemon begins to serve.
+    pub(crate) fn begin_audit(&mut self, now: Now) -> Result<(), StoreError> {
+        let holds = self.check_tail();
+        if let Err(error) = &holds {
+            tracing::error!(%error, "the audit log does not hold: see `overbank audit verify`");
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let detail = match holds {
+            Ok(()) => format!("version {version}"),
+            Err(error) => format!("version {version}; the log before this does not hold: {error}"),
+        };
+        self.note(Cause::own(now), Entry::new(Event::Started).detail(detail))?;
+        self.sign(now)
+    }
+
+    /// The daemon stops: the last record, the last signature.
+    pub(crate) fn end_audit(&mut self, now: Now) {
+        let ended = self.note(Cause::own(now), Entry::new(Event::Stopped)).and_then(|()| self.sign(now));
+        if let Err(error) = ended {
+            tracing::error!(%error, "the end is not in the audit log");
+        }
+        self.let_out();
+        for outlet in self.keeping.outlets.drain(..) {
+            outlet.close();
+        }
+    }
+
+    /// Whether the records since the last checkpoint follow from it.
+    fn check_tail(&self) -> Result<(), String> {
+        let last = rows::checkpoint_until(self.store.read(), self.store.trail.head.seq);
+        let last = last.map_err(|error| error.to_string())?;
+        let mut verifier = overbank_fabric::audit::Verifier::new(self.identity.public().fingerprint());
+        let mut outcome = Ok(());
+        let from = match &last {
+            Some(checkpoint) => {
+                verifier.line(&Line::Checkpoint(checkpoint.clone())).map_err(|error| error.to_string())?;
+                checkpoint.seq
+            }
+            None => 0,
+        };
+        let scanned = rows::scan(self.store.read(), from.max(1), u32::MAX, |hashed| {
+            if hashed.record.seq == from {
+                if last.as_ref().is_some_and(|checkpoint| checkpoint.hash != hashed.hash) {
+                    outcome = Err(format!("record {from} is not the one that was signed"));
+                }
+            } else if let Err(error) = verifier.line(&Line::Record(Box::new(hashed))) {
+                outcome = Err(error.to_string());
+            }
+            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        scanned.map_err(|error| error.to_string())?;
+        outcome?;
+        let end = rows::checkpoint_from(self.store.read(), self.store.trail.head.seq.saturating_add(1));
+        match end.map_err(|error| error.to_string())? {
+            Some(beyond) => Err(format!("record {} was signed and is gone", beyond.seq)),
+            None => Ok(()),
+        }
+    }
+
+    /// Does what is due between decisions: writes what was kept, signs, lets out. Cheap where nothing is.
+    pub(crate) fn settle(&mut self, now: Now) {
+        if self.keeping.not_before.is_some_and(|until| now.instant < until) {
+            return;
+        }
+        self.keeping.not_before = None;
+        let kept = self.store.trail.kept.len() as u64 + self.store.trail.lost;
+        if kept > 0 && self.keeping.full_since_unix_ms.is_none() {
+            self.keeping.full_since_unix_ms = Some(now.unix_ms);
+            tracing::error!("the audit log is full: nothing is granted, what ends things is kept in memory");
+        }
+        let done = self.write_kept(now).and_then(|()| {
+            let head = self.store.trail.head.seq;
+            if head == self.keeping.signed {
+                return Ok(());
+            }
+            let since = *self.keeping.unsigned_since.get_or_insert(now.instant);
+            let due = now.instant.saturating_duration_since(since) >= SIGN_AFTER;
+            if due || head - self.keeping.signed >= SIGN_EVERY { self.sign(now) } else { Ok(()) }
+        });
+        if let Err(error) = done {
+            tracing::error!(%error, "the audit log is not in order; tried again soon");
+            self.keeping.not_before = Some(now.instant + PAUSE);
+        }
+        self.let_out();
+    }
+
+    /// Writes what memory kept, now that there is room, and that there was none.
+    fn write_kept(&mut self, now: Now) -> Result<(), StoreError> {
+        if !self.store.trail.can_write_kept() {
+            return Ok(());
+        }
+        let records: Vec<Record> = self.store.trail.kept.iter().cloned().collect();
+        let (kept, lost) = (records.len(), self.store.trail.lost);
+        let since = self.keeping.full_since_unix_ms.unwrap_or(now.unix_ms);
+        let gap = Entry::new(Event::AuditResumed)
+            .detail(format!(
+                "no room since {since} (unix ms): {kept} records kept in memory and written now, {lost} lost"
+            ))
+            .record(&Cause::own(now), None);
+        self.store.write(|tx| records.into_iter().chain([gap]).try_for_each(|record| tx.append(record)))?;
+        self.store.trail.kept.clear();
+        self.store.trail.lost = 0;
+        self.keeping.full_since_unix_ms = None;
+        tracing::warn!(kept, lost, "the audit log has room again");
+        Ok(())
+    }
+
+    /// Signs the log as it is.
+    fn sign(&mut self, now: Now) -> Result<(), StoreError> {
+        let checkpoint = self.head(now);
+        self.store.write(|tx| rows::insert_checkpoint(tx, &checkpoint))?;
+        self.keeping.signed = checkpoint.seq;
+        self.keeping.unsigned_since = None;
+        Ok(())
+    }
+
+    /// How far the log goes, signed.
+    fn head(&self, now: Now) -> Checkpoint {
+        let head = self.store.trail.head;
+        Checkpoint::new(head.seq, head.hash, now.unix_ms, &self.identity)
+    }
+
+    /// Opens the files that are to have the log.
+    pub(crate) fn let_out_to(&mut self, files: &AuditFiles) -> Result<(), outlet::OutletError> {
+        let named = [(&files.export, outlet::Kind::Export), (&files.witness, outlet::Kind::Witness)];
+        for (path, kind) in named {
+            if let Some(path) = path {
+                let head = self.store.trail.head.seq;
+                self.keeping.outlets.push(outlet::Outlet::open(path, kind, self.store.read(), head)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands new lines to the files that are to have them.
+    fn let_out(&mut self) {
+        let (db, head) = (self.store.read(), self.store.trail.head.seq);
+        for outlet in &mut self.keeping.outlets {
+            if let Err(error) = outlet.feed(db, head) {
+                tracing::error!(%error, "the audit log cannot be read");
+            }
+        }
+        self.store.trail.stopped = self.keeping.outlets.iter().find_map(outlet::Outlet::why_stopped);
+    }
+
+    /// A part of the log for an operator.
+    pub(crate) fn audit_page(&self, query: &Query, now: Now) -> Result<Page, Fault> {
+        let db = self.store.read();
+        let head = self.head(now);
+        let first = rows::first_seq(db)?.unwrap_or(head.seq + 1);
+        let from = query.from_seq.max(first);
+        let mut page = Page { lines: Vec::new(), next_seq: from, head };
+        let mut room = PAGE;
+        if query.all && from > 1 && query.from_seq <= first {
+            // Stands for what is kept elsewhere.
+            page.lines.extend(rows::checkpoint_until(db, from - 1)?.map(Line::Checkpoint));
+        }
+        let mut checkpoint = if query.all { rows::checkpoint_from(db, from)? } else { None };
+        let mut failed = None;
+        rows::scan(db, from, SCAN, |hashed| {
+            let seq = hashed.record.seq;
+            if query.all || wanted(query, &hashed.record) {
+                let size = to_cbor(&hashed).len() + 400;
+                if size > room {
+                    return ControlFlow::Break(());
+                }
+                room -= size;
+                page.lines.push(Line::Record(Box::new(hashed)));
+            }
+            page.next_seq = seq + 1;
+            if let Some(it) = checkpoint.take_if(|it| it.seq == seq) {
+                page.lines.push(Line::Checkpoint(it));
+                match rows::checkpoint_from(db, seq + 1) {
+                    Ok(next) => checkpoint = next,
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if failed.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(page),
+        }
+    }
+}
+
+fn wanted(query: &Query, record: &Record) -> bool {
+    query.who.is_none_or(|who| record.who == Some(who) || record.target == Some(who))
+        && query.event.as_ref().is_none_or(|event| record.event == *event)
+        && query.since_unix_ms.is_none_or(|since| record.unix_ms >= since)
+        && query.lease.is_none_or(|lease| record.lease == Some(lease))
+}
