@@ -35,8 +35,8 @@ pub struct AttachOptions {
     /// How long a read or a write may take, with everything that it has to try again. 10 s by default.
     pub deadline: Duration,
     /// What to do with a block of which nobody knows what was written to it last, because a process that wrote this lease
-    /// was killed: by default it is refused.
-    pub on_unknown: OnUnknown,
+    /// was killed, or because the lease is shared. By default it is refused in the first case, and accepted in the second.
+    pub on_unknown: Option<OnUnknown>,
 }
 
 impl Default for AttachOptions {
@@ -47,7 +47,7 @@ impl Default for AttachOptions {
             lanes: 1,
             spin: Duration::from_micros(50),
             deadline: Duration::from_secs(10),
-            on_unknown: OnUnknown::Refuse,
+            on_unknown: None,
         }
     }
 }

@@ -35,7 +35,15 @@ pub fn identity(config: &Config) -> Result<(Fingerprint, bool), Error> {
     Ok((identity.public().fingerprint(), made))
 }
 
-fn load_identity(config: &Config) -> Result<(Identity, bool), Error> {
+/// The public key of the identity in the configuration's home, for who wants to share a lease with it.
+///
+/// # Errors
+/// As [`identity`].
+pub fn public_key(config: &Config) -> Result<PublicKey, Error> {
+    Ok(load_identity(config)?.0.public())
+}
+
+pub(crate) fn load_identity(config: &Config) -> Result<(Identity, bool), Error> {
     local::home_dir(config.home()).map_err(crate::pins::PinsError::from)?;
     Ok(keyfile::load_or_create(&config.identity_path())?)
 }
@@ -246,6 +254,13 @@ impl Client {
         let invite = Invite { role, tenant, ttl_ms: ms(ttl) };
         match self.call("making an invitation", None, Repeat::Never, Call::TrustInvite(invite))? {
             Reply::Invitation(invitation) => Ok(invitation),
+            reply => Err(odd(&reply)),
+        }
+    }
+
+    pub(crate) fn ask_key_of(&self, fingerprint: Fingerprint) -> Result<PublicKey, Error> {
+        match self.call("asking for a key", None, Repeat::Harmless, Call::KeyOf(fingerprint))? {
+            Reply::Key(key) => Ok(key),
             reply => Err(odd(&reply)),
         }
     }

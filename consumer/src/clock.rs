@@ -30,13 +30,27 @@ const FAR: Duration = Duration::from_secs(365 * 86_400);
 pub(crate) struct Until {
     machine: Option<[u8; 16]>,
     ms: u64,
+    /// How much sooner than the deadline that is.
+    #[serde(default)]
+    early_ms: u64,
 }
 
 impl Until {
     /// Of a lease of which somebody, asked at `asked_ms`, said that `left_ms` are left.
     pub(crate) fn new(asked_ms: u64, left_ms: u64) -> Self {
-        let usable = left_ms.saturating_sub(early_stop_ms(left_ms));
-        Self { machine: machine(), ms: asked_ms.saturating_add(usable) }
+        let early_ms = early_stop_ms(left_ms).min(left_ms);
+        Self { machine: machine(), ms: asked_ms.saturating_add(left_ms - early_ms), early_ms }
+    }
+
+    /// Of a lease of which nobody has said yet how long it lasts.
+    pub(crate) fn unknown() -> Self {
+        Self { machine: None, ms: 0, early_ms: 0 }
+    }
+
+    /// How long it is to the deadline itself; `None` as for [`Until::left`], and where it has come.
+    pub(crate) fn to_deadline(&self) -> Option<Duration> {
+        let left = self.left()?;
+        (!left.is_zero() && self.early_ms > 0).then(|| left + Duration::from_millis(self.early_ms))
     }
 
     /// How long is left; `None` where this was counted on another start of the machine, or on another machine.

@@ -14,6 +14,7 @@ use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::lease_file::LeaseFileError;
 use crate::pins::PinsError;
+use crate::sharing::SharingError;
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +106,9 @@ pub enum Error {
     /// A lease's file.
     #[error(transparent)]
     LeaseFile(#[from] LeaseFileError),
+    /// A lease that is shared with others, or by others.
+    #[error(transparent)]
+    Sharing(#[from] SharingError),
     /// A number of lanes that nobody can have.
     #[error("a lease is attached with 1 to {MAX_LANES} lanes, not with {asked}")]
     Lanes {
@@ -197,6 +201,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Config(_) | Self::Lanes { .. } => ErrorKind::Usage,
+            Self::Sharing(error) => sharing_kind(error),
             Self::AuthdUnreachable { .. } => ErrorKind::AuthdUnreachable,
             Self::AuthdKeyChanged { .. } => ErrorKind::AuthdKeyChanged,
             Self::NotTrusted(_) => ErrorKind::NotTrusted,
@@ -235,9 +240,22 @@ impl Error {
     }
 }
 
+fn sharing_kind(error: &SharingError) -> ErrorKind {
+    match error {
+        SharingError::NotBlocks { .. } | SharingError::TimeUnknown | SharingError::Own(_) => ErrorKind::Usage,
+        SharingError::OutOfRange { .. } => ErrorKind::DoesNotFit,
+        SharingError::ReadOnly | SharingError::NotHolder { .. } | SharingError::OtherSender { .. } => {
+            ErrorKind::NotTrusted
+        }
+        SharingError::Over { .. } => ErrorKind::LeaseOver,
+        SharingError::Bundle(_) | SharingError::OtherAuthd { .. } => ErrorKind::Local,
+    }
+}
+
 fn data_kind(error: &DataError) -> ErrorKind {
     match error {
         DataError::Range { .. } => ErrorKind::DoesNotFit,
+        DataError::NotGranted { .. } => ErrorKind::NotTrusted,
         DataError::LeaseOver => ErrorKind::LeaseOver,
         DataError::Timeout => ErrorKind::Deadline,
         DataError::Refused { .. } | DataError::ProviderSilent | DataError::Detached => ErrorKind::LeaseLost,

@@ -12,7 +12,7 @@ mod saved;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use overbank_fabric::block::{MAX_COUNTER, Salt, Stamp};
@@ -75,6 +75,8 @@ pub struct Freshness {
     elsewhere: Entry,
     chunks: Box<[OnceLock<Chunk>]>,
     salts: RwLock<Salts>,
+    /// Others write to the lease too: nothing is known of any block for longer than a moment.
+    shared: AtomicBool,
 }
 
 struct Chunk {
@@ -119,7 +121,18 @@ impl Freshness {
 
     fn filled(blocks: u64, elsewhere: Entry) -> Self {
         let chunks = (0..blocks.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
-        Self { blocks, elsewhere, chunks, salts: RwLock::default() }
+        Self { blocks, elsewhere, chunks, salts: RwLock::default(), shared: AtomicBool::new(false) }
+    }
+
+    /// From here on others write to the lease too, so that nothing is known of any block.
+    pub fn share(&self) {
+        self.shared.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether others write to the lease too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::SeqCst)
     }
 
     /// Blocks of the lease.
@@ -131,7 +144,8 @@ impl Freshness {
     /// Whether it is known of every block what was written to it last.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        (self.elsewhere == Entry::NEVER || self.chunks.iter().all(|chunk| chunk.get().is_some()))
+        !self.is_shared()
+            && (self.elsewhere == Entry::NEVER || self.chunks.iter().all(|chunk| chunk.get().is_some()))
             && self.chunks.iter().filter_map(OnceLock::get).all(|chunk| {
                 chunk.entries.iter().all(|entry| !matches!(load(entry), Entry::UNKNOWN | Entry::UNSETTLED))
             })
@@ -139,6 +153,14 @@ impl Freshness {
 
     /// What is known of a block; nothing of one outside of the lease.
     pub(crate) fn entry(&self, block: u64) -> Entry {
+        match self.own_entry(block) {
+            Entry::UNSETTLED => Entry::UNSETTLED,
+            _ if self.is_shared() => Entry::UNKNOWN,
+            entry => entry,
+        }
+    }
+
+    fn own_entry(&self, block: u64) -> Entry {
         match self.chunks.get((block / CHUNK) as usize).map(OnceLock::get) {
             Some(Some(chunk)) => chunk.entries.get((block % CHUNK) as usize).map_or(Entry::UNKNOWN, load),
             Some(None) if block < self.blocks => self.elsewhere,

@@ -1,22 +1,27 @@
 //! A lease in use: reads and writes at any offset, as long as it lasts.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use overbank_fabric::block::LeaseKey;
+use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::{LeaseId, Tenant};
 use overbank_fabric::message::RefusalCode;
-use overbank_verbs::{Device, DeviceOptions, Health, VerbsError};
+use overbank_fabric::token::{Rights, Scope};
+use overbank_verbs::{Device, DeviceOptions, Health, Op, VerbsError};
 
 use crate::attach::{self, AttachOptions, MAX_LANES};
 use crate::client::Client;
 use crate::clock::{self, Until};
-use crate::data::{Contents, DataError, SealedLane, bounce_lane};
+use crate::data::{Contents, DataError, OnUnknown, SealedLane, bounce_lane};
 use crate::error::{Error, ErrorKind};
 use crate::freshness::Freshness;
 use crate::grant;
-use crate::lease_file::{Facts, LeaseFile, LeaseFileError};
+use crate::lease_file::{Facts, LeaseFile, LeaseFileError, Sharing};
 use crate::leasing::Released;
+use crate::sharing::{self, SharingError};
 
 /// How often one read or write attaches anew before it gives up.
 const ATTACHES: u32 = 3;
@@ -30,6 +35,9 @@ pub struct Lease {
     file: LeaseFile,
     contents: Contents,
     until: Until,
+    /// Its bytes that we may reach, and whether we may write them.
+    reach: Range<u64>,
+    rights: Rights,
     options: AttachOptions,
     /// None where nothing is attached; the first is this handle's own.
     lanes: Vec<SealedLane>,
@@ -40,17 +48,28 @@ pub struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(client: Client, file: LeaseFile, freshness: Freshness) -> Self {
+    /// `scope`: what the token in the file comes down to.
+    pub(crate) fn new(client: Client, file: LeaseFile, freshness: Freshness, scope: &Scope) -> Self {
         let facts = file.facts();
         let options = AttachOptions::default();
+        let (reach, rights) = (sharing::reach(scope, facts), scope.rights);
         let contents = Contents {
             context: facts.context(),
             key: file.key().clone(),
             bytes: facts.bytes,
             freshness: Arc::new(freshness),
-            on_unknown: options.on_unknown,
+            on_unknown: OnUnknown::Refuse,
         };
-        Self { client, until: facts.until, contents, file, options, lanes: Vec::new(), device: None, over: false }
+        let until = facts.until;
+        let (lanes, device) = (Vec::new(), None);
+        let mut lease = Self { client, until, reach, rights, contents, file, options, lanes, device, over: false };
+        lease.contents.on_unknown = lease.on_unknown();
+        lease
+    }
+
+    fn on_unknown(&self) -> OnUnknown {
+        let usual = if self.is_shared() { OnUnknown::Accept } else { OnUnknown::Refuse };
+        self.options.on_unknown.unwrap_or(usual)
     }
 
     /// Which.
@@ -63,6 +82,24 @@ impl Lease {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.contents.bytes
+    }
+
+    /// Its bytes that we may reach: all of them, unless it is one that was shared with us.
+    #[must_use]
+    pub fn reach(&self) -> Range<u64> {
+        self.reach.clone()
+    }
+
+    /// Whether it was shared with us for reading only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        !self.rights.contains(Rights::WRITE)
+    }
+
+    /// Whether others may write to it too, or it was shared with us. Its freshness is unknown then.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.contents.freshness.is_shared()
     }
 
     /// Payload bytes of a block.
@@ -114,7 +151,7 @@ impl Lease {
         }
         self.lanes.clear();
         self.options = options.clone();
-        self.contents.on_unknown = options.on_unknown;
+        self.contents.on_unknown = self.on_unknown();
         self.ready(Instant::now() + options.deadline)
     }
 
@@ -125,7 +162,7 @@ impl Lease {
     /// [`Error::Device`] where this machine's device is down; [`Error::LeaseOver`], [`Error::LeaseLost`], and what
     /// [`Lease::attach`] says.
     pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        let result = fits(offset, buffer.len(), self.bytes());
+        let result = self.admit(Rights::READ, offset, buffer.len());
         let result = result.and_then(|()| self.transfer(|lane, deadline| lane.read(offset, buffer, deadline)));
         if result.is_err() {
             buffer.fill(0);
@@ -138,7 +175,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseFile`], and what [`Lease::read`] says.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        fits(offset, bytes.len(), self.bytes())?;
+        self.admit(Rights::WRITE, offset, bytes.len())?;
         self.soil()?;
         self.transfer(|lane, deadline| lane.write(offset, bytes, deadline))
     }
@@ -150,7 +187,9 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseFile`], and what [`Lease::attach`] says.
     pub fn split(&mut self) -> Result<Vec<LeaseLane<'_>>, Error> {
-        self.soil()?;
+        if !self.is_read_only() {
+            self.soil()?;
+        }
         self.in_time()?;
         self.ready(Instant::now() + self.options.deadline)?;
         let (lease, bytes, deadline) = (self.file.facts().lease, self.contents.bytes, self.options.deadline);
@@ -163,6 +202,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseOver`], [`Error::LeaseLost`], [`Error::LeaseFile`], and what [`Client::who_am_i`] says.
     pub fn renew(&mut self, ttl: Duration) -> Result<Duration, Error> {
+        self.client.holds(self.file.facts(), "renew")?;
         let asked_ms = clock::now_ms();
         let granted = self.client.renew_lease(self.id(), ttl)?;
         grant::check(&granted, &self.client.authd_key(), &self.client.identity().public())?;
@@ -191,6 +231,44 @@ impl Lease {
         let released = self.client.release(self.id(), patience);
         self.over = matches!(released, Ok(_) | Err(Error::LeaseOver { .. } | Error::LeaseLost { .. }));
         released
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        self.file.facts()
+    }
+
+    pub(crate) fn key(&self) -> &LeaseKey {
+        self.file.key()
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        self.client.identity()
+    }
+
+    /// From here on others may write too.
+    pub(crate) fn shared_with_writers(&mut self) -> Result<(), Error> {
+        if self.file.facts().sharing == Sharing::No {
+            self.save(Facts { sharing: Sharing::WithWriters, ..self.file.facts().clone() })?;
+            self.contents.freshness.share();
+            // Lanes that are open judge by what held before.
+            self.lanes.clear();
+            self.contents.on_unknown = self.on_unknown();
+        }
+        Ok(())
+    }
+
+    /// Whether a read or a write is allowed here; the provider's device says the same, more curtly.
+    fn admit(&self, right: Rights, offset: u64, len: usize) -> Result<(), Error> {
+        if !self.rights.contains(right) {
+            let op = if right == Rights::WRITE { Op::Write } else { Op::Read };
+            return Err(DataError::NotGranted { op }.into());
+        }
+        fits(offset, len, self.bytes())?;
+        let (Range { start: first, end }, len) = (self.reach.clone(), len as u64);
+        if offset < first || offset.checked_add(len).is_none_or(|last| last > end) {
+            return Err(DataError::Range { offset, len, first, end }.into());
+        }
+        Ok(())
     }
 
     /// From here on, a process that dies leaves behind that it wrote.
@@ -253,6 +331,9 @@ impl Lease {
         match self.connect(deadline) {
             // The token may have run out, and the lease been renewed elsewhere.
             Err(Error::Refused { refusal, .. }) if refusal.code == RefusalCode::BadToken => {
+                if let Some(over) = self.share_over(&refusal.message) {
+                    return Err(over);
+                }
                 if self.refresh()?.is_zero() {
                     return Err(self.too_short());
                 }
@@ -276,6 +357,10 @@ impl Lease {
             self.lanes = raw.into_iter().map(sealed).collect::<Result<_, _>>()?;
             self.device = Some(device);
             self.until = attached.until;
+            if self.file.facts().until.left().is_none() && matches!(self.file.facts().sharing, Sharing::By(_)) {
+                // So that it can be shared on for a time.
+                self.save(Facts { until: self.until, ..self.file.facts().clone() })?;
+            }
         } else {
             let mut raw = self.lanes.iter_mut().map(SealedLane::renew).collect::<Result<Vec<_>, _>>()?;
             let attached = attach::attach(&self.client, self.file.facts(), &mut raw)?;
@@ -305,8 +390,17 @@ impl Lease {
         Error::LeaseOver { lease: Some(self.id()), why }
     }
 
+    /// The error that the end of a share is, where this lease is one.
+    fn share_over(&self, why: &str) -> Option<Error> {
+        let Sharing::By(from) = self.file.facts().sharing else { return None };
+        Some(SharingError::Over { lease: self.id(), from: from.fingerprint(), why: why.to_owned() }.into())
+    }
+
     /// Asks how long the lease lasts, and for a token up to then. A renewal by what is left anyway moves nothing.
     fn refresh(&mut self) -> Result<Duration, Error> {
+        if let Some(over) = self.share_over("its time has come") {
+            return Err(over);
+        }
         let asked_ms = clock::now_ms();
         let info = self.client.show_lease(self.id())?;
         if let Some(over) = crate::leasing::over(&info) {
@@ -322,6 +416,7 @@ impl Lease {
     fn save(&mut self, facts: Facts) -> Result<(), Error> {
         let table = match facts.dirty {
             true => Vec::new(),
+            false if facts.sharing != Sharing::No => Vec::new(),
             false => self.contents.freshness.to_bytes(&self.contents.key, &self.contents.context),
         };
         match self.file.save(facts, &table) {

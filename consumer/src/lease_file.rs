@@ -144,6 +144,28 @@ pub(crate) struct Facts {
     pub(crate) until: Until,
     /// Whether a process has written, or is writing, since the freshness was saved: what it wrote is not known here.
     pub(crate) dirty: bool,
+    /// Who else may write to it, or from whom we have it.
+    #[serde(default, skip_serializing_if = "Sharing::is_no")]
+    pub(crate) sharing: Sharing,
+}
+
+/// Who has a lease beside its holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Sharing {
+    /// Nobody, or others who only read.
+    #[default]
+    No,
+    /// Others who write.
+    WithWriters,
+    /// We are not its holder: this identity shared it with us.
+    By(PublicKey),
+}
+
+impl Sharing {
+    fn is_no(&self) -> bool {
+        *self == Self::No
+    }
 }
 
 impl Facts {
@@ -231,9 +253,17 @@ impl LeaseFile {
 
 /// What a lease's file says, whoever uses the lease.
 pub(crate) fn peek(directory: &Path, lease: LeaseId) -> Result<Facts, LeaseFileError> {
+    Ok(peek_with_key(directory, lease)?.0)
+}
+
+/// The same, and the lease's key.
+pub(crate) fn peek_with_key(directory: &Path, lease: LeaseId) -> Result<(Facts, LeaseKey), LeaseFileError> {
     let path = path_of(directory, lease);
     match local::open_owned(&path, local::OTHERS_NOTHING)? {
-        Some(file) => Ok(read(&path, &file)?.1),
+        Some(file) => {
+            let (key, facts, _) = read(&path, &file)?;
+            Ok((facts, key))
+        }
         None => Err(LeaseFileError::Missing { path }),
     }
 }

@@ -33,6 +33,7 @@ pub(crate) fn facts() -> Facts {
         token: Token::grant(&scope, &authd),
         until: Until::new(0, 60_000),
         dirty: false,
+        sharing: Sharing::No,
     }
 }
 

@@ -11,12 +11,14 @@ use overbank_fabric::receipt::Receipt;
 
 use crate::client::{Client, ms};
 use crate::clock::{self, Until};
+use crate::config::Config;
 use crate::error::Error;
 use crate::freshness::Freshness;
 use crate::grant;
 use crate::lease::Lease;
-use crate::lease_file::{self, Facts, LeaseFile, LeaseFileError};
+use crate::lease_file::{self, Facts, LeaseFile, LeaseFileError, Sharing};
 use crate::local;
+use crate::sharing::SharingError;
 
 /// What to lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl Client {
             CreateLease { nonce: Nonce::random(), bytes: request.bytes, block: request.block, ttl_ms: ms(request.ttl) };
         let asked_ms = clock::now_ms();
         let granted = self.create_lease(create)?;
-        grant::check(&granted, &self.authd_key(), &self.identity().public())?;
+        let scope = grant::check(&granted, &self.authd_key(), &self.identity().public())?;
         if (granted.bytes, granted.block) != (request.bytes, request.block) {
             return Err(Error::MisbehavingAuthd("a grant of another size".to_owned()));
         }
@@ -69,12 +71,13 @@ impl Client {
             token: granted.token,
             until: Until::new(asked_ms, granted.left_ms),
             dirty: false,
+            sharing: Sharing::No,
         };
         let key = LeaseKey::generate();
         let freshness = Freshness::new(facts.blocks());
         let table = freshness.to_bytes(&key, &facts.context());
         match LeaseFile::create(self.config().leases(), facts, key, &table) {
-            Ok(file) => Ok(Lease::new(self.clone(), file, freshness)),
+            Ok(file) => Ok(Lease::new(self.clone(), file, freshness, &scope)),
             Err(error) => {
                 // A lease whose key is gone is of no use to anybody; where it cannot be given back it expires.
                 let _ = self.release_lease(granted.lease);
@@ -105,13 +108,20 @@ impl Client {
             return Err(other_authd(file.facts(), self.config().leases()));
         }
         let facts = file.facts();
-        let freshness = if facts.dirty {
+        let freshness = if facts.dirty || facts.sharing != Sharing::No {
             Freshness::unknown(facts.blocks())
         } else {
             Freshness::from_bytes(&table, file.key(), &facts.context(), facts.blocks())
                 .map_err(|source| LeaseFileError::Freshness { path: file.path().to_owned(), source })?
         };
-        Ok(Lease::new(self.clone(), file, freshness))
+        if facts.sharing != Sharing::No {
+            freshness.share();
+        }
+        let scope = facts
+            .token
+            .verify(&facts.authd_key)
+            .map_err(|error| Error::MisbehavingAuthd(format!("a token that does not hold ({error})")))?;
+        Ok(Lease::new(self.clone(), file, freshness, &scope))
     }
 
     /// Moves a lease's deadline to `ttl` from now; never sooner. Returns how long it can be used from now on.
@@ -120,6 +130,9 @@ impl Client {
     /// [`Error::LeaseOver`], [`Error::LeaseLost`], [`Error::NotTrusted`], [`Error::LeaseFile`], and what
     /// [`Client::who_am_i`] says.
     pub fn renew(&self, lease: LeaseId, ttl: Duration) -> Result<Duration, Error> {
+        if let Ok(facts) = lease_file::peek(self.config().leases(), lease) {
+            self.holds(&facts, "renew")?;
+        }
         let asked_ms = clock::now_ms();
         let granted = self.renew_lease(lease, ttl)?;
         grant::check(&granted, &self.authd_key(), &self.identity().public())?;
@@ -152,6 +165,9 @@ impl Client {
             Err(Missing { .. } | Damaged { .. } | Foreign { .. } | Newer { .. }) => None,
             Err(error) => return Err(error.into()),
         };
+        if let Some(facts) = &facts {
+            self.holds(facts, "release")?;
+        }
         let released = self.release_lease(lease);
         // To somebody else the auth daemon says that there is no such lease: that is no reason to lose its key.
         let ours = facts.as_ref().is_none_or(|facts| facts.holder == self.identity().public());
@@ -168,6 +184,17 @@ impl Client {
         Ok(Released { info, receipt })
     }
 
+    /// Whether we are a lease's holder, who alone can do that.
+    pub(crate) fn holds(&self, facts: &Facts, what: &'static str) -> Result<(), Error> {
+        match facts.sharing {
+            Sharing::No | Sharing::WithWriters => Ok(()),
+            Sharing::By(from) => {
+                let path = lease_file::path_of(self.config().leases(), facts.lease).display().to_string();
+                Err(SharingError::NotHolder { lease: facts.lease, from: from.fingerprint(), what, path }.into())
+            }
+        }
+    }
+
     /// The receipt in what a list says of a lease that ended, if the provider that its local file names made it.
     #[must_use]
     pub fn receipt(&self, info: &LeaseInfo) -> Option<Receipt> {
@@ -179,8 +206,16 @@ impl Client {
     /// # Errors
     /// [`Error::LeaseFile`].
     pub fn local_leases(&self) -> Result<Vec<LeaseId>, Error> {
-        Ok(lease_file::list(self.config().leases())?)
+        local_leases(self.config())
     }
+}
+
+/// The leases that have a file on this machine, whoever made them.
+///
+/// # Errors
+/// [`Error::LeaseFile`].
+pub fn local_leases(config: &Config) -> Result<Vec<LeaseId>, Error> {
+    Ok(lease_file::list(config.leases())?)
 }
 
 /// How a lease ended.

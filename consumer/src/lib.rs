@@ -31,6 +31,7 @@
 //! | `config`, `pins` | where the auth daemon is, and whose key it has |
 //! | `client` | the session with it, one method for each question |
 //! | `leasing`, `lease` | leases: making, opening, ending them; reading and writing |
+//! | `sharing` | a part of a lease for somebody else, and from somebody else |
 //! | `lease_file`, `local`, `clock` | what lies on this machine, and until when it is good |
 //! | `attach`, `grant` | believing what the provider and the auth daemon answer |
 //! | [`data`], [`freshness`] | sealed blocks through a lane, and what was written last |
@@ -49,20 +50,24 @@ mod lease_file;
 mod leasing;
 mod local;
 mod pins;
+mod sharing;
 
 pub use attach::{AttachOptions, MAX_LANES};
-pub use client::{Client, identity};
+pub use client::{Client, identity, public_key};
 pub use config::{Config, ConfigError, DEFAULT_AUTHD, DEFAULT_DEADLINE, DEFAULT_PORT};
 pub use data::{DataError, OnUnknown};
 pub use error::{Error, ErrorKind, ExpectedBy};
 pub use freshness::FreshnessError;
 pub use lease::{Lease, LeaseLane};
 pub use lease_file::LeaseFileError;
-pub use leasing::{LeaseRequest, Released};
+pub use leasing::{LeaseRequest, Released, local_leases};
 pub use local::LocalError;
 pub use pins::PinsError;
 
+pub use sharing::{ShareRequest, SharedLease, SharingError, read_bundle, share, write_bundle};
+
 pub use overbank_fabric::block::{DEFAULT_BLOCK, MAX_BLOCK, MIN_BLOCK};
+pub use overbank_fabric::identity::PublicKey;
 pub use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
 pub use overbank_fabric::message::{
     Invitation, LeaseInfo, LeaseState, ProviderStatus, Refusal, RefusalCode, Role, Status, TrustEntry, TrustState,

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
-use overbank::{Client, Invitation, Role, Size, TrustEntry, TrustState, identity, show_duration};
+use overbank::{Client, Invitation, Role, Size, TrustEntry, TrustState, identity, public_key, show_duration};
+use overbank_fabric::ids::hex;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -34,13 +35,15 @@ pub(crate) struct Join {
 impl Id {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let (fingerprint, made) = identity(&context.config)?;
+        let key = hex(&public_key(&context.config)?.0);
         let seen = if self.offline { None } else { Some(self.ask(context)?) };
         let home = context.config.home().display().to_string();
         let mut rows = vec![
             vec!["fingerprint".to_owned(), fingerprint.to_string()],
+            vec!["key".to_owned(), key.clone()],
             vec!["home".to_owned(), home.clone() + if made { " (a new identity was made)" } else { "" }],
         ];
-        let mut answer = json!({ "fingerprint": fingerprint.to_string(), "home": home, "created": made });
+        let mut answer = json!({ "fingerprint": fingerprint.to_string(), "key": key, "home": home, "created": made });
         match seen {
             None => {}
             Some(Ok((client, entry))) => {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use overbank::{
-    Client, Error, LeaseId, LeaseInfo, LeaseRequest, LeaseState, MAX_BLOCK, MIN_BLOCK, Receipt, Size, show_duration,
+    Client, Config, Error, LeaseId, LeaseInfo, LeaseRequest, LeaseState, MAX_BLOCK, MIN_BLOCK, Receipt, Size,
+    local_leases, show_duration,
 };
 use serde_json::{Value, json};
 
@@ -43,6 +44,10 @@ Example:
         #[arg(long, value_name = "TIME", value_parser = some_time)]
         ttl: Duration,
     },
+    /// Share a part of a lease with another identity, as a file that only it can open
+    Share(super::share::Share),
+    /// Take into use what somebody shared with you
+    Open(super::share::Open),
     /// Give a lease back: its memory is made unreachable, then wiped
     Release {
         /// The lease, or the first digits of it
@@ -73,17 +78,30 @@ impl std::str::FromStr for LeaseName {
 impl LeaseName {
     /// The lease: among those with a file here, else among those that the auth daemon knows of us.
     pub(crate) fn resolve(&self, client: &Client) -> Result<LeaseId, Failure> {
+        let mut found = self.matching(client.local_leases()?);
+        if found.is_empty() {
+            found = self.matching(client.leases()?.iter().map(|info| info.lease).collect());
+        }
+        self.only(&found)
+    }
+
+    /// The lease, among those with a file here: nobody is asked.
+    pub(crate) fn resolve_here(&self, config: &Config) -> Result<LeaseId, Failure> {
+        self.only(&self.matching(local_leases(config)?))
+    }
+
+    fn matching(&self, leases: Vec<LeaseId>) -> Vec<LeaseId> {
+        match self {
+            Self::Whole(lease) => vec![*lease],
+            Self::Begins(prefix) => leases.into_iter().filter(|id| id.to_string().starts_with(prefix)).collect(),
+        }
+    }
+
+    fn only(&self, found: &[LeaseId]) -> Result<LeaseId, Failure> {
         let prefix = match self {
             Self::Whole(lease) => return Ok(*lease),
             Self::Begins(prefix) => prefix,
         };
-        let matching = |leases: Vec<LeaseId>| -> Vec<LeaseId> {
-            leases.into_iter().filter(|lease| lease.to_string().starts_with(prefix)).collect()
-        };
-        let mut found = matching(client.local_leases()?);
-        if found.is_empty() {
-            found = matching(client.leases()?.iter().map(|info| info.lease).collect());
-        }
         match found[..] {
             [lease] => Ok(lease),
             [] => {
@@ -100,6 +118,8 @@ impl Command {
         match self {
             Self::Create { size, ttl, block } => create(context, &LeaseRequest { bytes: size, ttl, block }),
             Self::List => list(context),
+            Self::Share(share) => share.run(context),
+            Self::Open(open) => open.run(context),
             Self::Renew { lease, ttl } => {
                 let client = context.connect()?;
                 let lease = lease.resolve(&client)?;

@@ -6,6 +6,7 @@ mod identity;
 mod interrupt;
 mod lease;
 mod output;
+mod share;
 mod transfer;
 mod trust;
 
@@ -26,6 +27,8 @@ Examples:
   overbank lease create --size 64MiB --ttl 10m    borrow memory
   overbank put 3fa9 results.bin                   write a file to the lease that begins with 3fa9
   overbank get 3fa9@1MiB part.bin --len 4KiB      read a piece of it
+  overbank lease share 3fa9 --to FINGERPRINT --read-only --out bob.share
+                                                  let somebody else read it
   overbank lease release 3fa9                     give it back
 
 ";

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
-use overbank::{AttachOptions, Error, Lease, OnUnknown, Size, show_duration};
+use overbank::{AttachOptions, DataError, Error, Lease, OnUnknown, Size, show_duration};
 use serde_json::json;
 
 use super::exit::Failure;
@@ -82,7 +82,7 @@ struct PathArgs {
 }
 
 impl PathArgs {
-    fn options(&self, on_unknown: OnUnknown) -> AttachOptions {
+    fn options(&self, on_unknown: Option<OnUnknown>) -> AttachOptions {
         AttachOptions {
             device: self.device.clone(),
             address: self.address,
@@ -97,17 +97,18 @@ impl PathArgs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Target {
     lease: LeaseName,
-    offset: u64,
+    /// None: where what we have of the lease begins.
+    offset: Option<u64>,
 }
 
 impl std::str::FromStr for Target {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let (lease, offset) = match text.split_once('@') {
-            None => (text, 0),
+            None => (text, None),
             Some((lease, offset)) => {
                 let offset: Size = offset.parse().map_err(|error| format!("the offset: {error}"))?;
-                (lease, offset.0)
+                (lease, Some(offset.0))
             }
         };
         Ok(Self { lease: lease.parse()?, offset })
@@ -119,28 +120,33 @@ impl Put {
         let source = Source::open(&self.file, self.len)?;
         let client = context.connect()?;
         let mut lease = client.open_lease(self.target.lease.resolve(&client)?)?;
-        let room = lease.bytes().saturating_sub(self.target.offset);
+        let reach = lease.reach();
+        let offset = self.target.offset.unwrap_or(reach.start);
+        if offset < reach.start {
+            return Err(Error::from(DataError::Range { offset, len: 0, first: reach.start, end: reach.end }).into());
+        }
+        let room = reach.end.saturating_sub(offset);
         let (mut reader, len) = source.measure(room)?;
         let name = if is_dash(&self.file) { "standard input".to_owned() } else { self.file.display().to_string() };
-        if len > room || self.target.offset > lease.bytes() {
+        if len > room || offset > reach.end {
             let more = if len > room && matches!(reader, Reader::Memory(_)) { " or more" } else { "" };
             return Err(Failure::DoesNotFit(format!(
                 "{name} has {}{more}, and lease {} has room for {} from offset {} on: nothing was written",
                 Size(len),
                 lease.id(),
                 Size(room),
-                self.target.offset
+                offset
             )));
         }
         let interrupt = Interrupt::watch()?;
         let started = Instant::now();
-        lease.attach(&self.path.options(OnUnknown::Refuse))?;
+        lease.attach(&self.path.options(None))?;
         notice_unknown(context, &lease);
         let device = lease.device().unwrap_or_default();
         let bar = context.output.progress("put", len);
         let moved = copy(len, |done, buffer| {
             reader.fill(buffer, &interrupt, &name)?;
-            lease.write(self.target.offset + done, buffer)?;
+            lease.write(offset + done, buffer)?;
             bar.inc(buffer.len() as u64);
             Ok(())
         });
@@ -150,8 +156,9 @@ impl Put {
         let closed = lease.close();
         moved?;
         closed?;
-        let text = report("wrote", "to", len, &id, self.target.offset, started.elapsed(), &device);
-        let answer = json!({ "lease": id, "offset": self.target.offset, "bytes": len, "ms": ms(started.elapsed()), "device": device });
+        let text = report("wrote", "to", len, &id, offset, started.elapsed(), &device);
+        let answer =
+            json!({ "lease": id, "offset": offset, "bytes": len, "ms": ms(started.elapsed()), "device": device });
         context.output.answer(&text, &answer)
     }
 }
@@ -165,14 +172,18 @@ impl Get {
         }
         let client = context.connect()?;
         let mut lease = client.open_lease(self.target.lease.resolve(&client)?)?;
-        let (bytes, offset) = (lease.bytes(), self.target.offset);
-        let len = self.len.unwrap_or(bytes.saturating_sub(offset));
+        let (bytes, reach) = (lease.bytes(), lease.reach());
+        let offset = self.target.offset.unwrap_or(reach.start);
+        let len = self.len.unwrap_or(reach.end.saturating_sub(offset));
         if len == 0 || offset.checked_add(len).is_none_or(|end| end > bytes) {
             return Err(Error::DoesNotFit { offset, len, bytes }.into());
         }
+        if offset < reach.start || offset + len > reach.end {
+            return Err(Error::from(DataError::Range { offset, len, first: reach.start, end: reach.end }).into());
+        }
         let interrupt = Interrupt::watch()?;
         let started = Instant::now();
-        let unknown = if self.accept_unknown_freshness { OnUnknown::Accept } else { OnUnknown::Refuse };
+        let unknown = self.accept_unknown_freshness.then_some(OnUnknown::Accept);
         lease.attach(&self.path.options(unknown))?;
         notice_unknown(context, &lease);
         let device = lease.device().unwrap_or_default();
@@ -220,7 +231,12 @@ fn report(did: &str, whither: &str, len: u64, lease: &str, offset: u64, took: Du
 }
 
 fn notice_unknown(context: &Context, lease: &Lease) {
-    if !lease.freshness_is_known() {
+    if lease.is_shared() {
+        context.output.notice(
+            "freshness unknown: the lease is shared, so nobody here knows what was written to it last. What comes back was \
+             sealed for its place by somebody who has its key, and may be older than the latest",
+        );
+    } else if !lease.freshness_is_known() {
         context.output.notice(
             "the last process that wrote to this lease ended without saying what it wrote. A block written before that can \
              be read again only once it has been written anew, or with `get --accept-unknown-freshness`",
@@ -412,8 +428,8 @@ mod tests {
     #[test]
     fn targets_are_a_lease_and_an_offset() {
         let lease = |text: &str| text.parse::<LeaseName>().expect("a lease");
-        assert_eq!("3f".parse(), Ok(Target { lease: lease("3f"), offset: 0 }));
-        assert_eq!("3f@4KiB".parse(), Ok(Target { lease: lease("3f"), offset: 4096 }));
+        assert_eq!("3f".parse(), Ok(Target { lease: lease("3f"), offset: None }));
+        assert_eq!("3f@4KiB".parse(), Ok(Target { lease: lease("3f"), offset: Some(4096) }));
         for bad in ["", "@", "@1", "3f@", "3f@x", "3f@-1", "3f@1@2", "xyz@1", "3f@99999999TiB"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }

@@ -6,14 +6,14 @@ use overbank::{AttachOptions, Client, Config, DataError, Error, ErrorKind, Lease
 
 use crate::stack::{Stack, User, device, noise, seconds, ttl};
 
-fn client(stack: &Stack, user: &User) -> Client {
+pub(crate) fn client(stack: &Stack, user: &User) -> Client {
     let config =
         Config::new(&stack.address, &user.home).expect("an address").with_leases(user.runtime.join("overbank"));
     Client::connect(&config).expect("connected")
 }
 
 /// The usual ones, on the device that the provider uses.
-fn options() -> AttachOptions {
+pub(crate) fn options() -> AttachOptions {
     AttachOptions { device: device(), ..AttachOptions::default() }
 }
 
@@ -132,7 +132,7 @@ fn what_a_dead_process_wrote_is_refused_unless_the_caller_accepts_it() {
     assert!(buffer.iter().all(|&byte| byte == 0));
     let error = copy.write(5, b"part of a block").expect_err("what would the rest of it be?");
     assert_eq!(error.kind(), ErrorKind::Contents, "{error}");
-    copy.attach(&AttachOptions { on_unknown: OnUnknown::Accept, ..options() }).expect("attached");
+    copy.attach(&AttachOptions { on_unknown: Some(OnUnknown::Accept), ..options() }).expect("attached");
     copy.read(0, &mut buffer).expect("accepted");
     assert!(buffer == noise(8192, 1));
     copy.read(60_000, &mut buffer[..10]).expect("empty, and accepted as never written");

@@ -9,6 +9,7 @@ mod faults;
 mod library;
 mod memory;
 mod process;
+mod sharing;
 mod stack;
 mod tampering;
 mod transfer;
