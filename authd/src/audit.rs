@@ -58,6 +58,24 @@ pub(crate) enum Event {
     Invited,
     /// An identity is trusted no more.
     Revoked,
+    /// An operator refused an identity that waited.
+    Denied,
+    /// An operator named an identity.
+    Renamed,
+    /// An operator took in what another auth daemon had decided.
+    Imported,
+    /// An identity took over from another.
+    Rotated,
+    /// An operator keeps new leases from a provider.
+    Drained,
+    /// And does so no more.
+    Undrained,
+    /// An operator stops a lease, a tenant, a provider or the daemon.
+    StopOrdered,
+    /// An operator asked for what takes several.
+    Proposed,
+    /// One more operator agreed.
+    Consented,
     /// A lease was granted.
     Granted,
     /// A lease was given more time.
@@ -102,6 +120,16 @@ impl Event {
             Self::Approved => ("approved", Grant),
             Self::Invited => ("invited", Grant),
             Self::Revoked => ("revoked", End),
+            Self::Denied => ("denied", End),
+            Self::Renamed => ("renamed", Grant),
+            Self::Imported => ("imported", Grant),
+            Self::Rotated => ("rotated", Grant),
+            Self::Drained => ("drained", End),
+            Self::Undrained => ("undrained", Grant),
+            Self::StopOrdered => ("stop-ordered", End),
+            // So that a switch that takes several operators works where the log is full.
+            Self::Proposed => ("proposed", End),
+            Self::Consented => ("consented", End),
             Self::Granted => ("granted", Grant),
             Self::Renewed => ("renewed", Grant),
             Self::Attached => ("attached", Grant),

@@ -9,6 +9,7 @@ use overbank_fabric::units::{Size, parse_duration};
 
 use crate::audit::Bounds;
 use crate::core::Load;
+use crate::proposals::Critical;
 use crate::state::AuditFiles;
 
 const LISTEN: &str = "127.0.0.1:7471";
@@ -100,6 +101,13 @@ pub struct Serve {
     /// Most bytes in the audit log.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = str::parse::<Size>)]
     pub audit_max_bytes: Size,
+    /// How many operators must approve what --critical names. With more than one, making and revoking operators takes as many
+    /// also.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub approvals: u32,
+    /// What takes several operators: any of trust, revoke, stop-lease, stop-tenant, stop-provider, drain, shutdown, with commas.
+    #[arg(long, value_name = "OPERATIONS", value_delimiter = ',', value_parser = str::parse::<Critical>)]
+    pub critical: Vec<Critical>,
     /// How log lines look.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,

@@ -13,6 +13,7 @@ use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, TrustEntry};
 
 use crate::audit::{Bounds, Cause, Keeping};
 use crate::clock::Now;
+use crate::proposals::Consent;
 use crate::providers::Provider;
 use crate::store::{Store, StoreError};
 
@@ -29,6 +30,8 @@ pub struct Limits {
     pub load: Load,
     /// How large the audit log may become before nothing is granted any more.
     pub audit: Bounds,
+    /// What takes more than one operator.
+    pub consent: Consent,
 }
 
 impl Default for Limits {
@@ -39,6 +42,7 @@ impl Default for Limits {
             max_pending: 1000,
             load: Load::default(),
             audit: Bounds::default(),
+            consent: Consent::default(),
         }
     }
 }
@@ -175,6 +179,8 @@ pub(crate) enum Effect {
     Farewell(PublicKey, SessionId, Vec<Call>),
     /// A lease has moved on: who was told to wait asks again.
     Changed,
+    /// The daemon stops, as if by SIGTERM.
+    Shutdown,
 }
 
 /// Why there is no answer.
@@ -248,14 +254,38 @@ impl Core {
     pub(crate) fn request(&mut self, asker: &Asker, call: Call, now: Now) -> Result<Next, Fault> {
         self.on_behalf(Cause::of(asker, now));
         let me = self.authorize(asker, &call)?;
+        if let Some(proposal) = self.proposed(&me, &call, now)? {
+            return Ok(Next::Answer(Reply::Proposed(Box::new(proposal))));
+        }
+        self.carry_out(asker, me, call, now)
+    }
+
+    /// Does what somebody may ask, and enough operators agree to.
+    pub(crate) fn carry_out(&mut self, asker: &Asker, me: TrustEntry, call: Call, now: Now) -> Result<Next, Fault> {
         let reply = match call {
             Call::WhoAmI => Reply::You(me),
             Call::Join(join) => Reply::You(self.join(&me, asker.party, &join, now)?),
+            Call::Rotate(rotate) => Reply::You(self.rotate(&me, asker.party, &rotate, now)?),
+            Call::Successions => Reply::Successions(self.successions(&me)?),
             Call::TrustList => Reply::Trust(self.trust_list()?),
             Call::TrustApprove(approve) => Reply::Trust(vec![self.approve(approve)?]),
             Call::TrustRevoke(fingerprint) => Reply::Trust(vec![self.revoke(&fingerprint, now)?]),
             Call::TrustInvite(invite) => Reply::Invitation(self.invite(&me.key, invite, now)?),
             Call::Audit(query) => Reply::Audit(Box::new(self.audit_page(&query, now)?)),
+            Call::TrustShow(fingerprint) => Reply::Trust(vec![self.trust_show(&fingerprint)?]),
+            Call::TrustDeny(fingerprint) => Reply::Trust(vec![self.deny(&fingerprint)?]),
+            Call::TrustRename(rename) => Reply::Trust(vec![self.rename(&rename)?]),
+            Call::TrustExport(after) => Reply::Trust(self.export(after.as_ref())?),
+            Call::TrustImport(entries) => Reply::Imported(self.import(&entries, now)?),
+
+            Call::LeaseStop(lease) => return self.stop_lease(&lease, now),
+            Call::TenantStop(tenant) => Reply::Stopped(self.stop_tenant(&tenant)?),
+            Call::ProviderStop(fingerprint) => Reply::Stopped(self.stop_provider(&fingerprint)?),
+            Call::ProviderDrain(fingerprint) => self.drain(&fingerprint, true)?,
+            Call::ProviderUndrain(fingerprint) => self.drain(&fingerprint, false)?,
+            Call::Shutdown => self.shutdown(&me)?,
+            Call::ProposalList => Reply::Proposals(self.proposals(now)?),
+            Call::ProposalApprove(approval) => return self.approve_proposal(asker, me, &approval, now),
 
             Call::CreateLease(wish) => return self.create(&me, wish, now),
             Call::RenewLease(renew) => return self.renew(&me, &renew, now),

@@ -153,6 +153,8 @@ impl Hub {
     pub(crate) fn apply(self: &Arc<Self>, effect: Effect) {
         match effect {
             Effect::Changed => self.changed.notify_waiters(),
+            // The server's own.
+            Effect::Shutdown => {}
             Effect::Close(key) => self.close(|_, link| link.key == key),
             Effect::Standing(key) => {
                 for link in self.links().values().filter(|link| link.key == key) {

@@ -5,6 +5,7 @@ use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::LeaseId;
 use overbank_fabric::message::{
     Attach, Call, Carve, CreateLease, Extend, Fence, Granted, Refusal, RefusalCode, RenewLease, Reply, TrustEntry,
+    TrustState,
 };
 use overbank_fabric::receipt::EndReason;
 use overbank_fabric::time::{Deadline, Tick};
@@ -132,7 +133,8 @@ impl Core {
             tenant.ok_or_else(|| refuse(RefusalCode::Forbidden, "only a consumer has a tenant to lease for"))?;
         let room = |provider: &Provider| {
             let (_, pinned) = footprint(wish.bytes, wish.block, provider.page_bytes)?;
-            (provider.is_here(now.instant) && pinned <= provider.free_bytes).then_some(provider.free_bytes)
+            (provider.is_here(now.instant) && !provider.drained && pinned <= provider.free_bytes)
+                .then_some(provider.free_bytes)
         };
         let candidates = self.providers.values().filter(|provider| !tried.contains(&provider.key));
         let best = candidates.filter_map(|provider| Some((room(provider)?, provider))).max_by_key(|(free, _)| *free);
@@ -171,6 +173,7 @@ impl Core {
             reason: None,
             fenced: false,
             receipt: None,
+            signer: provider.key,
         };
         self.store.write(|tx| leases::insert(tx, &row))?;
         if let Some(provider) = self.providers.get_mut(&row.provider) {
@@ -196,7 +199,9 @@ impl Core {
                 let mut free: Vec<_> = here.iter().map(|provider| (provider.free_bytes, provider.key)).collect();
                 free.sort_unstable_by(|a, b| b.cmp(a));
                 for (bytes, key) in free.iter().take(4) {
-                    text.push_str(&format!("; {} free at {}", Size(*bytes), key.fingerprint()));
+                    let drained = self.providers.get(key).is_some_and(|provider| provider.drained);
+                    let drained = if drained { ", which is drained" } else { "" };
+                    text.push_str(&format!("; {} free at {}{drained}", Size(*bytes), key.fingerprint()));
                 }
             }
         }
@@ -221,6 +226,9 @@ impl Core {
         };
         if row.stage != Stage::Carving {
             self.order_fences(&row.provider);
+            if self.entry(&row.holder)?.is_some_and(|holder| holder.state == TrustState::Trusted) {
+                return Err(refuse(RefusalCode::LeaseEnded, "the lease was stopped while it was being made"));
+            }
             return Err(refuse(RefusalCode::Revoked, "the lease's holder was revoked while it was being made"));
         }
         if outcome == Ok(Reply::Done) {
@@ -298,7 +306,7 @@ impl Core {
             lease: row.id,
             generation: row.generation,
             tenant: row.tenant.clone(),
-            provider: row.provider,
+            provider: row.signer,
             boot: row.boot,
             bytes: row.bytes,
             block: row.block,
@@ -440,9 +448,14 @@ impl Core {
 
     /// Sends an attach on to the provider, which has the last word on it.
     pub(crate) fn attach(&mut self, me: &TrustEntry, attach: Attach, now: Now) -> Result<Next, Fault> {
-        let chain = attach
-            .token
-            .chain(&self.identity.public())
+        let row = leases::find(self.store.read(), &attach.lease)?;
+        // A lease that is older than this daemon's key may have been granted by the one before.
+        let keys = self.keys_since(row.as_ref().map_or(u64::MAX, |row| row.made_unix_ms))?;
+        let chain = keys
+            .iter()
+            .map(|key| attach.token.chain(key))
+            .reduce(|one, other| one.or(other))
+            .unwrap_or(Err(overbank_fabric::token::TokenError::Signature(0)))
             .map_err(|error| refuse(RefusalCode::BadToken, error.to_string()))?;
         let scope = chain.scope();
         if scope.holder != me.key {
@@ -452,7 +465,7 @@ impl Core {
         if scope.lease != attach.lease {
             return Err(refuse(RefusalCode::BadToken, "the token is for another lease than the request"));
         }
-        let row = leases::find(self.store.read(), &attach.lease)?.ok_or_else(|| no_such_lease(&attach.lease))?;
+        let row = row.ok_or_else(|| no_such_lease(&attach.lease))?;
         self.left_of_active(&row, now)?;
         let (_, session) = self.provider_of(&row, now)?;
         self.hand_on(&row, chain.holders())?;

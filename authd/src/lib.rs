@@ -9,7 +9,7 @@
 //! | [`server`], `session`, `hub`, `gate` | sockets, sessions, deadlines: how requests come in and orders go out |
 //! | `door`, `shares`, `rates`, `turns`, `bucket` | who may come in, how much of it, how fast, and who is next |
 //! | `prover`, `desk`, `line` | the thread on which handshakes are reckoned; the one on which decisions are made and written down |
-//! | `core`, `trust`, `leases`, `providers`, `reports`, `clock` | the decisions, without sockets, threads or clocks |
+//! | `core`, `trust`, `entries`, `rotation`, `proposals`, `switches`, `leases`, `providers`, `reports`, `clock` | the decisions, without sockets, threads or clocks |
 //! | `audit` | the audit log: what is recorded, its bounds, its signatures, the files that get it |
 //! | `store` | what outlives the process, in SQLite |
 #![forbid(unsafe_code)]
@@ -26,18 +26,22 @@ mod clock;
 mod core;
 mod desk;
 mod door;
+mod entries;
 mod gate;
 mod hub;
 mod leases;
 mod line;
+mod proposals;
 mod prover;
 mod providers;
 mod rates;
 mod reports;
+mod rotation;
 mod session;
 mod shares;
 mod sharing;
 mod store;
+mod switches;
 mod trust;
 mod turns;
 
@@ -55,4 +59,5 @@ compile_error!("danger-… takes a defence away: never in a release build");
 pub use crate::audit::Bounds;
 pub use crate::audit::outlet::OutletError;
 pub use crate::core::{Limits, Load};
+pub use crate::proposals::{Consent, Critical};
 pub use crate::store::StoreError;

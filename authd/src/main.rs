@@ -9,10 +9,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use overbank_authd::Limits;
 use overbank_authd::cli::{Cli, Command, LogFormat, Serve};
 use overbank_authd::server::{ServeError, Server};
 use overbank_authd::state::{State, StateError};
+use overbank_authd::{Consent, Limits};
 use overbank_fabric::daemon::foreign;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -89,6 +89,7 @@ fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
         max_pending: how.max_pending,
         load: how.load.load(),
         audit: how.audit_bounds(),
+        consent: Consent::new(how.approvals, &how.critical),
     };
     let mut state = State::open(&how.state)?;
     state.audit_files = how.audit_files();

@@ -16,7 +16,7 @@ use crate::clock::{Now, ProviderClock};
 use crate::core::{Asker, Core, Effect, Fault, Next, Order, OrderError, SessionId, Then, Waiting, refuse};
 use crate::leases::provider_failed;
 use crate::store::leases::{self, LeaseRow, Stage};
-use crate::store::{StoreError, delegates};
+use crate::store::{StoreError, delegates, identities, successions};
 
 /// A provider that was not heard of for this long gets no leases and no attaches.
 const AWAY: Duration = Duration::from_secs(5);
@@ -47,6 +47,8 @@ pub(crate) struct Provider {
     pub(crate) unknown: HashSet<LeaseId>,
     /// Leases of which it knows an earlier deadline than the store.
     behind: HashSet<LeaseId>,
+    /// Whether an operator keeps new leases from it.
+    pub(crate) drained: bool,
 }
 
 impl Provider {
@@ -126,6 +128,7 @@ impl Core {
             device: plain(&offer.device, 200),
             unknown,
             behind,
+            drained: identities::is_drained(self.store.read(), &asker.key)?,
         };
         let before = self.providers.insert(asker.key, provider);
         if let Some(session) = before.and_then(|before| before.session).filter(|&session| session != asker.session) {
@@ -190,18 +193,20 @@ impl Core {
         if to_cbor(&signed).len() > MAX_RECEIPT {
             return Err(refuse(RefusalCode::Invalid, format!("a receipt has at most {MAX_RECEIPT} bytes")));
         }
-        let receipt = signed.open(&me.key).map_err(|error| bad(format!("the receipt is not good: {error}")))?;
-        if receipt.provider != me.key {
+        let signers = self.signers(&me.key)?;
+        let opened = signers.iter().find_map(|key| Some((signed.open(key).ok()?, *key)));
+        let (receipt, signer) = opened.ok_or_else(|| bad("the receipt is not signed by its provider".to_owned()))?;
+        if receipt.provider != signer {
             return Err(bad(format!("the receipt of lease {} is another provider's", receipt.lease)));
         }
         let Some(mut row) = leases::find(self.store.read(), &receipt.lease)? else {
             tracing::info!(lease = %receipt.lease, "a receipt for a lease that nobody was told of");
             return Ok(Reply::Done);
         };
-        if (row.provider, row.boot, &row.tenant) != (me.key, receipt.boot, &receipt.tenant) {
+        if (row.provider, row.signer, row.boot, &row.tenant) != (me.key, signer, receipt.boot, &receipt.tenant) {
             return Err(bad(format!("lease {} was not lent by that provider, in that life, to that tenant", row.id)));
         }
-        let had = row.receipt.as_ref().and_then(|signed| signed.open(&me.key).ok());
+        let had = row.receipt.as_ref().and_then(|signed| signed.open(&signer).ok());
         if had.is_some_and(|had| had.is_complete() || !receipt.is_complete()) {
             return Ok(Reply::Done);
         }
@@ -233,6 +238,13 @@ impl Core {
                 "a lease has ended, but a step of its end failed: the provider keeps its memory in quarantine"),
         }
         Ok(Reply::Done)
+    }
+
+    /// The keys by which a provider may have signed: its own, and those that it took over from.
+    fn signers(&self, key: &PublicKey) -> Result<Vec<PublicKey>, StoreError> {
+        let mut keys = vec![*key];
+        keys.extend(successions::predecessors(self.store.read(), key)?);
+        Ok(keys)
     }
 
     /// A session is over. Where it was a provider's, the provider is away now: whether it was.

@@ -81,6 +81,7 @@ impl Core {
     pub(crate) fn status(&self, me: TrustEntry, now: Now) -> Result<Status, Fault> {
         let operator = me.role == Some(Role::Operator);
         let (leases, leased_bytes) = leases::active(self.store.read(), (!operator).then_some(&me.key))?;
+        let drained = identities::drained(self.store.read())?;
         let mut providers: Vec<ProviderStatus> = identities::list(self.store.read())?
             .into_iter()
             .filter(|entry| entry.state == TrustState::Trusted && entry.role == Some(Role::Provider))
@@ -92,6 +93,8 @@ impl Core {
                     free_bytes: provider.free_bytes,
                     quarantined_bytes: provider.quarantined_bytes,
                     device: provider.device.clone(),
+                    drained: provider.drained,
+                    name: entry.name,
                 },
                 None => ProviderStatus {
                     fingerprint: entry.fingerprint,
@@ -100,14 +103,21 @@ impl Core {
                     free_bytes: 0,
                     quarantined_bytes: 0,
                     device: String::new(),
+                    drained: drained.contains(&entry.key),
+                    name: entry.name,
                 },
             })
             .collect();
         providers.sort_by_key(|provider| provider.fingerprint);
         if !operator {
             for provider in &mut providers {
-                *provider =
-                    ProviderStatus { pool_bytes: 0, quarantined_bytes: 0, device: String::new(), ..provider.clone() };
+                *provider = ProviderStatus {
+                    pool_bytes: 0,
+                    quarantined_bytes: 0,
+                    device: String::new(),
+                    name: None,
+                    ..provider.clone()
+                };
             }
         }
         providers.truncate(that_fit(&providers));

@@ -122,6 +122,7 @@ impl Server {
             tokio::select! {
                 () = &mut stop => break Ok(()),
                 effect = self.effects.recv() => match effect {
+                    Some(Effect::Shutdown) => break Ok(()),
                     Some(effect) => self.hub.apply(effect),
                     None => break Err(ServeError::Failed),
                 },

@@ -64,6 +64,12 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
         Ok(entered) => entered,
         Err(reason) => return hub.rejected(reason, &from),
     };
+    // Who was revoked since it was admitted was not found among the sessions to close.
+    let still = hub.desk.run(move |core| core.entry(&key)).await.ok().flatten();
+    if still.is_some_and(|still| still.state == TrustState::Revoked && entry.state != TrustState::Revoked) {
+        hub.leave(id);
+        return hub.rejected("revoked", &from);
+    }
     let asker = Asker { key, party: peer.party, session: id, from: Some(from), correlation: None };
     let mut driver = tokio::spawn(driver);
     let mut joins = BadJoins(0);
@@ -242,7 +248,7 @@ fn matters(code: RefusalCode) -> bool {
 /// The lease that a call is about, for the log.
 fn lease_of(call: &Call) -> Option<LeaseId> {
     match call {
-        Call::ShowLease(lease) | Call::ReleaseLease(lease) => Some(*lease),
+        Call::ShowLease(lease) | Call::ReleaseLease(lease) | Call::LeaseStop(lease) => Some(*lease),
         Call::RenewLease(renew) => Some(renew.lease),
         Call::Attach(attach) => Some(attach.lease),
         _ => None,
@@ -266,6 +272,7 @@ pub(crate) fn code_name(code: RefusalCode) -> &'static str {
         RefusalCode::BadToken => "bad-token",
         RefusalCode::BadSignature => "bad-signature",
         RefusalCode::NoSuchIdentity => "no-such-identity",
+        RefusalCode::NoSuchProposal => "no-such-proposal",
         RefusalCode::Deadline => "deadline",
         RefusalCode::Busy => "busy",
         RefusalCode::AuditFull => "audit-full",
@@ -363,5 +370,19 @@ fn lane(entry: &TrustEntry) -> Lane {
 
 /// Whether a call is a kill switch: an operator's is never refused because of load, and never waits behind any.
 fn stops(call: &Call) -> bool {
-    matches!(call, Call::TrustRevoke(_))
+    matches!(
+        call,
+        Call::TrustRevoke(_)
+            | Call::TrustDeny(_)
+            | Call::LeaseStop(_)
+            | Call::TenantStop(_)
+            | Call::ProviderStop(_)
+            | Call::ProviderDrain(_)
+            | Call::Shutdown
+            | Call::ProposalApprove(_)
+            // By which the others find what to stop.
+            | Call::TrustList
+            | Call::ListLeases
+            | Call::ProposalList
+    )
 }

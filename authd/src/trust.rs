@@ -42,6 +42,8 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
     match call {
         Call::WhoAmI => ("who-am-i", Who::Anyone),
         Call::Join(_) => ("join", Who::Anyone),
+        Call::Rotate(_) => ("rotate", Who::Anyone),
+        Call::Successions => ("successions", Who::Anyone),
         Call::CreateLease(_) => ("create-lease", Who::Roles(&[Consumer])),
         Call::ListLeases => ("list-leases", Who::Roles(&[Consumer, Operator])),
         Call::ShowLease(_) => ("show-lease", Who::Roles(&[Consumer, Operator])),
@@ -55,6 +57,19 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
         Call::TrustRevoke(_) => ("trust-revoke", Who::Roles(&[Operator])),
         Call::TrustInvite(_) => ("trust-invite", Who::Roles(&[Operator])),
         Call::Audit(_) => ("audit", Who::Roles(&[Operator])),
+        Call::TrustShow(_) => ("trust-show", Who::Roles(&[Operator])),
+        Call::TrustDeny(_) => ("trust-deny", Who::Roles(&[Operator])),
+        Call::TrustRename(_) => ("trust-rename", Who::Roles(&[Operator])),
+        Call::TrustExport(_) => ("trust-export", Who::Roles(&[Operator])),
+        Call::TrustImport(_) => ("trust-import", Who::Roles(&[Operator])),
+        Call::LeaseStop(_) => ("lease-stop", Who::Roles(&[Operator])),
+        Call::TenantStop(_) => ("tenant-stop", Who::Roles(&[Operator])),
+        Call::ProviderStop(_) => ("provider-stop", Who::Roles(&[Operator])),
+        Call::ProviderDrain(_) => ("provider-drain", Who::Roles(&[Operator])),
+        Call::ProviderUndrain(_) => ("provider-undrain", Who::Roles(&[Operator])),
+        Call::Shutdown => ("shutdown", Who::Roles(&[Operator])),
+        Call::ProposalList => ("proposal-list", Who::Roles(&[Operator])),
+        Call::ProposalApprove(_) => ("proposal-approve", Who::Roles(&[Operator])),
         Call::Offer(_) => ("offer", Who::Roles(&[Provider])),
         Call::Heartbeat(_) => ("heartbeat", Who::Roles(&[Provider])),
         Call::Ended(_) => ("ended", Who::Roles(&[Provider])),
@@ -67,7 +82,7 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
 }
 
 /// As what an identity of this role must have introduced itself in the handshake.
-fn party_of(role: Role) -> Party {
+pub(crate) fn party_of(role: Role) -> Party {
     match role {
         Role::Provider => Party::Provider,
         Role::Consumer | Role::Operator => Party::Client,
@@ -75,7 +90,7 @@ fn party_of(role: Role) -> Party {
 }
 
 /// A role and a tenant that belong together.
-fn standing(role: Role, tenant: Option<Tenant>) -> Result<Standing, Fault> {
+pub(crate) fn standing(role: Role, tenant: Option<Tenant>) -> Result<Standing, Fault> {
     match (role, &tenant) {
         (Role::Consumer, None) => Err(refuse(RefusalCode::Invalid, "a consumer needs a tenant: name one")),
         (Role::Provider | Role::Operator, Some(_)) => {
@@ -271,11 +286,10 @@ impl Core {
         Ok(entry)
     }
 
-    /// Trusts an identity no more: its sessions end, and its leases with them.
+    /// Trusts an identity no more, nor who took over from it: its sessions end, and its leases with them.
     pub(crate) fn revoke(&mut self, fingerprint: &Fingerprint, now: Now) -> Result<TrustEntry, Fault> {
+        let entry = self.newest(fingerprint)?;
         let (entry, theirs, lent, shared) = self.store.write(|tx| {
-            let entry =
-                identities::find_by_fingerprint(tx, fingerprint)?.ok_or_else(|| no_such_identity(fingerprint))?;
             let operator = entry.state == TrustState::Trusted && entry.role == Some(Role::Operator);
             if operator && identities::operators(tx)? == 1 {
                 let text = format!("{fingerprint} is the last operator: invite another one first");
@@ -336,7 +350,7 @@ impl Core {
     }
 }
 
-fn no_such_identity(fingerprint: &Fingerprint) -> Fault {
+pub(crate) fn no_such_identity(fingerprint: &Fingerprint) -> Fault {
     let text =
         format!("{fingerprint} is not in the trust store: it must have connected once, see `overbank trust list`");
     refuse(RefusalCode::NoSuchIdentity, text)

@@ -458,6 +458,11 @@ fn odd(reply: &Reply) -> Error {
         Reply::Trust(_) => "a list of identities",
         Reply::Invitation(_) => "an invitation",
         Reply::Audit(_) => "a part of the audit log",
+        Reply::Imported(_) => "an import",
+        Reply::Stopped(_) => "a number of leases",
+        Reply::Proposed(_) => "a proposal",
+        Reply::Proposals(_) => "a list of proposals",
+        Reply::Successions(_) => "a list of successions",
     };
     Error::MisbehavingAuthd(format!("{what} that was not asked for"))
 }

@@ -233,6 +233,7 @@ impl Error {
             | RefusalCode::BadToken
             | RefusalCode::BadSignature
             | RefusalCode::NoSuchIdentity
+            | RefusalCode::NoSuchProposal
             | RefusalCode::Deadline
             | RefusalCode::Busy
             | RefusalCode::Internal => Self::Refused { refusal, correlation },

@@ -27,6 +27,9 @@ pub enum IdError {
     /// Not a tenant's name.
     #[error("a tenant's name is 1 to 32 characters of a-z, 0-9 and '-', and begins with a letter or digit")]
     Tenant,
+    /// Not a name for an identity.
+    #[error("a name is 1 to 64 characters of a-z, A-Z, 0-9, '.', '_', '@', '-' and single blanks inside")]
+    Name,
 }
 
 /// Hexadecimal digits of `bytes`, lower case.
@@ -175,6 +178,51 @@ impl fmt::Debug for Tenant {
     }
 }
 
+/// What operators call an identity, for people alone: nothing is decided by it. Plain characters, so that no name looks
+/// like another or drives a terminal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// Longest name, in bytes.
+    pub const MAX: usize = 64;
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._@-".contains(&byte);
+        let words = text.split(' ').all(|word| !word.is_empty() && word.bytes().all(plain));
+        if words && text.len() <= Self::MAX { Ok(Self(text.to_owned())) } else { Err(IdError::Name) }
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +243,16 @@ mod tests {
         }
         for bad in ["", "-a", "A", "a b", "a/b", "ä", &"a".repeat(33)] {
             assert_eq!(bad.parse::<Tenant>(), Err(IdError::Tenant), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_plain_words() {
+        for good in ["a", "node 7", "alice@example.org", "R2-D2_x", &"a".repeat(64)] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        for bad in ["", " a", "a ", "a  b", "a\tb", "\u{202e}a", "ä", "a\u{1b}[31m", &"a".repeat(65)] {
+            assert_eq!(bad.parse::<Name>(), Err(IdError::Name), "{bad}");
         }
     }
 }

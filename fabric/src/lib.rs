@@ -12,6 +12,7 @@
 //! | [`signed`], [`token`], [`attach`], [`receipt`] | statements that outlive a session: grants, attaches, erasure receipts |
 //! | [`share`] | a part of a lease for another identity, in a file |
 //! | [`audit`] | the audit log: records in a chain, signed checkpoints, and checking them |
+//! | [`succession`], [`approval`] | statements of identities about trust: who takes over from whom, what several operators agree on |
 //! | [`block`] | sealing and opening of one block of a lease |
 //! | `daemon` | what the daemons do to their own process (feature `daemon`) |
 //! | [`labels`] | every domain-separation label, in one place |
@@ -19,6 +20,7 @@
 //! Each feature `danger-…` takes one defence away, for `scripts/attack-suite --without-defence`. None of them builds for release.
 #![forbid(unsafe_code)]
 
+pub mod approval;
 pub mod attach;
 pub mod audit;
 pub mod block;
@@ -34,6 +36,7 @@ pub mod message;
 pub mod receipt;
 pub mod share;
 pub mod signed;
+pub mod succession;
 pub mod time;
 pub mod token;
 pub mod units;

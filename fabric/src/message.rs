@@ -10,11 +10,13 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::approval::{Approval, Proposal};
 use crate::attach::{AttachAnswer, AttachRequest};
 use crate::identity::PublicKey;
-use crate::ids::{BootId, CorrelationId, Fingerprint, LeaseId, Nonce, Tenant};
+use crate::ids::{BootId, CorrelationId, Fingerprint, LeaseId, Name, Nonce, Tenant};
 use crate::receipt::{EndReason, Receipt};
 use crate::signed::Signed;
+use crate::succession::Succession;
 use crate::time::{Deadline, Tick};
 use crate::token::Token;
 
@@ -64,6 +66,11 @@ pub enum Call {
     WhoAmI,
     /// Redeem a one-time invitation. -> [`Reply::You`]
     Join(Join),
+    /// Who asks takes over from another identity, which has signed that: its role, tenant and leases; that one is revoked.
+    /// -> [`Reply::You`]
+    Rotate(Rotate),
+    /// By which signed steps did the auth daemon come by its key? -> [`Reply::Successions`], the first step first
+    Successions,
 
     // -- consumers ------------------------------------------------------------------------------------------------
     /// -> [`Reply::Granted`]
@@ -95,6 +102,34 @@ pub enum Call {
     TrustInvite(Invite),
     /// A part of the audit log. -> [`Reply::Audit`]
     Audit(crate::audit::Query),
+    /// -> [`Reply::Trust`] with one entry
+    TrustShow(Fingerprint),
+    /// Refuses a pending identity, for good. -> [`Reply::Trust`] with one entry
+    TrustDeny(Fingerprint),
+    /// -> [`Reply::Trust`] with one entry
+    TrustRename(Rename),
+    /// The trust store by key, the next entries after this one; none: from the first. -> [`Reply::Trust`], empty at its end
+    TrustExport(Option<PublicKey>),
+    /// Takes in what another auth daemon exported: keys that nobody decided on here. -> [`Reply::Imported`]
+    TrustImport(Vec<Import>),
+    /// Ends any lease. Answered when it is fenced, or when its provider, where that is away, is sure to be told.
+    /// -> [`Reply::Leases`] with one entry
+    LeaseStop(LeaseId),
+    /// Ends every lease of a tenant. -> [`Reply::Stopped`]
+    TenantStop(Tenant),
+    /// Ends every lease at a provider, and drains it. -> [`Reply::Stopped`]
+    ProviderStop(Fingerprint),
+    /// No new lease at this provider, also after a restart; those that it has go on. -> [`Reply::Done`]
+    ProviderDrain(Fingerprint),
+    /// -> [`Reply::Done`]
+    ProviderUndrain(Fingerprint),
+    /// Stops the auth daemon. Leases go on, and end on time without it. -> [`Reply::Done`]
+    Shutdown,
+    /// What waits for more operators' approval. -> [`Reply::Proposals`]
+    ProposalList,
+    /// Approves a proposal; the last approval that it takes has it done.
+    /// -> [`Reply::Proposed`], or what the call that was proposed is answered with
+    ProposalApprove(Signed<Approval>),
 
     // -- a provider to the auth daemon -------------------------------------------------------------------------
     /// First thing a provider says in a session. -> [`Reply::Done`]
@@ -142,6 +177,16 @@ pub enum Reply {
     Invitation(Invitation),
     /// To [`Call::Audit`].
     Audit(Box<crate::audit::Page>),
+    /// To [`Call::TrustImport`].
+    Imported(Imported),
+    /// To [`Call::TenantStop`] and [`Call::ProviderStop`]: how many leases end by it.
+    Stopped(u64),
+    /// It takes more operators: nothing was done yet.
+    Proposed(Box<Proposal>),
+    /// To [`Call::ProposalList`].
+    Proposals(Vec<Proposal>),
+    /// To [`Call::Successions`].
+    Successions(Vec<Signed<Succession>>),
 }
 
 /// Why something was not done. The code is for programs, the message for people.
@@ -195,6 +240,8 @@ pub enum RefusalCode {
     BadSignature,
     /// No such entry in the trust store, or more than one begins like that.
     NoSuchIdentity,
+    /// No such proposal: it was carried out, has expired, or was never made.
+    NoSuchProposal,
     /// Not done before the request's deadline. It may still happen.
     Deadline,
     /// Too much at once; try again later.
@@ -277,6 +324,9 @@ pub struct TrustEntry {
     pub tenant: Option<Tenant>,
     /// From where it was last seen, an IP address and port.
     pub last_seen_from: Option<String>,
+    /// What operators call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
 }
 
 /// Redeems an invitation.
@@ -433,6 +483,12 @@ pub struct ProviderStatus {
     pub quarantined_bytes: u64,
     /// Its device, as it describes it.
     pub device: String,
+    /// Whether it gets no new leases.
+    #[serde(default)]
+    pub drained: bool,
+    /// What operators call it; for operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
 }
 
 /// Approves a pending identity.
@@ -457,6 +513,52 @@ pub struct Invite {
     pub tenant: Option<Tenant>,
     /// Milliseconds that it can be redeemed.
     pub ttl_ms: u64,
+}
+
+/// Gives an identity a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// Which.
+    pub fingerprint: Fingerprint,
+    /// Its name; none takes it away.
+    pub name: Option<Name>,
+}
+
+/// What another auth daemon had decided on an identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// Whose.
+    pub key: PublicKey,
+    /// As what it is trusted; none: it was revoked.
+    pub role: Option<Role>,
+    /// For whom; consumers need one, others have none.
+    pub tenant: Option<Tenant>,
+    /// What operators called it.
+    pub name: Option<Name>,
+}
+
+/// What came of an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Imported {
+    /// Identities that are trusted, or revoked, now.
+    pub added: u64,
+    /// Of those that had been decided on here already and stay as they are, the ones that agree.
+    pub same: u64,
+    /// And those that do not.
+    pub different: u64,
+}
+
+/// Takes over from another identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Who gives way.
+    pub old: PublicKey,
+    /// Its word on that.
+    pub succession: Signed<Succession>,
 }
 
 /// A one-time invitation: the auth daemon's fingerprint, so that who joins need not take its key on trust, and a secret.

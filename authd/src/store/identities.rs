@@ -1,7 +1,9 @@
 //! Rows of the trust store: identities, and the invitations that make them trusted.
 
+use std::collections::HashSet;
+
 use overbank_fabric::identity::PublicKey;
-use overbank_fabric::ids::{Fingerprint, Tenant};
+use overbank_fabric::ids::{Fingerprint, Name, Tenant};
 use overbank_fabric::message::{Role, TrustEntry, TrustState};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -32,7 +34,7 @@ pub(crate) struct InvitationRow {
     pub(crate) used_by: Option<PublicKey>,
 }
 
-const ENTRY: &str = "SELECT key, fingerprint, state, role, tenant, last_seen_from FROM identities";
+const ENTRY: &str = "SELECT key, fingerprint, state, role, tenant, last_seen_from, name FROM identities";
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<TrustEntry> {
     Ok(TrustEntry {
@@ -42,6 +44,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<TrustEntry> {
         role: row.get::<_, Text<Option<Role>>>(3)?.0,
         tenant: row.get::<_, Text<Option<Tenant>>>(4)?.0,
         last_seen_from: row.get(5)?,
+        name: row.get::<_, Text<Option<Name>>>(6)?.0,
     })
 }
 
@@ -62,6 +65,59 @@ pub(crate) fn list(db: &Connection) -> Result<Vec<TrustEntry>, StoreError> {
     let mut query = db.prepare_cached(&format!("{ENTRY} ORDER BY state = 'revoked', state, last_seen_unix_ms DESC"))?;
     let rows = query.query_map([], entry)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// At most `most` of those that somebody has decided on, by key, after this one.
+pub(crate) fn decided_after(
+    db: &Connection,
+    after: Option<&PublicKey>,
+    most: u32,
+) -> Result<Vec<TrustEntry>, StoreError> {
+    let mut query = db.prepare_cached(&format!(
+        "{ENTRY} WHERE state <> 'pending' AND (?1 IS NULL OR key > ?1) ORDER BY key LIMIT ?2"
+    ))?;
+    let rows = query.query_map(params![after.map(|key| key.0), most], entry)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Writes down an identity that never connected, as revoked: [`trust`] makes more of it.
+pub(crate) fn insert_unseen(db: &Connection, key: &PublicKey, unix_ms: u64) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO identities (key, fingerprint, state, last_seen_unix_ms) VALUES (?1, ?2, 'revoked', ?3)",
+    )?
+    .execute(params![key.0, key.fingerprint().0, unix_ms])?;
+    Ok(())
+}
+
+/// Forgets an identity that waits.
+pub(crate) fn forget_pending(db: &Connection, key: &PublicKey) -> Result<(), StoreError> {
+    db.prepare_cached("DELETE FROM identities WHERE key = ?1 AND state = 'pending'")?.execute([&key.0])?;
+    Ok(())
+}
+
+/// Names an identity.
+pub(crate) fn rename(db: &Connection, key: &PublicKey, name: Option<&Name>) -> Result<(), StoreError> {
+    db.prepare_cached("UPDATE identities SET name = ?2 WHERE key = ?1")?.execute(params![key.0, Text(name)])?;
+    Ok(())
+}
+
+/// Whether a provider gets no new leases.
+pub(crate) fn is_drained(db: &Connection, key: &PublicKey) -> Result<bool, StoreError> {
+    let mut query = db.prepare_cached("SELECT drained FROM identities WHERE key = ?1")?;
+    Ok(query.query_row([&key.0], |row| row.get(0)).optional()?.unwrap_or(false))
+}
+
+/// The providers that get no new leases.
+pub(crate) fn drained(db: &Connection) -> Result<HashSet<PublicKey>, StoreError> {
+    let mut query = db.prepare_cached("SELECT key FROM identities WHERE drained = 1")?;
+    let rows = query.query_map([], |row| Ok(PublicKey(row.get(0)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Says whether a provider gets new leases.
+pub(crate) fn drain(db: &Connection, key: &PublicKey, drained: bool) -> Result<(), StoreError> {
+    db.prepare_cached("UPDATE identities SET drained = ?2 WHERE key = ?1")?.execute(params![key.0, drained])?;
+    Ok(())
 }
 
 /// Writes down a stranger; of more than `most` that wait, the one that was seen longest ago is forgotten.

@@ -54,10 +54,13 @@ pub(crate) struct LeaseRow {
     /// Whether the provider said that nothing reaches its memory any more.
     pub(crate) fenced: bool,
     pub(crate) receipt: Option<Signed<Receipt>>,
+    /// The provider's key as the holder has pinned it, by which the provider signs whatever is about this lease.
+    pub(crate) signer: PublicKey,
 }
 
 const LEASE: &str = "SELECT id, nonce, holder, tenant, provider, boot, generation, bytes, block, blocks, pinned_bytes,
-    deadline_tick, deadline_unix_ms, made_unix_ms, stage, reason, fenced, receipt FROM leases";
+    deadline_tick, deadline_unix_ms, made_unix_ms, stage, reason, fenced, receipt,
+    coalesce(signer, provider) FROM leases";
 
 fn lease(row: &Row<'_>) -> rusqlite::Result<LeaseRow> {
     let receipt: Option<Vec<u8>> = row.get(17)?;
@@ -84,6 +87,7 @@ fn lease(row: &Row<'_>) -> rusqlite::Result<LeaseRow> {
         reason: row.get::<_, Text<Option<EndReason>>>(15)?.0,
         fenced: row.get(16)?,
         receipt,
+        signer: PublicKey(row.get(18)?),
     })
 }
 
@@ -204,6 +208,21 @@ pub(crate) fn live_of_holder(db: &Connection, holder: &PublicKey) -> Result<Vec<
     let mut query = db.prepare_cached(&format!("{LEASE} WHERE holder = ?1 AND stage IN ('carving', 'active')"))?;
     let rows = query.query_map([&holder.0], lease)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Leases of this tenant that are being made or active.
+pub(crate) fn live_of_tenant(db: &Connection, tenant: &Tenant) -> Result<Vec<LeaseRow>, StoreError> {
+    let mut query = db.prepare_cached(&format!("{LEASE} WHERE tenant = ?1 AND stage IN ('carving', 'active')"))?;
+    let rows = query.query_map([Text(tenant)], lease)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Moves all that one identity holds or lends to another. What the old one signed so far stays known by its key.
+pub(crate) fn hand_over(db: &Connection, old: &PublicKey, new: &PublicKey) -> Result<(), StoreError> {
+    db.prepare_cached("UPDATE leases SET holder = ?2 WHERE holder = ?1")?.execute([&old.0, &new.0])?;
+    db.prepare_cached("UPDATE leases SET signer = coalesce(signer, provider), provider = ?2 WHERE provider = ?1")?
+        .execute([&old.0, &new.0])?;
+    Ok(())
 }
 
 /// Bytes pinned in a tenant's name: until a receipt says otherwise.

@@ -201,7 +201,7 @@ fn hear(
     let refused = |code| Err(Refusal::new(code, "as the test says"));
     let you = |state| {
         let (fingerprint, role) = (key.fingerprint(), (state == TrustState::Trusted).then_some(Role::Provider));
-        Ok(Reply::You(TrustEntry { key, fingerprint, state, role, tenant: None, last_seen_from: None }))
+        Ok(Reply::You(TrustEntry { key, fingerprint, state, role, tenant: None, last_seen_from: None, name: None }))
     };
     match (call, *mood) {
         (Call::WhoAmI, Mood::Pending) => you(TrustState::Pending),
