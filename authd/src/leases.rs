@@ -7,7 +7,7 @@ use overbank_fabric::message::{
     Attach, Call, Carve, CreateLease, Extend, Fence, Granted, Refusal, RefusalCode, RenewLease, Reply, TrustEntry,
     TrustState,
 };
-use overbank_fabric::receipt::EndReason;
+use overbank_fabric::receipt::{EndReason, Step};
 use overbank_fabric::time::{Deadline, Tick};
 use overbank_fabric::token::{Rights, Scope, Token};
 use overbank_fabric::units::{Size, show_duration};
@@ -137,7 +137,9 @@ impl Core {
                 .then_some(provider.free_bytes)
         };
         let candidates = self.providers.values().filter(|provider| !tried.contains(&provider.key));
-        let best = candidates.filter_map(|provider| Some((room(provider)?, provider))).max_by_key(|(free, _)| *free);
+        let best = candidates
+            .filter_map(|provider| Some((room(provider)?, provider)))
+            .max_by_key(|(free, provider)| (*free, provider.key));
         let Some((session, provider)) = best.and_then(|(_, provider)| Some((provider.session?, provider))) else {
             return Err(refuse(RefusalCode::PoolFull, self.pool_full(wish.bytes, wish.block, now)));
         };
@@ -393,6 +395,7 @@ impl Core {
             Standing::Lost => return Err(lost(&row)),
         };
         if row.fenced {
+            self.check_fenced(&row)?;
             return Ok(Next::Answer(Reply::Leases(vec![self.info(&row, now)])));
         }
         let (_, session) = self.provider_of(&row, now)?;
@@ -407,6 +410,19 @@ impl Core {
         }
         let call = Call::Fence(Fence { lease: row.id, reason });
         Ok(Next::Order(Box::new(Order { session, call, then: Then::Fenced(row.id, Waiting::Somebody) })))
+    }
+
+    /// A receipt may say that the fence failed, and then nobody may be told otherwise.
+    fn check_fenced(&self, row: &LeaseRow) -> Result<(), Fault> {
+        let receipt = row.receipt.as_ref().and_then(|signed| signed.open(&row.provider).ok());
+        if receipt.is_none_or(|receipt| receipt.steps.iter().any(|done| done.step == Step::Deregistered)) {
+            return Ok(());
+        }
+        let text = format!(
+            "a step of the end of lease {} failed at its provider: its memory may be within reach, and is quarantined",
+            row.id
+        );
+        Err(refuse(RefusalCode::Internal, text))
     }
 
     /// The provider has fenced, or not. Where not, it is ordered again as long as the lease ends.
@@ -435,7 +451,7 @@ impl Core {
             Stage::Ending => {
                 row.fenced = true;
                 // A provider that knows nothing of it will never send a receipt.
-                row.stage = if unknown { Stage::Lost } else { Stage::Ending };
+                row.stage = if unknown && row.receipt.is_none() { Stage::Lost } else { Stage::Ending };
                 self.store.write(|tx| leases::update(tx, &row))?;
             }
             Stage::Carving | Stage::Active | Stage::Ended | Stage::Lost => {}

@@ -90,12 +90,11 @@ struct Compared {
 fn give_up(db: &Connection, row: &LeaseRow, offer: &Offer) -> Result<(), StoreError> {
     let same_life = row.boot == offer.boot;
     match row.stage {
-        // Ended there while the session was down: the receipt follows.
+        // Ended there while the session was down, well or not: its receipt, or the next order to fence it, says which.
         Stage::Active if same_life && row.deadline <= offer.heartbeat.tick => {
-            let expired = Core::stopped(row, EndReason::Expired);
-            leases::update(db, &LeaseRow { fenced: true, ..expired })
+            leases::update(db, &Core::stopped(row, EndReason::Expired))
         }
-        Stage::Ending if same_life => leases::update(db, &LeaseRow { fenced: true, ..row.clone() }),
+        Stage::Ending if same_life => Ok(()),
         _ => lose(db, row, None),
     }
 }

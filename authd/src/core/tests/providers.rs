@@ -151,8 +151,13 @@ fn after_a_broken_session_both_sides_agree() {
         }
     }
     fences.sort_unstable_by_key(|(lease, _)| *lease);
-    let mut wanted =
-        [(released.lease, EndReason::Released), (abandoned, EndReason::Unknown), (stranger, EndReason::Unknown)];
+    // That of the expired one may have failed: its lender says, by its answer or by the receipt.
+    let mut wanted = [
+        (expired.lease, EndReason::Expired),
+        (released.lease, EndReason::Released),
+        (abandoned, EndReason::Unknown),
+        (stranger, EndReason::Unknown),
+    ];
     wanted.sort_unstable_by_key(|(lease, _)| *lease);
     assert_eq!((fences, extends), (wanted.to_vec(), 1));
     assert!(desk.due(&lender).is_empty(), "each of it is done");
@@ -161,6 +166,21 @@ fn after_a_broken_session_both_sides_agree() {
     // Thought lost, and then the receipt comes after all.
     reply(desk.ended(&lender, &desk.receipt(&lender, &vanished, 6)));
     assert_eq!(desk.state(vanished.lease), LeaseState::Ended);
+}
+
+#[test]
+fn nobody_is_told_that_a_lease_is_fenced_whose_fence_failed() {
+    let mut desk = Desk::new();
+    let (lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));
+    let lease = desk.create(&alice, wish(MIB));
+    reply(desk.ended(&lender, &desk.receipt(&lender, &lease, 2)));
+    assert_eq!(code(desk.ask(&alice.asker, Call::ReleaseLease(lease.lease))), RefusalCode::Internal);
+    assert_eq!(desk.state(lease.lease), LeaseState::Ending);
+    assert!(desk.due(&lender).is_empty(), "to order it again changes nothing");
+    // One that was fenced and not wiped is out of reach.
+    let lease = desk.create(&alice, wish(MIB));
+    reply(desk.ended(&lender, &desk.receipt(&lender, &lease, 3)));
+    reply(desk.ask(&alice.asker, Call::ReleaseLease(lease.lease)));
 }
 
 #[test]
