@@ -171,7 +171,7 @@ impl Drop for Closing {
 }
 
 /// What the asker is told of a fault; what it is not told is logged here.
-fn refusal(fault: Fault) -> Refusal {
+pub(crate) fn refusal(fault: Fault) -> Refusal {
     match fault {
         Fault::Refused(refusal) => refusal,
         Fault::Store(error) => {

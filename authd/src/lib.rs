@@ -18,6 +18,9 @@ compile_error!("danger-… takes a defence away: never in a release build");
 
 pub mod cli;
 pub mod server;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 pub mod state;
 
 mod audit;

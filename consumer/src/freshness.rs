@@ -8,6 +8,9 @@
 //! what is leased at 4 KiB, 1.6 % at the smallest blocks of 512 bytes.
 
 mod saved;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 #[cfg(test)]
 mod tests;
 

@@ -106,7 +106,7 @@ impl Store {
     }
 
     /// One that lives in memory alone.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn in_memory(authd: &PublicKey) -> Self {
         Self::lay_out(Connection::open_in_memory().expect("memory"), authd).expect("a new database")
     }
