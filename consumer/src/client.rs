@@ -8,11 +8,10 @@ use overbank_fabric::attach::{AttachAnswer, AttachRequest};
 use overbank_fabric::channel::{self, CallError, Channel};
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::{Identity, PublicKey};
-use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
+use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId};
 use overbank_fabric::keyfile;
 use overbank_fabric::message::{
-    Approve, Attach, Call, CreateLease, Granted, Invitation, Invite, Join, LeaseInfo, RenewLease, Reply, Role, Status,
-    TrustEntry,
+    Attach, Call, CreateLease, Granted, Invitation, Join, LeaseInfo, RenewLease, Reply, Status, TrustEntry,
 };
 use overbank_fabric::signed::Signed;
 use overbank_fabric::token::Token;
@@ -69,7 +68,7 @@ struct Inner {
 
 /// Whether a call may be sent again on a new session after the old one broke under it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Repeat {
+pub(crate) enum Repeat {
     Harmless,
     Never,
 }
@@ -213,51 +212,6 @@ impl Client {
         one_lease(reply, lease)
     }
 
-    /// The trust store. Operators only.
-    ///
-    /// # Errors
-    /// [`Error::NotTrusted`], and what [`Client::who_am_i`] says.
-    pub fn trust_list(&self) -> Result<Vec<TrustEntry>, Error> {
-        match self.call("listing identities", None, Repeat::Harmless, Call::TrustList)? {
-            Reply::Trust(entries) => Ok(entries),
-            reply => Err(odd(&reply)),
-        }
-    }
-
-    /// Approves a pending identity. Consumers need a tenant, others have none. Operators only.
-    ///
-    /// # Errors
-    /// [`Error::NotTrusted`], [`Error::Refused`] where there is no such identity, and what [`Client::who_am_i`] says.
-    pub fn trust_approve(
-        &self,
-        fingerprint: Fingerprint,
-        role: Role,
-        tenant: Option<Tenant>,
-    ) -> Result<TrustEntry, Error> {
-        let approve = Approve { fingerprint, role, tenant };
-        one_entry(self.call("approving the identity", None, Repeat::Harmless, Call::TrustApprove(approve))?)
-    }
-
-    /// Revokes an identity for good and fences every lease it has. Operators only.
-    ///
-    /// # Errors
-    /// [`Error::NotTrusted`], [`Error::Refused`] where there is no such identity, and what [`Client::who_am_i`] says.
-    pub fn trust_revoke(&self, fingerprint: Fingerprint) -> Result<TrustEntry, Error> {
-        one_entry(self.call("revoking the identity", None, Repeat::Harmless, Call::TrustRevoke(fingerprint))?)
-    }
-
-    /// Makes a one-time invitation. Consumers need a tenant, others have none. Operators only.
-    ///
-    /// # Errors
-    /// [`Error::NotTrusted`], and what [`Client::who_am_i`] says.
-    pub fn trust_invite(&self, role: Role, tenant: Option<Tenant>, ttl: Duration) -> Result<Invitation, Error> {
-        let invite = Invite { role, tenant, ttl_ms: ms(ttl) };
-        match self.call("making an invitation", None, Repeat::Never, Call::TrustInvite(invite))? {
-            Reply::Invitation(invitation) => Ok(invitation),
-            reply => Err(odd(&reply)),
-        }
-    }
-
     pub(crate) fn ask_key_of(&self, fingerprint: Fingerprint) -> Result<PublicKey, Error> {
         match self.call("asking for a key", None, Repeat::Harmless, Call::KeyOf(fingerprint))? {
             Reply::Key(key) => Ok(key),
@@ -314,7 +268,13 @@ impl Client {
         }
     }
 
-    fn call(&self, what: &'static str, lease: Option<LeaseId>, repeat: Repeat, call: Call) -> Result<Reply, Error> {
+    pub(crate) fn call(
+        &self,
+        what: &'static str,
+        lease: Option<LeaseId>,
+        repeat: Repeat,
+        call: Call,
+    ) -> Result<Reply, Error> {
         let deadline = self.0.config.deadline;
         let runtime = self.0.runtime.as_ref().expect("a client has its runtime until it is dropped");
         block_on(runtime, async {
@@ -432,21 +392,14 @@ fn block_on<T: Send>(runtime: &Runtime, work: impl Future<Output = T> + Send) ->
     })
 }
 
-fn one_lease(reply: Reply, lease: LeaseId) -> Result<LeaseInfo, Error> {
+pub(crate) fn one_lease(reply: Reply, lease: LeaseId) -> Result<LeaseInfo, Error> {
     match reply {
         Reply::Leases(mut leases) if leases.len() == 1 && leases[0].lease == lease => Ok(leases.remove(0)),
         reply => Err(odd(&reply)),
     }
 }
 
-fn one_entry(reply: Reply) -> Result<TrustEntry, Error> {
-    match reply {
-        Reply::Trust(mut entries) if entries.len() == 1 => Ok(entries.remove(0)),
-        reply => Err(odd(&reply)),
-    }
-}
-
-fn odd(reply: &Reply) -> Error {
+pub(crate) fn odd(reply: &Reply) -> Error {
     let what = match reply {
         Reply::Done => "'done'",
         Reply::You(_) => "somebody's identity",

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use overbank_fabric::approval::Proposal;
 use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId};
 use overbank_fabric::keyfile::KeyFileError;
 use overbank_fabric::message::{Refusal, RefusalCode};
@@ -79,6 +80,12 @@ pub enum Error {
         /// The request, in every party's log.
         correlation: CorrelationId,
     },
+    /// It takes more operators. This one has approved.
+    #[error(
+        "nothing is done yet: this takes {} operators, and {} approved. Others see proposal {} with `overbank proposal list`",
+        .0.needed, .0.approved.len(), .0.id
+    )]
+    Proposed(Box<Proposal>),
     /// Not done in time. It may have been done all the same.
     #[error("{what} took longer than its deadline of {}; it may be done all the same", show_duration(*deadline))]
     Deadline {
@@ -179,6 +186,8 @@ pub enum ErrorKind {
     AuthdKeyChanged,
     /// The pool is full or the quota used up.
     NoRoom,
+    /// It waits for more operators' approval.
+    Proposed,
     /// The lease is over.
     LeaseOver,
     /// The lease's provider died or is away.
@@ -206,6 +215,7 @@ impl Error {
             Self::AuthdKeyChanged { .. } => ErrorKind::AuthdKeyChanged,
             Self::NotTrusted(_) => ErrorKind::NotTrusted,
             Self::NoRoom(_) => ErrorKind::NoRoom,
+            Self::Proposed(_) => ErrorKind::Proposed,
             Self::LeaseOver { .. } => ErrorKind::LeaseOver,
             Self::LeaseLost { .. } => ErrorKind::LeaseLost,
             Self::Refused { refusal, .. } if refusal.code == RefusalCode::Invalid => ErrorKind::Usage,

@@ -30,6 +30,7 @@
 //! |---|---|
 //! | `config`, `pins` | where the auth daemon is, and whose key it has |
 //! | `client` | the session with it, one method for each question |
+//! | `operating` | what operators ask of it |
 //! | `leasing`, `lease` | leases: making, opening, ending them; reading and writing |
 //! | `sharing` | a part of a lease for somebody else, and from somebody else |
 //! | `lease_file`, `local`, `clock` | what lies on this machine, and until when it is good |
@@ -49,6 +50,7 @@ mod lease;
 mod lease_file;
 mod leasing;
 mod local;
+mod operating;
 mod pins;
 mod sharing;
 
@@ -66,11 +68,13 @@ pub use pins::PinsError;
 
 pub use sharing::{ShareRequest, SharedLease, SharingError, read_bundle, share, write_bundle};
 
+pub use overbank_fabric::approval::Proposal;
 pub use overbank_fabric::block::{DEFAULT_BLOCK, MAX_BLOCK, MIN_BLOCK};
 pub use overbank_fabric::identity::PublicKey;
-pub use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
+pub use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Name, Nonce, Tenant};
 pub use overbank_fabric::message::{
-    Invitation, LeaseInfo, LeaseState, ProviderStatus, Refusal, RefusalCode, Role, Status, TrustEntry, TrustState,
+    Call, Import, Imported, Invitation, LeaseInfo, LeaseState, ProviderStatus, Refusal, RefusalCode, Reply, Role,
+    Status, TrustEntry, TrustState,
 };
 pub use overbank_fabric::receipt::{EndReason, Receipt, Step};
 pub use overbank_fabric::units::{Size, UnitError, parse_duration, show_duration};

@@ -25,6 +25,7 @@ Exit statuses:
   11  the deadline passed
   12  a local file: key, pins or lease file is missing, damaged, in use or open to others
   13  this machine's RDMA device has failed, is down or cannot be used
+  14  not done yet: it waits for more operators' approval
  130  interrupted";
 
 /// Why the command failed.
@@ -67,6 +68,7 @@ impl Failure {
                 ErrorKind::Deadline => (11, "deadline"),
                 ErrorKind::Local => (12, "local"),
                 ErrorKind::Device => (13, "device"),
+                ErrorKind::Proposed => (14, "proposed"),
                 _ => (1, "other"),
             },
             Self::Usage(_) => (2, "usage"),

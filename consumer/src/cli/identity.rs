@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use overbank::{Client, Invitation, Role, Size, TrustEntry, TrustState, identity, public_key, show_duration};
+use overbank::{
+    Client, Invitation, ProviderStatus, Role, Size, TrustEntry, TrustState, identity, public_key, show_duration,
+};
 use overbank_fabric::ids::hex;
 use serde_json::{Value, json};
 
@@ -112,6 +114,9 @@ pub(crate) fn status(context: &Context) -> Result<(), Failure> {
     let operator = status.you.role == Some(Role::Operator);
     for provider in &status.providers {
         let mut says = if provider.connected { "connected".to_owned() } else { "away".to_owned() };
+        if provider.drained {
+            says += ", drained";
+        }
         says += &format!(", {} free", Size(provider.free_bytes));
         if operator {
             says += &format!(" of {}", Size(provider.pool_bytes));
@@ -126,20 +131,7 @@ pub(crate) fn status(context: &Context) -> Result<(), Failure> {
         let rejected = status.rejected.iter().map(|(reason, count)| format!("{} {count}", printable(reason)));
         rows.push(vec!["refused".to_owned(), rejected.collect::<Vec<_>>().join(", ")]);
     }
-    let providers: Vec<Value> = status
-        .providers
-        .iter()
-        .map(|provider| {
-            json!({
-                "fingerprint": provider.fingerprint.to_string(),
-                "connected": provider.connected,
-                "pool_bytes": provider.pool_bytes,
-                "free_bytes": provider.free_bytes,
-                "quarantined_bytes": provider.quarantined_bytes,
-                "device": provider.device,
-            })
-        })
-        .collect();
+    let providers: Vec<Value> = status.providers.iter().map(provider_json).collect();
     let answer = json!({
         "authd": {
             "address": context.config.authd(),
@@ -156,16 +148,32 @@ pub(crate) fn status(context: &Context) -> Result<(), Failure> {
     context.output.answer(&table(&rows), &answer)
 }
 
+/// One provider as JSON.
+pub(crate) fn provider_json(provider: &ProviderStatus) -> Value {
+    json!({
+        "fingerprint": provider.fingerprint.to_string(),
+        "name": provider.name,
+        "connected": provider.connected,
+        "drained": provider.drained,
+        "pool_bytes": provider.pool_bytes,
+        "free_bytes": provider.free_bytes,
+        "quarantined_bytes": provider.quarantined_bytes,
+        "device": provider.device,
+    })
+}
+
 /// One identity in words.
 pub(crate) fn describe(entry: &TrustEntry) -> String {
-    match (entry.state, entry.role, &entry.tenant) {
+    let name = entry.name.as_ref().map_or_else(String::new, |name| format!(", called {name}"));
+    let said = match (entry.state, entry.role, &entry.tenant) {
         (TrustState::Pending, ..) => {
             format!("pending: an operator has to `overbank trust approve {}`", entry.fingerprint)
         }
         (state, Some(role), Some(tenant)) => format!("{state} as {role} of {tenant}"),
         (state, Some(role), None) => format!("{state} as {role}"),
         (state, None, _) => state.to_string(),
-    }
+    };
+    said + &name
 }
 
 /// One identity as JSON.
@@ -176,5 +184,6 @@ pub(crate) fn entry_json(entry: &TrustEntry) -> Value {
         "role": entry.role.map(|role| role.to_string()),
         "tenant": entry.tenant.as_ref().map(|tenant| tenant.to_string()),
         "last_seen_from": entry.last_seen_from,
+        "name": entry.name,
     })
 }

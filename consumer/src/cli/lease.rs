@@ -48,6 +48,14 @@ Example:
     Share(super::share::Share),
     /// Take into use what somebody shared with you
     Open(super::share::Open),
+    /// End anybody's lease, now (operators only)
+    #[command(after_help = "\
+Example:
+  overbank lease stop 3fa9")]
+    Stop {
+        /// The lease, or the first digits of it
+        lease: LeaseName,
+    },
     /// Give a lease back: its memory is made unreachable, then wiped
     Release {
         /// The lease, or the first digits of it
@@ -127,6 +135,13 @@ impl Command {
                 let text = format!("lease {lease} can be used for {} from now on", show_duration(left));
                 context.output.answer(&text, &json!({ "lease": lease.to_string(), "left_ms": ms(left) }))
             }
+            Self::Stop { lease } => {
+                let client = context.connect()?;
+                let lease = lease.resolve(&client)?;
+                let info = client.stop_lease(lease)?;
+                let text = format!("lease {lease} is {}", info.state);
+                context.output.answer(&text, &info_json(&info, None, false))
+            }
             Self::Release { lease } => {
                 let client = context.connect()?;
                 let lease = lease.resolve(&client)?;
@@ -202,7 +217,7 @@ fn list(context: &Context) -> Result<(), Failure> {
 }
 
 /// A lease as the auth daemon lists it. `receipt` is null until it is in and could be checked.
-fn info_json(info: &LeaseInfo, receipt: Option<&Receipt>, key_here: bool) -> Value {
+pub(crate) fn info_json(info: &LeaseInfo, receipt: Option<&Receipt>, key_here: bool) -> Value {
     let receipt = receipt.map(|receipt| {
         let steps: Vec<Value> =
             receipt.steps.iter().map(|done| json!({ "step": done.step, "at_us": done.at_us })).collect();

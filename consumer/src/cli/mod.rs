@@ -5,6 +5,7 @@ mod exit;
 mod identity;
 mod interrupt;
 mod lease;
+mod operate;
 mod output;
 mod share;
 mod transfer;
@@ -71,6 +72,17 @@ enum Asking {
     /// Who is trusted (operators only)
     #[command(subcommand)]
     Trust(trust::Command),
+    /// Look after lenders (operators only)
+    #[command(subcommand)]
+    Provider(operate::Provider),
+    /// Stop tenants (operators only)
+    #[command(subcommand)]
+    Tenant(operate::TenantCommand),
+    /// Approve what takes several operators (operators only)
+    #[command(subcommand)]
+    Proposal(operate::ProposalCommand),
+    /// Stop the auth daemon; leases go on (operators only)
+    Shutdown,
     /// Borrow memory, and give it back
     #[command(subcommand)]
     Lease(lease::Command),
@@ -158,6 +170,10 @@ fn ask(home: Option<PathBuf>, authd: &str, deadline: Duration, asking: Asking, o
         Asking::Id(id) => id.run(&context),
         Asking::Join(join) => join.run(&context),
         Asking::Trust(trust) => trust.run(&context),
+        Asking::Provider(provider) => provider.run(&context),
+        Asking::Tenant(tenant) => tenant.run(&context),
+        Asking::Proposal(proposal) => proposal.run(&context),
+        Asking::Shutdown => operate::shutdown(&context),
         Asking::Lease(lease) => lease.run(&context),
         Asking::Put(put) => put.run(&context),
         Asking::Get(get) => get.run(&context),
