@@ -78,3 +78,6 @@ pub use overbank_fabric::message::{
 };
 pub use overbank_fabric::receipt::{EndReason, Receipt, Step};
 pub use overbank_fabric::units::{Size, UnitError, parse_duration, show_duration};
+
+#[cfg(all(not(debug_assertions), any(feature = "danger-no-deadline", feature = "danger-no-freshness")))]
+compile_error!("a feature danger-… takes a defence of overbank away: never in a release build");

@@ -48,7 +48,8 @@ impl Verifier {
         let bad = match opened {
             Ok(stamp) => {
                 // What was last when the READ began is as good as what is last now.
-                let matches = self.salts.matches(&self.freshness, entry, stamp)
+                let matches = cfg!(feature = "danger-no-freshness")
+                    || self.salts.matches(&self.freshness, entry, stamp)
                     || (before != entry && self.salts.matches(&self.freshness, before, stamp));
                 if matches {
                     return Verdict::Good;
@@ -66,6 +67,7 @@ impl Verifier {
                 }
             }
             Err(OpenError::Empty) => match entry {
+                _ if cfg!(feature = "danger-no-freshness") => return Verdict::Good,
                 _ if entry == Entry::NEVER || before == Entry::NEVER => return Verdict::Good,
                 Entry::UNKNOWN if self.on_unknown == OnUnknown::Accept => return Verdict::Good,
                 Entry::UNKNOWN => DataError::FreshnessUnknown { block },

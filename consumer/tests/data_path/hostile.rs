@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use overbank::data::{Contents, DataError, OnUnknown, SealedLane};
-use overbank_fabric::block::Sealer;
+use overbank_fabric::block::{BlockContext, Sealer};
+use overbank_fabric::ids::LeaseId;
 
 use crate::lender::*;
 
@@ -55,7 +56,7 @@ fn mended(lane: &mut SealedLane, blocks: &[u64]) {
 }
 
 #[test]
-fn a_flipped_bit_is_tampering() {
+fn attack_24_a_flipped_bit() {
     let (_, lender, mut lane) = written();
     for bit in some_bits(lender.stride) {
         lender.flip(7, bit);
@@ -64,10 +65,28 @@ fn a_flipped_bit_is_tampering() {
     }
     lender.flip(7, 1);
     mended(&mut lane, &[7]);
+    println!("attack 24 {}: seen a flipped bit: refused as changed, no byte of it returned", device_name());
+}
+
+/// Half of an old content and half of a new one, in every proportion.
+#[test]
+fn attack_24_a_torn_block() {
+    let (_, lender, mut lane) = written();
+    let old = lender.stride_of(7);
+    lane.write(7 * SIZE as u64, &pattern(SIZE, 2), soon()).unwrap();
+    let new = lender.stride_of(7);
+    for cut in (16..lender.stride).step_by(32) {
+        lender.put(7, &[&new[..cut], &old[cut..]].concat());
+        assert!(matches!(refused(&mut lane, 7), DataError::Tampered { block: 7 }), "new up to byte {cut}");
+        lender.put(7, &[&old[..cut], &new[cut..]].concat());
+        assert!(matches!(refused(&mut lane, 7), DataError::Tampered { block: 7 }), "old up to byte {cut}");
+    }
+    mended(&mut lane, &[7]);
+    println!("attack 24 {}: seen a torn block: refused as changed, no byte of it returned", device_name());
 }
 
 #[test]
-fn an_old_content_is_stale() {
+fn attack_25_an_old_content() {
     let (contents, mut lender, mut lane) = written();
     let old = lender.stride_of(9);
     lane.write(9 * SIZE as u64, &pattern(SIZE, 2), soon()).unwrap();
@@ -85,10 +104,11 @@ fn an_old_content_is_stale() {
     Sealer::new(&contents.key, &contents.context).seal(45, &pattern(SIZE, 3), &mut never).unwrap();
     lender.put(45, &never);
     assert!(matches!(refused(&mut lane, 45), DataError::Stale { block: 45 }));
+    println!("attack 25 {}: seen refused as played back, no byte of it returned", device_name());
 }
 
 #[test]
-fn a_swapped_block_says_where_it_belongs() {
+fn attack_26_a_swapped_block() {
     let (_, lender, mut lane) = written();
     lender.swap(3, 30);
     assert!(matches!(refused(&mut lane, 3), DataError::Moved { block: 3, from: 30 }));
@@ -101,24 +121,31 @@ fn a_swapped_block_says_where_it_belongs() {
     assert!(matches!(refused(&mut lane, 44), DataError::Moved { block: 44, from: 5 }));
     lender.flip(44, lender.stride * 8 - 1);
     assert!(matches!(refused(&mut lane, 44), DataError::Tampered { block: 44 }));
+    println!("attack 26 {}: seen another offset: refused, and said from where it was moved", device_name());
 }
 
 #[test]
-fn a_block_of_another_lease_is_tampering() {
+fn attack_26_a_block_of_another_lease() {
     let (contents, lender, mut lane) = written();
-    let other = {
-        let mut context = contents.context.clone();
-        context.generation += 1;
+    let home = &contents.context;
+    let others = [
+        BlockContext { generation: home.generation + 1, ..home.clone() },
+        BlockContext { tenant: "team-8".parse().unwrap(), ..home.clone() },
+        BlockContext { lease: LeaseId::random(), ..home.clone() },
+    ];
+    for other in others {
         let mut stride = vec![0; lender.stride];
-        Sealer::new(&contents.key, &context).seal(3, &pattern(SIZE, 3), &mut stride).unwrap();
-        stride
-    };
-    lender.put(3, &other);
-    assert!(matches!(refused(&mut lane, 3), DataError::Tampered { block: 3 }));
+        // Even under the same key.
+        Sealer::new(&contents.key, &other).seal(3, &pattern(SIZE, 3), &mut stride).unwrap();
+        lender.put(3, &stride);
+        assert!(matches!(refused(&mut lane, 3), DataError::Tampered { block: 3 }), "{other:?}");
+    }
+    mended(&mut lane, &[3]);
+    println!("attack 26 {}: seen another tenant, lease or generation: refused as changed", device_name());
 }
 
 #[test]
-fn zeros_for_a_written_block_are_an_erasure() {
+fn attack_27_zeros_for_a_written_block() {
     let (_, lender, mut lane) = written();
     let good = lender.stride_of(20);
     lender.erase(20);
@@ -127,6 +154,7 @@ fn zeros_for_a_written_block_are_an_erasure() {
     lender.put(20, &[&[0; 32], &good[32..]].concat());
     assert!(matches!(refused(&mut lane, 20), DataError::Erased { block: 20 }));
     mended(&mut lane, &[20]);
+    println!("attack 27 {}: seen refused as erased, no byte of it returned", device_name());
 }
 
 #[test]

@@ -74,6 +74,39 @@ fn writes_that_were_cut_off_are_unsettled_until_they_are_written_again() {
     assert!(out == pattern(200 * SIZE, 3));
 }
 
+/// A lender that neither answers nor goes away. What does not come in time is late, not tampered with.
+#[test]
+fn attack_28_a_lender_that_stalls() {
+    let contents = contents(40, SIZE as u32);
+    let mut lender = Lender::new(&contents);
+    let mut lane = lender.attach_with(&contents, STUBBORN);
+    lane.write(0, &pattern(40 * SIZE, 1), soon()).unwrap();
+    lender.hang_up();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let begun = Instant::now();
+        let deadline = || Instant::now() + Duration::from_millis(100);
+        let mut out = vec![0xa5; 40 * SIZE];
+        let read = lane.read(0, &mut out, deadline());
+        let write = lane.write(20 * SIZE as u64, &pattern(SIZE, 2), deadline());
+        tell.send((begun.elapsed(), read, write, out, lane))
+    });
+    let (took, read, write, mut out, mut lane) = told.recv_timeout(Duration::from_secs(10)).expect("it waits for ever");
+    for result in [read, write] {
+        let error = result.expect_err("nobody answered");
+        assert!(matches!(error, DataError::Timeout) && !error.is_contents(), "{error}");
+    }
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(out.iter().all(|&byte| byte == 0));
+    // Once it answers again, all is as it was written.
+    lender.attach_anew(&mut lane);
+    let mut expected = pattern(40 * SIZE, 1);
+    expected[20 * SIZE..21 * SIZE].copy_from_slice(&pattern(SIZE, 2));
+    lane.read(0, &mut out, soon()).unwrap();
+    assert!(out == expected);
+    println!("attack 28 {}: seen a read and a write end at their deadlines, as late and not as changed", device_name());
+}
+
 #[test]
 fn a_write_that_timed_out_is_unsettled_although_the_connection_stands() {
     let contents = contents(8, SIZE as u32);

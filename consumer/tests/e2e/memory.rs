@@ -62,16 +62,19 @@ impl Memory {
         self.file.write_all_at(bytes, self.base + offset as u64).expect("mapped");
     }
 
-    /// Where the only lease begins, whose first two blocks of 4 KiB were written in one go: two headers with one salt, a
-    /// stride apart, on a page's beginning.
+    /// Where the only lease begins.
     pub(crate) fn lease(&self) -> usize {
+        let leases = self.leases();
+        assert_eq!(leases.len(), 1, "one lease alone");
+        leases[0]
+    }
+
+    /// Where leases begin whose first two blocks of 4 KiB were written in one go: two headers with one salt, a stride
+    /// apart, on a page's beginning.
+    pub(crate) fn leases(&self) -> Vec<usize> {
         let all = self.all();
         let header = |at: usize| &all[at..at + 10];
-        let mut found = (0..POOL - 2 * STRIDE)
-            .step_by(PAGE)
-            .filter(|&at| header(at) != [0; 10] && header(at) == header(at + STRIDE));
-        let lease = found.next().expect("two sealed blocks");
-        assert_eq!(found.next(), None, "one lease alone");
-        lease
+        let begins = |at: &usize| header(*at) != [0; 10] && header(*at) == header(*at + STRIDE);
+        (0..POOL - 2 * STRIDE).step_by(PAGE).filter(begins).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! A hostile lender changes, moves, plays back and erases blocks in its own memory: each is refused, each by its name.
 
 use crate::memory::{Memory, STRIDE};
-use crate::stack::{Stack, User, noise};
+use crate::stack::{Stack, User, device, noise};
 
 struct Scene {
     stack: Stack,
@@ -59,8 +59,8 @@ impl Scene {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_block_is_found() {
-    let Some(scene) = scene("a_flipped_bit_anywhere_in_a_block_is_found") else { return };
+fn attack_24_a_flipped_bit_in_the_pool() {
+    let Some(scene) = scene("attack_24_a_flipped_bit_in_the_pool") else { return };
     let good = scene.stride(2);
     // Salt, counter, tag, first and last byte of the payload.
     for byte in [0, 9, 15, 16, 31, 32, STRIDE - 1] {
@@ -76,11 +76,12 @@ fn a_flipped_bit_anywhere_in_a_block_is_found() {
     scene.refused(&[2], "was changed by somebody");
     scene.set(2, &good);
     scene.intact();
+    println!("attack 24 {}: seen get ends with status 9, block 2 was changed", device());
 }
 
 #[test]
-fn swapped_blocks_are_found() {
-    let Some(scene) = scene("swapped_blocks_are_found") else { return };
+fn attack_26_blocks_swapped_in_the_pool() {
+    let Some(scene) = scene("attack_26_blocks_swapped_in_the_pool") else { return };
     let (one, four) = (scene.stride(1), scene.stride(4));
     scene.set(1, &four);
     scene.set(4, &one);
@@ -89,11 +90,38 @@ fn swapped_blocks_are_found() {
     scene.set(1, &one);
     scene.set(4, &four);
     scene.intact();
+    println!("attack 26 {}: seen get ends with status 9, and says from where a block was moved", device());
+}
+
+/// Two tenants on one provider, which gives each the other's block.
+#[test]
+fn attack_26_blocks_swapped_between_tenants() {
+    let stack = Stack::start();
+    let Some(memory) = Memory::of(&stack, "attack_26_blocks_swapped_between_tenants") else { return };
+    let users = [stack.consumer("ann", "blue"), stack.consumer("bob", "red")];
+    let leases = users.each_ref().map(|user| user.lease("32KiB", "10m"));
+    for (at, (user, lease)) in users.iter().zip(&leases).enumerate() {
+        user.put(lease, &noise(6 * BLOCK, at as u64 + 1)).expect(0);
+    }
+    let found = memory.leases();
+    assert_eq!(found.len(), 2, "two leases");
+    let [one, other] = [0, 1].map(|at| memory.read(found[at] + 2 * STRIDE, STRIDE));
+    memory.write(found[0] + 2 * STRIDE, &other);
+    memory.write(found[1] + 2 * STRIDE, &one);
+    for (user, lease) in users.iter().zip(&leases) {
+        user.try_get(lease).expect(9).saying("block 2 was changed");
+    }
+    memory.write(found[0] + 2 * STRIDE, &one);
+    memory.write(found[1] + 2 * STRIDE, &other);
+    for (at, (user, lease)) in users.iter().zip(&leases).enumerate() {
+        assert!(user.get(lease, 6 * BLOCK) == noise(6 * BLOCK, at as u64 + 1));
+    }
+    println!("attack 26 {}: seen another tenant's block: get ends with status 9, the block was changed", device());
 }
 
 #[test]
-fn an_old_block_played_back_is_found() {
-    let Some(mut scene) = scene("an_old_block_played_back_is_found") else { return };
+fn attack_25_an_old_block_played_back_in_the_pool() {
+    let Some(mut scene) = scene("attack_25_an_old_block_played_back_in_the_pool") else { return };
     let old = scene.stride(3);
     let new = noise(BLOCK, 2);
     scene.user.put(&format!("{}@12KiB", scene.lease), &new).expect(0);
@@ -104,11 +132,12 @@ fn an_old_block_played_back_is_found() {
     scene.refused(&[3], "played it back");
     scene.set(3, &latest);
     scene.intact();
+    println!("attack 25 {}: seen get ends with status 9, somebody played it back", device());
 }
 
 #[test]
-fn an_erased_block_is_found_and_an_empty_one_cannot_be_filled() {
-    let Some(scene) = scene("an_erased_block_is_found_and_an_empty_one_cannot_be_filled") else { return };
+fn attack_27_a_block_erased_in_the_pool() {
+    let Some(scene) = scene("attack_27_a_block_erased_in_the_pool") else { return };
     let good = scene.stride(0);
     scene.set(0, &[0; STRIDE]);
     scene.refused(&[0], "somebody erased it");
@@ -130,6 +159,7 @@ fn an_erased_block_is_found_and_an_empty_one_cannot_be_filled() {
         .saying("was changed by somebody");
     scene.set(7, &[0; STRIDE]);
     scene.intact();
+    println!("attack 27 {}: seen get ends with status 9, somebody erased it", device());
 }
 
 #[test]
