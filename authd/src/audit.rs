@@ -507,7 +507,7 @@ impl Core {
         let mut failed = None;
         rows::scan(db, from, SCAN, |hashed| {
             let seq = hashed.record.seq;
-            if query.all || wanted(query, &hashed.record) {
+            if query.all || query.wants(&hashed.record) {
                 let size = to_cbor(&hashed).len() + 400;
                 if size > room {
                     return ControlFlow::Break(());
@@ -530,11 +530,4 @@ impl Core {
             None => Ok(page),
         }
     }
-}
-
-fn wanted(query: &Query, record: &Record) -> bool {
-    query.who.is_none_or(|who| record.who == Some(who) || record.target == Some(who))
-        && query.event.as_ref().is_none_or(|event| record.event == *event)
-        && query.since_unix_ms.is_none_or(|since| record.unix_ms >= since)
-        && query.lease.is_none_or(|lease| record.lease == Some(lease))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use overbank_fabric::attach::{AttachAnswer, AttachRequest};
+use overbank_fabric::audit;
 use overbank_fabric::channel::{self, CallError, Channel};
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::{Identity, PublicKey};
@@ -40,6 +41,14 @@ pub fn identity(config: &Config) -> Result<(Fingerprint, bool), Error> {
 /// As [`identity`].
 pub fn public_key(config: &Config) -> Result<PublicKey, Error> {
     Ok(load_identity(config)?.0.public())
+}
+
+/// The fingerprint of the key that is pinned for the configuration's auth daemon, if one is. Asks nobody.
+///
+/// # Errors
+/// [`Error::Pins`].
+pub fn pinned_authd(config: &Config) -> Result<Option<Fingerprint>, Error> {
+    Ok(Pins::new(config.pins_path()).find(config.authd())?)
 }
 
 pub(crate) fn load_identity(config: &Config) -> Result<(Identity, bool), Error> {
@@ -215,6 +224,17 @@ impl Client {
     pub(crate) fn ask_key_of(&self, fingerprint: Fingerprint) -> Result<PublicKey, Error> {
         match self.call("asking for a key", None, Repeat::Harmless, Call::KeyOf(fingerprint))? {
             Reply::Key(key) => Ok(key),
+            reply => Err(odd(&reply)),
+        }
+    }
+
+    /// A part of the audit log. Operators only.
+    ///
+    /// # Errors
+    /// [`Error::NotTrusted`], and what [`Client::who_am_i`] says.
+    pub fn audit(&self, query: &audit::Query) -> Result<audit::Page, Error> {
+        match self.call("reading the audit log", None, Repeat::Harmless, Call::Audit(query.clone()))? {
+            Reply::Audit(page) => Ok(*page),
             reply => Err(odd(&reply)),
         }
     }

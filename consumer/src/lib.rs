@@ -55,7 +55,7 @@ mod pins;
 mod sharing;
 
 pub use attach::{AttachOptions, MAX_LANES};
-pub use client::{Client, identity, public_key};
+pub use client::{Client, identity, pinned_authd, public_key};
 pub use config::{Config, ConfigError, DEFAULT_AUTHD, DEFAULT_DEADLINE, DEFAULT_PORT};
 pub use data::{DataError, OnUnknown};
 pub use error::{Error, ErrorKind, ExpectedBy};
@@ -69,6 +69,7 @@ pub use pins::PinsError;
 pub use sharing::{ShareRequest, SharedLease, SharingError, read_bundle, share, write_bundle};
 
 pub use overbank_fabric::approval::Proposal;
+pub use overbank_fabric::audit;
 pub use overbank_fabric::block::{DEFAULT_BLOCK, MAX_BLOCK, MIN_BLOCK};
 pub use overbank_fabric::identity::PublicKey;
 pub use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Name, Nonce, Tenant};

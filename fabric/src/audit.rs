@@ -183,6 +183,17 @@ pub struct Query {
     pub lease: Option<LeaseId>,
 }
 
+impl Query {
+    /// Whether a record is one of those.
+    #[must_use]
+    pub fn wants(&self, record: &Record) -> bool {
+        self.who.is_none_or(|who| record.who == Some(who) || record.target == Some(who))
+            && self.event.as_ref().is_none_or(|event| record.event == *event)
+            && self.since_unix_ms.is_none_or(|since| record.unix_ms >= since)
+            && self.lease.is_none_or(|lease| record.lease == Some(lease))
+    }
+}
+
 /// A part of the log, as far as one look reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

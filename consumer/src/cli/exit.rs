@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use overbank::audit::AuditError;
 use overbank::{Error, ErrorKind};
 use overbank_verbs::SelfTestError;
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ Exit statuses:
    6  no room: the pool is full or the quota used up
    7  the lease is over: expired, released, revoked, or there is none
    8  the lease is lost: its provider died or is away
-   9  contents refused: changed, replayed, moved, erased, torn, or of unknown freshness
+   9  contents refused: changed, replayed, moved, erased, torn, of unknown freshness; an audit log that does not hold
   10  does not fit: more bytes than the lease has there
   11  the deadline passed
   12  a local file: key, pins or lease file is missing, damaged, in use or open to others
@@ -41,6 +42,8 @@ pub(crate) enum Failure {
     DoesNotFit(String),
     /// An RDMA device does not do what it should.
     Device { name: String, source: SelfTestError },
+    /// The audit log does not hold.
+    Log(String),
     /// A signal came.
     Interrupted,
     /// Nobody reads our output any more.
@@ -50,6 +53,10 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { doing, path: path.into(), source }
+    }
+
+    pub(crate) fn log(error: AuditError) -> Self {
+        Self::Log(format!("the audit log does not hold: {error}"))
     }
 
     /// The exit status, and its name in JSON.
@@ -74,6 +81,7 @@ impl Failure {
             Self::Usage(_) => (2, "usage"),
             Self::Device { .. } => (13, "device"),
             Self::File { .. } | Self::Closed => (1, "other"),
+            Self::Log(_) => (9, "contents-refused"),
             Self::DoesNotFit(_) => (10, "does-not-fit"),
             Self::Interrupted => (130, "interrupted"),
         }
@@ -89,7 +97,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library(error) => error.fmt(f),
-            Self::Usage(text) | Self::DoesNotFit(text) => f.write_str(text),
+            Self::Usage(text) | Self::DoesNotFit(text) | Self::Log(text) => f.write_str(text),
             Self::File { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
             Self::Device { name, source } => write!(f, "the device {name} is there and does not work: {source}"),
             Self::Interrupted => f.write_str("interrupted"),

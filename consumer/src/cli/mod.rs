@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and who answers it.
 
+mod audit;
 mod devices;
 mod exit;
 mod identity;
@@ -83,6 +84,9 @@ enum Asking {
     Proposal(operate::ProposalCommand),
     /// Stop the auth daemon; leases go on (operators only)
     Shutdown,
+    /// What the auth daemon decided, and whether its log of that holds (operators only)
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Borrow memory, and give it back
     #[command(subcommand)]
     Lease(lease::Command),
@@ -174,6 +178,7 @@ fn ask(home: Option<PathBuf>, authd: &str, deadline: Duration, asking: Asking, o
         Asking::Tenant(tenant) => tenant.run(&context),
         Asking::Proposal(proposal) => proposal.run(&context),
         Asking::Shutdown => operate::shutdown(&context),
+        Asking::Audit(audit) => audit.run(&context),
         Asking::Lease(lease) => lease.run(&context),
         Asking::Put(put) => put.run(&context),
         Asking::Get(get) => get.run(&context),
