@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use overbank_fabric::audit::{Checkpoint, Line, MAX_DETAIL, Page, Query, Record};
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
-use overbank_fabric::message::{RefusalCode, Role};
+use overbank_fabric::message::{RefusalCode, Reply, Role};
 use overbank_fabric::signed::to_cbor;
 
 use crate::clock::Now;
-use crate::core::{Asker, Core, Fault};
+use crate::core::{Asker, Core, Fault, refuse};
 use crate::providers::plain;
 use crate::state::AuditFiles;
 use crate::store::leases::LeaseRow;
@@ -44,6 +44,8 @@ pub(crate) enum Event {
     Stopped,
     /// The audit log has room again, after a time in which it had none.
     AuditResumed,
+    /// An operator has archived records: a checkpoint stands for them.
+    Archived,
     /// An identity came for the first time, or from another host than the last time.
     Seen,
     /// Something was refused, for a reason that matters here.
@@ -113,6 +115,7 @@ impl Event {
             Self::Started => ("started", End),
             Self::Stopped => ("stopped", End),
             Self::AuditResumed => ("audit-resumed", End),
+            Self::Archived => ("archived", End),
             Self::Seen => ("seen", Note),
             Self::Refused => ("refused", Note),
             Self::HandshakeFailed => ("handshake-failed", Note),
@@ -489,6 +492,30 @@ impl Core {
             }
         }
         self.store.trail.stopped = self.keeping.outlets.iter().find_map(outlet::Outlet::why_stopped);
+    }
+
+    /// Forgets the records up to a head that the asker has, so that there is room. The head stays, and stands for them.
+    pub(crate) fn audit_forget(&mut self, head: &Checkpoint) -> Result<Reply, Fault> {
+        let invalid = |text: String| refuse(RefusalCode::Invalid, text);
+        if head.verify().is_err() || head.authd() != self.identity.public() {
+            return Err(invalid("that head is not signed by this auth daemon".to_owned()));
+        }
+        let seq = head.seq;
+        let at = rows::at(self.store.read(), seq)?;
+        let Some(at) = at.filter(|at| at.hash == head.hash) else {
+            return Err(invalid(format!("record {seq} is not in this log, or is another")));
+        };
+        if self.keeping.outlets.iter().any(|outlet| !outlet.has(seq)) {
+            return Err(refuse(RefusalCode::Busy, "the audit file does not have those records yet: try again"));
+        }
+        self.store.write(|tx| {
+            rows::insert_checkpoint(tx, head)?;
+            let count = rows::forget(tx, seq)?;
+            tx.audit(Entry::new(Event::Archived).detail(format!("{count} records, to record {seq}")))
+        })?;
+        self.store.trail.forgotten(at);
+        tracing::info!(to = seq, "records of the audit log are forgotten");
+        Ok(Reply::Done)
     }
 
     /// A part of the log for an operator.

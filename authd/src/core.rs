@@ -271,6 +271,7 @@ impl Core {
             Call::TrustApprove(approve) => Reply::Trust(vec![self.approve(approve)?]),
             Call::TrustRevoke(fingerprint) => Reply::Trust(vec![self.revoke(&fingerprint, now)?]),
             Call::TrustInvite(invite) => Reply::Invitation(self.invite(&me.key, invite, now)?),
+            Call::AuditForget(head) => self.audit_forget(&head)?,
             Call::Audit(query) => Reply::Audit(Box::new(self.audit_page(&query, now)?)),
             Call::TrustShow(fingerprint) => Reply::Trust(vec![self.trust_show(&fingerprint)?]),
             Call::TrustDeny(fingerprint) => Reply::Trust(vec![self.deny(&fingerprint)?]),

@@ -54,7 +54,10 @@ mod turns;
         feature = "danger-open-door",
         feature = "danger-no-shares",
         feature = "danger-no-rates",
-        feature = "danger-no-turns"
+        feature = "danger-no-turns",
+        feature = "danger-grant-unrecorded",
+        feature = "danger-no-nonce",
+        feature = "danger-wall-clock"
     )
 ))]
 compile_error!("danger-… takes a defence away: never in a release build");

@@ -73,6 +73,7 @@ impl Critical {
             | Call::Attach(_)
             | Call::KeyOf(_)
             | Call::Audit(_)
+            | Call::AuditForget(_)
             | Call::Status
             | Call::TrustList
             | Call::TrustShow(_)

@@ -70,6 +70,7 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
         Call::Shutdown => ("shutdown", Who::Roles(&[Operator])),
         Call::ProposalList => ("proposal-list", Who::Roles(&[Operator])),
         Call::ProposalApprove(_) => ("proposal-approve", Who::Roles(&[Operator])),
+        Call::AuditForget(_) => ("audit-forget", Who::Roles(&[Operator])),
         Call::Offer(_) => ("offer", Who::Roles(&[Provider])),
         Call::Heartbeat(_) => ("heartbeat", Who::Roles(&[Provider])),
         Call::Ended(_) => ("ended", Who::Roles(&[Provider])),

@@ -53,6 +53,7 @@ pub mod units;
         feature = "danger-no-kem",
         feature = "danger-no-position",
         feature = "danger-no-proof",
+        feature = "danger-unchained-log",
         feature = "danger-widened-token",
     )
 ))]

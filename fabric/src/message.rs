@@ -130,6 +130,8 @@ pub enum Call {
     /// Approves a proposal; the last approval that it takes has it done.
     /// -> [`Reply::Proposed`], or what the call that was proposed is answered with
     ProposalApprove(Signed<Approval>),
+    /// Forget the records of the audit log to this head, which are archived elsewhere. -> [`Reply::Done`]
+    AuditForget(crate::audit::Checkpoint),
 
     // -- a provider to the auth daemon -------------------------------------------------------------------------
     /// First thing a provider says in a session. -> [`Reply::Done`]

@@ -153,6 +153,11 @@ impl Outlet {
         }
     }
 
+    /// Whether it was handed all that it is to have, to this record.
+    pub(crate) fn has(&self, seq: u64) -> bool {
+        self.kind == Kind::Witness || self.sent >= seq
+    }
+
     /// Why nothing may be granted as long as this file is as it is.
     pub(crate) fn why_stopped(&self) -> Option<&'static str> {
         match self.kind {

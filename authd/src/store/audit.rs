@@ -69,11 +69,19 @@ impl Trail {
 
     /// Why nothing can be granted at present.
     pub(crate) fn no_grants(&self) -> Option<StoreError> {
+        if cfg!(feature = "danger-grant-unrecorded") {
+            return None;
+        }
         match self.stopped {
             Some(why) => Some(StoreError::AuditStopped(why)),
             None if self.has_room(&self.head, Class::Grant) && self.kept.is_empty() => None,
             None => Some(StoreError::AuditStopped("the audit log is full")),
         }
+    }
+
+    /// The records up to and with this one are in the store no more.
+    pub(crate) fn forgotten(&mut self, to: Head) {
+        self.before = to;
     }
 
     /// Whether what was kept in memory can be written now.
@@ -150,6 +158,7 @@ impl<'a> Tx<'a> {
         let record = entry.record(cause, role);
         match (room, class) {
             (true, _) => self.append(record),
+            (false, Class::Grant) if cfg!(feature = "danger-grant-unrecorded") => Ok(()),
             (false, Class::Grant) => Err(StoreError::AuditStopped("the audit log is full")),
             (false, Class::End) => {
                 self.kept.borrow_mut().push(record);
@@ -217,4 +226,17 @@ pub(crate) fn checkpoint_until(db: &Connection, seq: u64) -> Result<Option<Check
 fn checkpoint(db: &Connection, query: &str, seq: u64) -> Result<Option<Checkpoint>, StoreError> {
     let bytes: Option<Vec<u8>> = db.prepare_cached(query)?.query_row([seq], |row| row.get(0)).optional()?;
     bytes.map(|bytes| from_cbor(&bytes).map_err(|error| StoreError::AuditDamaged(error.to_string()))).transpose()
+}
+
+/// Where the chain was at this record, if it is in the store.
+pub(crate) fn at(db: &Connection, seq: u64) -> Result<Option<Head>, StoreError> {
+    let mut query = db.prepare_cached("SELECT seq, hash, ends_at FROM audit WHERE seq = ?1")?;
+    let head = |row: &Row<'_>| Ok(Head { seq: row.get(0)?, hash: Hash(row.get(1)?), ends_at: row.get(2)? });
+    Ok(query.query_row([seq], head).optional()?)
+}
+
+/// Forgets the records up to this one, and the checkpoints before it. Says how many.
+pub(crate) fn forget(db: &Connection, seq: u64) -> Result<usize, StoreError> {
+    db.prepare_cached("DELETE FROM checkpoints WHERE seq < ?1")?.execute([seq])?;
+    Ok(db.prepare_cached("DELETE FROM audit WHERE seq <= ?1")?.execute([seq])?)
 }

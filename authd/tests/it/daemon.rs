@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use overbank_authd::Limits;
 use overbank_authd::server::{ServeError, Server};
-use overbank_authd::state::State;
+use overbank_authd::state::{AuditFiles, State};
 use overbank_fabric::channel::{self, CallError, Channel};
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::{Identity, PublicKey};
@@ -28,6 +29,7 @@ pub(crate) struct Daemon {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) operator: Identity,
     limits: Limits,
+    files: AuditFiles,
     running: Option<Running>,
 }
 
@@ -44,17 +46,28 @@ impl Daemon {
         let directory = tempfile::tempdir().expect("a directory");
         let made = State::init(&directory.path().join("state")).expect("a new state");
         let address = "127.0.0.1:0".parse().expect("an address");
-        let mut daemon = Self { address, directory, operator: Identity::generate(), limits, running: None };
+        let mut daemon = Self {
+            address,
+            directory,
+            operator: Identity::generate(),
+            limits,
+            files: AuditFiles::default(),
+            running: None,
+        };
         daemon.run().await;
         let mut operator = daemon.client(&daemon.operator).await;
         operator.call(Call::Join(Join { secret: made.operator_invitation.secret })).await.expect("the first operator");
         daemon
     }
 
+    async fn bind(&self) -> Result<Server, ServeError> {
+        let mut state = State::open(&self.directory.path().join("state")).expect("the state");
+        state.audit_files = self.files.clone();
+        Server::bind(state, "127.0.0.1:0".parse().expect("an address"), self.limits).await
+    }
+
     async fn run(&mut self) {
-        let state = State::open(&self.directory.path().join("state")).expect("the state");
-        let server = Server::bind(state, "127.0.0.1:0".parse().expect("an address"), self.limits).await;
-        let server = server.expect("a free port");
+        let server = self.bind().await.expect("a free port");
         self.address = server.address();
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(async {
@@ -74,6 +87,21 @@ impl Daemon {
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
         self.run().await;
+    }
+
+    /// Serves with these files for the audit log from now on.
+    pub(crate) async fn restart_with_files(&mut self, export: Option<&Path>, witness: Option<&Path>) {
+        if self.running.is_some() {
+            self.stop().await;
+        }
+        self.files = AuditFiles { export: export.map(Path::to_owned), witness: witness.map(Path::to_owned) };
+        self.run().await;
+    }
+
+    /// Why it does not serve with these, where it does not.
+    pub(crate) async fn try_files(&mut self, export: Option<&Path>, witness: Option<&Path>) -> Result<(), String> {
+        self.files = AuditFiles { export: export.map(Path::to_owned), witness: witness.map(Path::to_owned) };
+        self.bind().await.map(|_| ()).map_err(|error| error.to_string())
     }
 
     pub(crate) async fn connect(&self, identity: &Identity, party: Party) -> Client {

@@ -146,3 +146,33 @@ async fn many_requests_at_once_are_bounded_and_answered() {
     assert_eq!(lender.lock().held.len(), granted);
     driver.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_10_the_same_request_after_a_reconnect() {
+    let mut daemon = Daemon::start().await;
+    let lender = Lender::new(daemon.approved(Role::Provider, None).await);
+    let session = lender.connect(daemon.address).await;
+    let (alice, _) = daemon.consumer("red").await;
+    let wish = wish(MIB);
+    // The session breaks when the request has reached the lender, so that nobody hears of what it made.
+    let mut client = daemon.client(&alice).await;
+    let asked = Call::CreateLease(wish.clone());
+    let asking = tokio::spawn(async move { client.call(asked).await });
+    while lender.lock().orders.is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    asking.abort();
+    let _ = asking.await;
+    let first = daemon.client(&alice).await.create(wish.clone()).await;
+    let (mut one, mut two) = (daemon.client(&alice).await, daemon.client(&alice).await);
+    let (one, two) = tokio::join!(one.create(wish.clone()), two.create(wish.clone()));
+    drop(session);
+    daemon.restart().await;
+    let _session = lender.connect(daemon.address).await;
+    let last = daemon.client(&alice).await.create(wish).await;
+    let told = [first.lease, one.lease, two.lease, last.lease];
+    assert_eq!(told, [first.lease; 4]);
+    let carved = lender.lock().orders.iter().filter(|order| matches!(order, Call::Carve(_))).count();
+    assert_eq!((carved, lender.lock().held.len()), (1, 1));
+    println!("attack 10 -: seen one allocation, over five sessions and a restart");
+}

@@ -1,6 +1,7 @@
 //! The auth daemon over real sockets, with consumers, operators and lenders that the tests play.
 #![allow(missing_docs)]
 
+mod audit;
 mod daemon;
 mod hostile;
 mod leases;

@@ -381,3 +381,51 @@ fn what_is_kept_of_leases_that_are_over_is_bounded() {
     assert!((900..=1002).contains(&infos.len()), "{}", infos.len());
     assert!(overbank_fabric::signed::to_cbor(&infos).len() < 1 << 20, "fits into a message");
 }
+
+#[test]
+fn attack_11_the_wall_clock_steps() {
+    const HOUR: u64 = 3_600_000;
+    // A lease's life, the wall clock stepped before each thing that happens to it: what everybody is told of its time.
+    let life = |step: fn(u64) -> u64| {
+        let mut desk = Desk::new();
+        let (mut lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));
+        let mut told = Vec::new();
+        let step = |desk: &mut Desk| desk.now.unix_ms = step(desk.now.unix_ms);
+        step(&mut desk);
+        let first = desk.create(&alice, wish(MIB));
+        let deadline = |token: &overbank_fabric::token::Token, desk: &Desk| {
+            token.verify(&desk.core.identity.public()).expect("good").deadline.tick.0
+        };
+        told.push((first.left_ms, deadline(&first.token, &desk)));
+        step(&mut desk);
+        desk.pass(Duration::from_secs(10));
+        desk.heartbeat(&lender, 62 * MIB);
+        told.push((desk.show(first.lease).left_ms, desk.stored_deadline(first.lease).0));
+        step(&mut desk);
+        let renew = Call::RenewLease(RenewLease { lease: first.lease, ttl_ms: 120_000 });
+        let extend = order(desk.ask(&alice.asker, renew));
+        step(&mut desk);
+        let longer = granted(desk.done(extend));
+        told.push((longer.left_ms, deadline(&longer.token, &desk)));
+        desk.reconnect(&mut lender);
+        step(&mut desk);
+        desk.offer(&lender, 64 * MIB, &[(first.lease, desk.stored_deadline(first.lease))]);
+        desk.pass(Duration::from_secs(119));
+        desk.heartbeat(&lender, 62 * MIB);
+        step(&mut desk);
+        told.push((desk.show(first.lease).left_ms, desk.stored_deadline(first.lease).0));
+        assert!(desk.due(&lender).is_empty(), "not fenced a moment early");
+        desk.pass(Duration::from_secs(1));
+        told.push((desk.show(first.lease).left_ms, u64::from(desk.state(first.lease) == LeaseState::Ending)));
+        step(&mut desk);
+        desk.pass(Duration::from_secs(3));
+        desk.heartbeat(&lender, 62 * MIB);
+        told.push((0, desk.due(&lender).len() as u64));
+        told
+    };
+    let straight = life(|unix_ms| unix_ms);
+    assert_eq!(straight[4..], [(0, 1), (0, 1)], "it ends, and is fenced, in time");
+    assert_eq!(life(|unix_ms| unix_ms + HOUR), straight, "an hour ahead, at each step");
+    assert_eq!(life(|unix_ms| unix_ms - HOUR), straight, "an hour back, at each step");
+    println!("attack 11 -: seen an hour either way, at each step of a life: the same deadlines, told and held");
+}

@@ -77,6 +77,12 @@ fn every_call() -> Vec<Call> {
         Call::Shutdown,
         Call::ProposalList,
         Call::ProposalApprove(Signed::new(&approval, &someone)),
+        Call::AuditForget(overbank_fabric::audit::Checkpoint::new(
+            0,
+            overbank_fabric::audit::Hash([0; 32]),
+            0,
+            &someone,
+        )),
         Call::Offer(offer),
         Call::Heartbeat(heartbeat),
         Call::Ended(Signed::new(&receipt, &someone)),
@@ -131,7 +137,8 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
         | Call::ProviderUndrain(_)
         | Call::Shutdown
         | Call::ProposalList
-        | Call::ProposalApprove(_) => role == "operator",
+        | Call::ProposalApprove(_)
+        | Call::AuditForget(_) => role == "operator",
         Call::Offer(_) | Call::Heartbeat(_) | Call::Ended(_) => role == "provider",
         Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_) => false,
     };
