@@ -8,6 +8,8 @@ mod cpus;
 mod ends;
 mod error;
 mod figures;
+mod flood;
+mod flooder;
 mod floor;
 mod inspect;
 mod latency;
@@ -23,6 +25,7 @@ mod peer;
 mod perftest;
 mod ping_pong;
 mod pipeline;
+mod process;
 mod rates;
 mod raw;
 mod report;
@@ -57,6 +60,8 @@ enum Command {
     Throughput(throughput::Throughput),
     /// The same beside other programs on the same devices, taking turns
     Compare(compare::Compare),
+    /// What a trusted consumer notices while strangers flood the auth daemon with connections and handshakes
+    Flood(flood::Flood),
     /// What the kept reports of a directory say of the soft device, as Markdown
     Table(table::Table),
     /// Look into a running process's memory: for a file's bytes, or for anything but zeros
@@ -64,6 +69,9 @@ enum Command {
     /// The other end of a measurement
     #[command(hide = true)]
     Answer(answer::Answer),
+    /// Who floods
+    #[command(hide = true)]
+    Flooder(flooder::Flooder),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +81,8 @@ fn main() -> ExitCode {
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
+        Command::Flood(flood) => flood::run(&flood).map(|()| ExitCode::SUCCESS),
+        Command::Flooder(flooder) => flooder::run(&flooder).map(|()| ExitCode::SUCCESS),
         Command::Table(table) => table::run(&table).map(|()| ExitCode::SUCCESS),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Answer(answer) => answer::run(&answer).map(|()| ExitCode::SUCCESS),

@@ -79,6 +79,11 @@ impl Peer {
         if status.success() { Ok(said) } else { Err(self.failed(&format!("failed ({status}): {}", self.complaint()))) }
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it has not ended.
     pub(crate) fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -10,28 +10,46 @@ use crate::answer::own_binary;
 use crate::cpus::{self, Cpus};
 use crate::error::BenchError;
 use crate::peer::Peer;
+use crate::process::Usage;
 
 /// Memory that the provider lends.
 const POOL: &str = "128MiB";
+
+/// Which processor each runs on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    /// Who starts them, and measures.
+    pub(crate) home: usize,
+    pub(crate) authd: usize,
+    pub(crate) provider: usize,
+}
 
 /// Running daemons. Ended and removed when dropped, the provider first.
 pub(crate) struct Stack {
     /// How a consumer of theirs connects.
     pub(crate) config: Config,
+    /// How their operator connects.
+    pub(crate) operator: Config,
     _provider: Peer,
-    _authd: Peer,
+    authd: Peer,
     _dir: TempDir,
 }
 
 impl Stack {
     /// Starts them from the binaries beside this program, the provider on its processor.
     pub(crate) fn start(device: &str, cpus: Cpus) -> Result<Self, BenchError> {
+        Self::start_at(device, Places { home: cpus.asker, authd: cpus.asker, provider: cpus.answerer })
+    }
+
+    /// The same, each on its processor.
+    pub(crate) fn start_at(device: &str, places: Places) -> Result<Self, BenchError> {
         let dir = tempfile::tempdir().map_err(BenchError::io("make a temporary directory"))?;
         let at = |name: &str| dir.path().join(name);
         let init = output(beside("overbank-authd")?.args(["init", "--json", "--state"]).arg(at("authd")))?;
         let mut serve = beside("overbank-authd")?;
         serve.args(["serve", "--listen", "127.0.0.1:0", "--state"]).arg(at("authd"));
-        let authd = Peer::start(serve, Some(&at("authd.log")))?;
+        let log = at("authd.log");
+        let authd = cpus::started_on(places.authd, places.home, || Peer::start(serve, Some(&log)))?;
         let hello = authd.line()?;
         let address = hello.split(['=', ' ', ',']).find(|word| word.contains(':'));
         let address = address.ok_or_else(|| authd.failed(&format!("said '{hello}', not its address")))?.to_owned();
@@ -48,12 +66,18 @@ impl Stack {
             .args(["--device", device, "--invitation", text(&invitation, "invitation")?, "--state"])
             .arg(at("provider"));
         let log = at("provider.log");
-        let provider = cpus::started_on(cpus.answerer, cpus.asker, || Peer::start(serve, Some(&log)))?;
+        let provider = cpus::started_on(places.provider, places.home, || Peer::start(serve, Some(&log)))?;
         provider.line()?;
         let invitation = overbank("operator", &["trust", "invite", "--role", "consumer", "--tenant", "bench"])?;
         overbank("consumer", &["join", text(&invitation, "invitation")?])?;
         let config = Config::new(&address, at("consumer")).map_err(overbank::Error::from)?.with_leases(at("leases"));
-        Ok(Self { config, _provider: provider, _authd: authd, _dir: dir })
+        let operator = Config::new(&address, at("operator")).map_err(overbank::Error::from)?;
+        Ok(Self { config, operator, _provider: provider, authd, _dir: dir })
+    }
+
+    /// What the auth daemon uses.
+    pub(crate) fn authd_usage(&self) -> Result<Usage, BenchError> {
+        Usage::of(self.authd.pid())
     }
 }
 
