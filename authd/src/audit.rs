@@ -78,6 +78,8 @@ pub(crate) enum Event {
     Proposed,
     /// One more operator agreed.
     Consented,
+    /// An operator set a tenant's quota.
+    QuotaSet,
     /// A lease was granted.
     Granted,
     /// A lease was given more time.
@@ -133,6 +135,7 @@ impl Event {
             // So that a switch that takes several operators works where the log is full.
             Self::Proposed => ("proposed", End),
             Self::Consented => ("consented", End),
+            Self::QuotaSet => ("quota-set", End),
             Self::Granted => ("granted", Grant),
             Self::Renewed => ("renewed", Grant),
             Self::Attached => ("attached", Grant),

@@ -83,6 +83,9 @@ pub struct Serve {
     /// Most memory pinned in one tenant's name, such as 64GiB [default: no limit].
     #[arg(long, value_name = "SIZE", value_parser = str::parse::<Size>)]
     pub quota_bytes: Option<Size>,
+    /// Most leases of one tenant at once. Like --quota-bytes for tenants that `overbank tenant quota` was not used for.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(0..=1 << 40))]
+    pub quota_leases: u64,
     /// Most identities that wait for approval; of more, the one seen longest ago is forgotten.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_pending: u32,

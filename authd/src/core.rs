@@ -24,6 +24,8 @@ pub struct Limits {
     pub max_lease: Duration,
     /// Most bytes pinned in one tenant's name; none: as many as there are.
     pub quota: Option<u64>,
+    /// Most leases of one tenant at once; none: as many as there is room for.
+    pub quota_leases: Option<u64>,
     /// Most identities that wait for approval; of more, the one seen longest ago is forgotten.
     pub max_pending: u32,
     /// How much at once, and how much a second.
@@ -39,6 +41,7 @@ impl Default for Limits {
         Self {
             max_lease: Duration::from_secs(24 * 3600),
             quota: None,
+            quota_leases: Some(4096),
             max_pending: 1000,
             load: Load::default(),
             audit: Bounds::default(),
@@ -287,6 +290,9 @@ impl Core {
             Call::Shutdown => self.shutdown(&me)?,
             Call::ProposalList => Reply::Proposals(self.proposals(now)?),
             Call::ProposalApprove(approval) => return self.approve_proposal(asker, me, &approval, now),
+
+            Call::TenantList => Reply::Tenants(self.tenants()?),
+            Call::TenantQuota(quota) => Reply::Tenants(vec![self.set_quota(quota)?]),
 
             Call::CreateLease(wish) => return self.create(&me, wish, now),
             Call::RenewLease(renew) => return self.renew(&me, &renew, now),

@@ -146,16 +146,7 @@ impl Core {
         };
         let (blocks, pinned_bytes) = footprint(wish.bytes, wish.block, provider.page_bytes)
             .ok_or_else(|| refuse(RefusalCode::Invalid, "the size is beyond all memory"))?;
-        let used = leases::pinned_bytes(self.store.read(), &tenant)?;
-        if let Some(quota) = self.limits.quota.filter(|&quota| used.saturating_add(pinned_bytes) > quota) {
-            let text = format!(
-                "tenant {tenant} has {} of its quota of {} pinned, and {} more would be: release some, or ask an operator",
-                Size(used),
-                Size(quota),
-                Size(pinned_bytes)
-            );
-            return Err(refuse(RefusalCode::Quota, text));
-        }
+        self.check_quota(&tenant, pinned_bytes)?;
         let deadline = Deadline { boot: provider.boot, tick: provider.tick_at(now.instant).after_ms(wish.ttl_ms) };
         let row = LeaseRow {
             id: LeaseId::random(),

@@ -45,6 +45,7 @@ mod shares;
 mod sharing;
 mod store;
 mod switches;
+mod tenants;
 mod trust;
 mod turns;
 

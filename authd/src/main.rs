@@ -86,6 +86,7 @@ fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
     let limits = Limits {
         max_lease: how.max_lease,
         quota: how.quota_bytes.map(|size| size.0),
+        quota_leases: Some(how.quota_leases),
         max_pending: how.max_pending,
         load: how.load.load(),
         audit: how.audit_bounds(),

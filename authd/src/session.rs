@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overbank_fabric::channel::{Answer, Channel};
+use overbank_fabric::channel::{Answer, Bounds, Channel};
 use overbank_fabric::handshake::{Party, Peer};
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::LeaseId;
@@ -59,7 +59,7 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
         return hub.rejected("strangers", &from);
     };
     let in_flight = if peer.party == Party::Provider { IN_FLIGHT_PROVIDER } else { IN_FLIGHT_CLIENT };
-    let (caller, mut incoming, driver) = channel.multiplex(in_flight);
+    let (caller, mut incoming, driver) = channel.multiplex_within(in_flight, standing.bounds());
     let (id, mut signals) = match hub.enter(key, &standing.lane, caller) {
         Ok(entered) => entered,
         Err(reason) => return hub.rejected(reason, &from),
@@ -85,7 +85,10 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
                 Some((request, answer)) => match request.call {
                     // One at a time: guessing is slow.
                     Call::Join(_) => match joins.answer(&hub, asker, &standing, request, answer).await {
-                        Joined::Yes => standing.look_again(&hub, key).await,
+                        Joined::Yes => {
+                            standing.look_again(&hub, key).await;
+                            incoming.widen(standing.bounds());
+                        }
                         Joined::No => {}
                         Joined::TooManyTries => {
                             hub.rejected("guessing", &from);
@@ -99,7 +102,10 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
             _ = stop.changed() => break,
             () = signals.orders.notified() => hub.give_due_orders(id, &mut orders).await,
             _ = clock.tick(), if peer.party == Party::Provider => hub.give_due_orders(id, &mut orders).await,
-            () = signals.standing.notified() => standing.look_again(&hub, key).await,
+            () = signals.standing.notified() => {
+                standing.look_again(&hub, key).await;
+                incoming.widen(standing.bounds());
+            }
             () = standing.time_is_up() => {
                 hub.rejected("stranger-time", &from);
                 break;
@@ -135,8 +141,9 @@ fn take(hub: &Arc<Hub>, asker: Asker, standing: &Standing, request: Request, ans
         Ok((place, wait)) => {
             let hub = Arc::clone(hub);
             tokio::spawn(async move {
-                let outcome = respond(&hub, asker, turn, request, wait, place).await;
-                answer.send(outcome).await;
+                let (outcome, place) = respond(&hub, asker, turn, request, wait, place).await;
+                // In flight until the answer is out: who reads none gets no more of them.
+                answer.send_holding(outcome, place);
             });
         }
         Err((reason, text)) => {
@@ -175,7 +182,7 @@ async fn respond(
     request: Request,
     wait: Duration,
     place: Option<Place<Lane>>,
-) -> Result<Reply, Refusal> {
+) -> (Result<Reply, Refusal>, Option<Place<Lane>>) {
     let (started, received) = (Instant::now(), Now::read());
     let Request { correlation, deadline_ms, call, .. } = request;
     let asker = Asker { correlation: Some(correlation), ..asker };
@@ -199,18 +206,17 @@ async fn respond(
             true => Err(Refusal::new(RefusalCode::Deadline, "the request gave no time at all")),
             false => {
                 tokio::time::sleep(wait).await;
-                work.work(asker, turn, correlation, call, received, until).await
+                let now = if wait.is_zero() { received } else { Now::read() };
+                work.work(asker, turn, correlation, call, now, until).await
             }
         };
-        drop(place);
-        outcome
+        (outcome, place)
     };
-    let outcome = match timeout_at(started + time, tokio::spawn(task.instrument(span.clone()))).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) => Err(Refusal::new(RefusalCode::Internal, "the auth daemon failed at this: see its log")),
-        Err(_) => {
-            Err(Refusal::new(RefusalCode::Deadline, "not done in the time that the request gave; it may still happen"))
-        }
+    let refused = |code, text| (Err(Refusal::new(code, text)), None);
+    let (outcome, place) = match timeout_at(started + time, tokio::spawn(task.instrument(span.clone()))).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(_)) => refused(RefusalCode::Internal, "the auth daemon failed at this: see its log"),
+        Err(_) => refused(RefusalCode::Deadline, "not done in the time that the request gave; it may still happen"),
     };
     let _inside = span.entered();
     let ms = millis(started.elapsed());
@@ -236,7 +242,7 @@ async fn respond(
             }
         }
     }
-    outcome
+    (outcome, place)
 }
 
 /// Whether a refusal goes into the audit log.
@@ -294,7 +300,7 @@ impl BadJoins {
         answer: Answer,
     ) -> Joined {
         let turn = Turn::Request(standing.lane.clone(), asker.key);
-        let outcome = respond(hub, asker, turn, request, Duration::ZERO, None).await;
+        let (outcome, _) = respond(hub, asker, turn, request, Duration::ZERO, None).await;
         let joined = match &outcome {
             Ok(_) => Joined::Yes,
             Err(refusal) if refusal.code == RefusalCode::BadInvitation => {
@@ -346,6 +352,15 @@ impl Standing {
         match &self.stranger {
             Some((_, until)) => tokio::time::sleep_until(*until).await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// What its requests may take of memory.
+    fn bounds(&self) -> Bounds {
+        match self.lane {
+            Lane::Strangers => Bounds { message: 4 << 10, open: 16 << 10 },
+            Lane::Tenant(_) => Bounds { message: 64 << 10, open: 256 << 10 },
+            Lane::Operators | Lane::Providers => Bounds::default(),
         }
     }
 

@@ -56,6 +56,8 @@ pub(crate) fn rule(call: &Call) -> (&'static str, Who) {
         Call::TrustApprove(_) => ("trust-approve", Who::Roles(&[Operator])),
         Call::TrustRevoke(_) => ("trust-revoke", Who::Roles(&[Operator])),
         Call::TrustInvite(_) => ("trust-invite", Who::Roles(&[Operator])),
+        Call::TenantList => ("tenant-list", Who::Roles(&[Operator])),
+        Call::TenantQuota(_) => ("tenant-quota", Who::Roles(&[Operator])),
         Call::Audit(_) => ("audit", Who::Roles(&[Operator])),
         Call::TrustShow(_) => ("trust-show", Who::Roles(&[Operator])),
         Call::TrustDeny(_) => ("trust-deny", Who::Roles(&[Operator])),

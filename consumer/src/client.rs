@@ -9,10 +9,11 @@ use overbank_fabric::audit;
 use overbank_fabric::channel::{self, CallError, Channel};
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::{Identity, PublicKey};
-use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId};
+use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
 use overbank_fabric::keyfile;
 use overbank_fabric::message::{
-    Attach, Call, CreateLease, Granted, Invitation, Join, LeaseInfo, RenewLease, Reply, Status, TrustEntry,
+    Allowance, Attach, Call, CreateLease, Granted, Invitation, Join, LeaseInfo, RenewLease, Reply, Status, TenantInfo,
+    TenantQuota, TrustEntry,
 };
 use overbank_fabric::signed::Signed;
 use overbank_fabric::token::Token;
@@ -239,6 +240,29 @@ impl Client {
         }
     }
 
+    /// All tenants, what they have and may have. Operators only.
+    ///
+    /// # Errors
+    /// [`Error::NotTrusted`], and what [`Client::who_am_i`] says.
+    pub fn tenants(&self) -> Result<Vec<TenantInfo>, Error> {
+        match self.call("listing tenants", None, Repeat::Harmless, Call::TenantList)? {
+            Reply::Tenants(tenants) => Ok(tenants),
+            reply => Err(odd(&reply)),
+        }
+    }
+
+    /// Sets how much a tenant may have, from its next lease on. Operators only.
+    ///
+    /// # Errors
+    /// [`Error::NotTrusted`], and what [`Client::who_am_i`] says.
+    pub fn tenant_quota(&self, tenant: Tenant, bytes: Allowance, leases: Allowance) -> Result<TenantInfo, Error> {
+        let quota = TenantQuota { tenant, bytes, leases };
+        match self.call("setting the quota", None, Repeat::Harmless, Call::TenantQuota(quota))? {
+            Reply::Tenants(mut tenants) if tenants.len() == 1 => Ok(tenants.remove(0)),
+            reply => Err(odd(&reply)),
+        }
+    }
+
     pub(crate) fn identity(&self) -> &Identity {
         &self.0.identity
     }
@@ -430,6 +454,7 @@ pub(crate) fn odd(reply: &Reply) -> Error {
         Reply::Key(_) => "a key",
         Reply::Trust(_) => "a list of identities",
         Reply::Invitation(_) => "an invitation",
+        Reply::Tenants(_) => "a list of tenants",
         Reply::Audit(_) => "a part of the audit log",
         Reply::Imported(_) => "an import",
         Reply::Stopped(_) => "a number of leases",

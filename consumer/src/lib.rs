@@ -74,8 +74,8 @@ pub use overbank_fabric::block::{DEFAULT_BLOCK, MAX_BLOCK, MIN_BLOCK};
 pub use overbank_fabric::identity::PublicKey;
 pub use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Name, Nonce, Tenant};
 pub use overbank_fabric::message::{
-    Call, Import, Imported, Invitation, LeaseInfo, LeaseState, ProviderStatus, Refusal, RefusalCode, Reply, Role,
-    Status, TrustEntry, TrustState,
+    Allowance, Call, Import, Imported, Invitation, LeaseInfo, LeaseState, ProviderStatus, Refusal, RefusalCode, Reply,
+    Role, Status, TenantInfo, TrustEntry, TrustState,
 };
 pub use overbank_fabric::receipt::{EndReason, Receipt, Step};
 pub use overbank_fabric::units::{Size, UnitError, parse_duration, show_duration};

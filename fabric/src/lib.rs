@@ -45,6 +45,7 @@ pub mod units;
     not(debug_assertions),
     any(
         feature = "danger-any-key",
+        feature = "danger-any-record",
         feature = "danger-any-version",
         feature = "danger-go-on",
         feature = "danger-no-block-tags",

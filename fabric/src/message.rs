@@ -100,6 +100,10 @@ pub enum Call {
     TrustRevoke(Fingerprint),
     /// -> [`Reply::Invitation`]
     TrustInvite(Invite),
+    /// -> [`Reply::Tenants`]
+    TenantList,
+    /// -> [`Reply::Tenants`] with one entry
+    TenantQuota(TenantQuota),
     /// A part of the audit log. -> [`Reply::Audit`]
     Audit(crate::audit::Query),
     /// -> [`Reply::Trust`] with one entry
@@ -177,6 +181,8 @@ pub enum Reply {
     Trust(Vec<TrustEntry>),
     /// A one-time invitation.
     Invitation(Invitation),
+    /// Tenants.
+    Tenants(Vec<TenantInfo>),
     /// To [`Call::Audit`].
     Audit(Box<crate::audit::Page>),
     /// To [`Call::TrustImport`].
@@ -491,6 +497,48 @@ pub struct ProviderStatus {
     /// What operators call it; for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
+}
+
+/// What a tenant has, and how much it may have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantInfo {
+    /// Which.
+    pub tenant: Tenant,
+    /// Its leases, those included whose memory is not clean yet.
+    pub leases: u64,
+    /// Bytes pinned for them.
+    pub pinned_bytes: u64,
+    /// Most bytes; none: as many as there are.
+    pub quota_bytes: Option<u64>,
+    /// Most leases; none: as many as there is room for.
+    pub quota_leases: Option<u64>,
+    /// Whether any of this was set for this tenant. Otherwise it is what holds for all.
+    pub own: bool,
+}
+
+/// Sets how much a tenant may have, from the next lease on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantQuota {
+    /// Which.
+    pub tenant: Tenant,
+    /// Bytes pinned.
+    pub bytes: Allowance,
+    /// Leases.
+    pub leases: Allowance,
+}
+
+/// A quota's new value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Allowance {
+    /// The one that it has.
+    AsItIs,
+    /// What holds for all tenants that have none of their own.
+    AsForAll,
+    /// So much, 0 included.
+    Most(u64),
 }
 
 /// Approves a pending identity.

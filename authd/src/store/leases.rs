@@ -225,13 +225,6 @@ pub(crate) fn hand_over(db: &Connection, old: &PublicKey, new: &PublicKey) -> Re
     Ok(())
 }
 
-/// Bytes pinned in a tenant's name: until a receipt says otherwise.
-pub(crate) fn pinned_bytes(db: &Connection, tenant: &Tenant) -> Result<u64, StoreError> {
-    let sum = "SELECT coalesce(sum(pinned_bytes), 0) FROM leases
-               WHERE tenant = ?1 AND stage IN ('carving', 'active', 'ending') AND receipt IS NULL";
-    Ok(db.prepare_cached(sum)?.query_row([Text(tenant)], |row| row.get(0))?)
-}
-
 /// Number of active leases and usable bytes in them; one holder's or all.
 pub(crate) fn active(db: &Connection, holder: Option<&PublicKey>) -> Result<(u64, u64), StoreError> {
     let sums = "SELECT count(*), coalesce(sum(bytes), 0) FROM leases

@@ -3,9 +3,11 @@
 
 mod audit;
 mod daemon;
+mod hoard;
 mod hostile;
 mod leases;
 mod lender;
 mod process;
 mod providers;
+mod records;
 mod trust;

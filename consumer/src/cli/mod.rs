@@ -9,6 +9,7 @@ mod lease;
 mod operate;
 mod output;
 mod share;
+mod tenant;
 mod transfer;
 mod trust;
 
@@ -76,9 +77,9 @@ enum Asking {
     /// Look after lenders (operators only)
     #[command(subcommand)]
     Provider(operate::Provider),
-    /// Stop tenants (operators only)
+    /// How much each tenant has and may have, and stopping one (operators only)
     #[command(subcommand)]
-    Tenant(operate::TenantCommand),
+    Tenant(tenant::Command),
     /// Approve what takes several operators (operators only)
     #[command(subcommand)]
     Proposal(operate::ProposalCommand),

@@ -7,6 +7,8 @@
 //! ```
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -75,12 +77,15 @@ pub(super) struct Receiver {
     /// The message that is coming in, as far as it is here.
     message: Vec<u8>,
     plaintext: Vec<u8>,
+    /// Bytes of the longest message that is taken, at most [`MESSAGE_MAX`].
+    pub(super) longest: Arc<AtomicUsize>,
     dead: bool,
 }
 
 impl Receiver {
     pub(super) fn new(key: ReceiveKey) -> Self {
-        Self { key, frame: Vec::new(), message: Vec::new(), plaintext: Vec::new(), dead: false }
+        let longest = Arc::new(AtomicUsize::new(MESSAGE_MAX));
+        Self { key, frame: Vec::new(), message: Vec::new(), plaintext: Vec::new(), longest, dead: false }
     }
 
     /// The next message. Dropping the future loses nothing; after an error the receiver is dead.
@@ -103,8 +108,11 @@ impl Receiver {
                 Some((1, chunk)) if chunk.len() == CHUNK_MAX => (true, chunk),
                 _ => return Err(ChannelError::Malformed("a frame with a wrong beginning".into())),
             };
-            if self.message.len() + chunk.len() > MESSAGE_MAX {
-                return Err(ChannelError::Malformed("a message longer than 1 MiB".into()));
+            let longest = self.longest.load(Ordering::Relaxed).min(MESSAGE_MAX);
+            if self.message.len() + chunk.len() > longest {
+                return Err(ChannelError::Malformed(format!(
+                    "a message longer than the {longest} bytes that it may have"
+                )));
             }
             self.message.extend_from_slice(chunk);
             if !more {

@@ -18,7 +18,7 @@ use crate::ids::CorrelationId;
 use crate::message::{Call, Message, Refusal, Reply, Request, VERSION};
 use crate::signed::{from_cbor, to_cbor};
 
-pub use multiplex::{Answer, Caller, Incoming};
+pub use multiplex::{Answer, Bounds, Caller, Incoming};
 
 /// Why there is no session, or no more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -218,7 +218,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
     /// more than 4 MiB together, each one beyond is answered [`Busy`](crate::message::RefusalCode::Busy); one's own calls
     /// wait their turn.
     pub fn multiplex(self, in_flight: usize) -> (Caller, Incoming, impl Future<Output = ChannelError> + use<S>) {
-        multiplex::multiplex(self, in_flight)
+        multiplex::multiplex(self, in_flight, Bounds::default())
+    }
+
+    /// The same, within narrower bounds, until [`Incoming::widen`]. A longer message ends the session.
+    pub fn multiplex_within(
+        self,
+        in_flight: usize,
+        bounds: Bounds,
+    ) -> (Caller, Incoming, impl Future<Output = ChannelError> + use<S>) {
+        multiplex::multiplex(self, in_flight, bounds)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -15,8 +15,21 @@ use crate::signed::to_cbor;
 
 /// Most requests that can be open in each direction.
 const IN_FLIGHT_MAX: usize = 1 << 16;
-/// Bytes that the other side's open requests may have together, as they came.
-const OPEN_BYTES_MAX: usize = 4 << 20;
+/// What the other side's requests may take of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of a message, at most 1 MiB.
+    pub message: usize,
+    /// Bytes that all open requests have together, as they came.
+    pub open: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { message: frame::MESSAGE_MAX, open: 4 << 20 }
+    }
+}
+
 /// Abandoned calls whose late answers are still recognized. An answer to one longer forgotten ends the session.
 const ABANDONED_MAX: usize = 4096;
 
@@ -34,6 +47,9 @@ pub struct Caller {
 /// Requests of the other side, in order of arrival.
 pub struct Incoming {
     requests: mpsc::Receiver<(Request, Answer)>,
+    longest: Arc<AtomicUsize>,
+    bytes: Arc<Semaphore>,
+    bounds: Bounds,
     _alive: Alive,
 }
 
@@ -51,6 +67,8 @@ pub struct Answer {
 struct Encoded {
     id: u64,
     message: Vec<u8>,
+    /// Dropped when the message is sent, or given up.
+    held: Option<Box<dyn Send>>,
 }
 
 /// What the callers and the driver share.
@@ -123,7 +141,7 @@ impl Caller {
             calls.waiting.insert(id, answer);
         }
         let mut open = OpenCall { session: &self.session, id, queued: false };
-        if self.requests.send(Encoded { id, message }).await.is_err() {
+        if self.requests.send(Encoded { id, message, held: None }).await.is_err() {
             return Err(self.session.reason().into());
         }
         open.queued = true;
@@ -159,15 +177,29 @@ impl Incoming {
     pub async fn next(&mut self) -> Option<(Request, Answer)> {
         self.requests.recv().await
     }
+
+    /// Widens the bounds of [`Channel::multiplex_within`]. They never become narrower.
+    pub fn widen(&mut self, bounds: Bounds) {
+        self.longest.fetch_max(bounds.message, Ordering::Relaxed);
+        let more = bounds.open.saturating_sub(self.bounds.open);
+        self.bytes.add_permits(more);
+        self.bounds.open += more;
+    }
 }
 
 impl Answer {
     /// Answers. Does not wait for the answer to be on its way, and is lost where the session is over.
     pub async fn send(mut self, outcome: Result<Reply, Refusal>) {
-        self.put(outcome);
+        self.put(outcome, None);
     }
 
-    fn put(&mut self, outcome: Result<Reply, Refusal>) {
+    /// Answers as [`Answer::send`] does, and drops `held` when the answer was sent, or never will be: what counts requests
+    /// in flight then counts those whose answers nobody reads.
+    pub fn send_holding(mut self, outcome: Result<Reply, Refusal>, held: impl Send + 'static) {
+        self.put(outcome, Some(Box::new(held)));
+    }
+
+    fn put(&mut self, outcome: Result<Reply, Refusal>, held: Option<Box<dyn Send>>) {
         let Some(room) = self.room.take() else { return };
         let id = self.id;
         let mut message = to_cbor(&Message::Response(Response { id, outcome }));
@@ -175,16 +207,15 @@ impl Answer {
             let refusal = Refusal::new(RefusalCode::Internal, "The answer is longer than 1 MiB: ask for less at once.");
             message = to_cbor(&Message::Response(Response { id, outcome: Err(refusal) }));
         }
-        room.send(Encoded { id, message });
+        room.send(Encoded { id, message, held });
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.put(Err(Refusal::new(
-            RefusalCode::Internal,
-            "The request was given up by the other side; its log says why.",
-        )));
+        let refusal =
+            Refusal::new(RefusalCode::Internal, "The request was given up by the other side; its log says why.");
+        self.put(Err(refusal), None);
     }
 }
 
@@ -200,6 +231,7 @@ impl Drop for Ending {
 pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
     channel: Channel<S>,
     in_flight: usize,
+    bounds: Bounds,
 ) -> (Caller, Incoming, impl Future<Output = ChannelError> + use<S>) {
     let in_flight = in_flight.clamp(1, IN_FLIGHT_MAX);
     let session = Arc::new(Session {
@@ -214,13 +246,15 @@ pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
     let (alive, anybody) = mpsc::channel(1);
 
     let open = Arc::new(Mutex::new(HashSet::new()));
+    let (longest, bytes) = (Arc::clone(&channel.receiver.longest), Arc::new(Semaphore::new(bounds.open)));
+    longest.store(bounds.message, Ordering::Relaxed);
     let (read, write) = tokio::io::split(channel.stream);
     let reading = Reading {
         stream: read,
         receiver: channel.receiver,
         session: Arc::clone(&session),
         open: Arc::clone(&open),
-        bytes: Arc::new(Semaphore::new(OPEN_BYTES_MAX)),
+        bytes: Arc::clone(&bytes),
         incoming,
         responses,
         busy,
@@ -250,7 +284,7 @@ pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
         reason
     };
     let caller = Caller { session, requests, _alive: alive.clone() };
-    (caller, Incoming { requests: requests_in, _alive: alive }, driver)
+    (caller, Incoming { requests: requests_in, longest, bytes, bounds, _alive: alive }, driver)
 }
 
 /// Ids of the other side's requests that are not answered yet.
@@ -347,7 +381,9 @@ impl<S: AsyncWrite> Writing<S> {
 
     async fn respond(&mut self, response: Encoded) -> Result<(), ChannelError> {
         lock(&self.open).remove(&response.id);
-        self.sender.send(&mut self.stream, &response.message).await
+        let sent = self.sender.send(&mut self.stream, &response.message).await;
+        drop(response.held);
+        sent
     }
 
     async fn request(&mut self, request: Encoded) -> Result<(), ChannelError> {
