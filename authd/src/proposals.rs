@@ -74,6 +74,8 @@ impl Critical {
             | Call::KeyOf(_)
             | Call::Audit(_)
             | Call::AuditForget(_)
+            | Call::TenantList
+            | Call::TenantQuota(_)
             | Call::Status
             | Call::TrustList
             | Call::TrustShow(_)

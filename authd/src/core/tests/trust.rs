@@ -1,6 +1,8 @@
 use overbank_fabric::approval::Approval;
 use overbank_fabric::attach::AttachRequest;
-use overbank_fabric::message::{Attach, Detach, Extend, Import, Invite, Join, Rename, RenewLease, Rotate, TrustState};
+use overbank_fabric::message::{
+    Allowance, Attach, Detach, Extend, Import, Invite, Join, Rename, RenewLease, Rotate, TenantQuota, TrustState,
+};
 use overbank_fabric::succession::Succession;
 use overbank_fabric::token::{Rights, Scope, Token};
 
@@ -75,6 +77,12 @@ fn every_call() -> Vec<Call> {
         Call::ProviderDrain(fingerprint),
         Call::ProviderUndrain(fingerprint),
         Call::Shutdown,
+        Call::TenantList,
+        Call::TenantQuota(TenantQuota {
+            tenant: tenant("red"),
+            bytes: Allowance::AsForAll,
+            leases: Allowance::Most(1),
+        }),
         Call::ProposalList,
         Call::ProposalApprove(Signed::new(&approval, &someone)),
         Call::AuditForget(overbank_fabric::audit::Checkpoint::new(
@@ -130,6 +138,8 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
         | Call::TrustRename(_)
         | Call::TrustExport(_)
         | Call::TrustImport(_)
+        | Call::TenantList
+        | Call::TenantQuota(_)
         | Call::LeaseStop(_)
         | Call::TenantStop(_)
         | Call::ProviderStop(_)
