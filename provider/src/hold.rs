@@ -39,6 +39,7 @@ pub struct Hold<B: Backend> {
     extent: Extent,
     shape: Shape,
     domain: B::Domain,
+    /// Over all its blocks.
     region: B::Region,
     attachments: Vec<Attachment<B>>,
     /// What could not be taken down. With one of these the lease takes no more attaches, and its end fails.
@@ -99,7 +100,7 @@ impl<B: Backend> Hold<B> {
     }
 
     /// Binds queue pairs to the endpoints of a request whose range lies inside the lease. An earlier attachment of the
-    /// same holder to the same blocks with the same rights is destroyed first. On failure nothing half-made stays. Before
+    /// same holder to the same blocks with the same rights is destroyed first, and its key with it. On failure nothing half-made stays. Before
     /// each queue pair it asks `go_on`, with the tick of the next attachment that ends, and gives up if that refuses.
     ///
     /// # Errors
@@ -112,7 +113,11 @@ impl<B: Backend> Hold<B> {
     ) -> Result<Binding, Refusal> {
         if let Some(at) = self.attachments.iter().position(|attachment| attachment.is_for(&admission.scope)) {
             let old = self.attachments.swap_remove(at);
+            let whole = old.own.is_none();
             self.take_apart(backend, old);
+            if whole && self.attachments.iter().all(|other| other.own.is_some()) {
+                self.renew_key(backend);
+            }
         }
         if !self.faults.is_empty() {
             let why = "something of an earlier attach could not be destroyed: this lease takes no more; make a new one";
@@ -171,6 +176,25 @@ impl<B: Backend> Hold<B> {
             lanes.push(backend.connect(queue, remote, scope.rights)?);
         }
         Ok(Binding { key: backend.remote_key(region), lanes })
+    }
+
+    /// Registers the lease's blocks anew: whoever has heard the old key on the wire gets nothing by it any more. Nobody is
+    /// attached through the old one.
+    fn renew_key(&mut self, backend: &B) {
+        let start = self.extent.bytes().start;
+        let fresh = backend.open_domain().and_then(|domain| {
+            let region = backend.register(&domain, start..start + self.shape.bytes(), Rights::READ_WRITE)?;
+            Ok((domain, region))
+        });
+        match fresh {
+            Ok((domain, region)) => {
+                let old = std::mem::replace(&mut self.region, region);
+                self.faults.extend(backend.deregister(old).err());
+                self.domain = domain;
+            }
+            // No key is a secret; the new queue pairs have numbers of their own.
+            Err(fault) => tracing::warn!(%fault, "a lease is attached again under the key that it had"),
+        }
     }
 
     /// Whether somebody is attached by a token that went through one of these hands.

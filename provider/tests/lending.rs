@@ -46,7 +46,7 @@ async fn bytes_go_out_come_back_and_are_zero_after_expiry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_tenant_with_the_live_key_and_address_moves_no_byte() {
+async fn attack_17_another_tenant_with_the_live_key_and_address_moves_no_byte() {
     let (authd, provider) = connected().await;
     let (mut alice, mut mallory) = (Borrower::new(&device()), Borrower::new(&device()));
     for (id, tenant, borrower) in [(1, "alice", &mut alice), (2, "mallory", &mut mallory)] {
@@ -57,10 +57,11 @@ async fn another_tenant_with_the_live_key_and_address_moves_no_byte() {
     assert_eq!(mallory.write(0, 0xbb), WcStatus::SUCCESS);
     let before = snapshot(&provider.backend);
     let (address, rkey) = alice.block(0);
-    let (own, own_rkey) = mallory.block(0);
     // Her key and address; her address with the own key; one block beyond the own range.
-    for (address, rkey) in [(address, rkey), (address, own_rkey), (own + 4 * STRIDE as u64, own_rkey)] {
+    for target in 0..3 {
         for op in [Op::Write, Op::Read] {
+            let (own, own_rkey) = mallory.block(0);
+            let (address, rkey) = [(address, rkey), (address, own_rkey), (own + 4 * STRIDE as u64, own_rkey)][target];
             mallory.lane.bytes_mut(mallory.slots[0]).expect("held").fill(0x66);
             let transfer = mallory.transfer(0, op, STRIDE, address, rkey);
             mallory.lane.post(&[transfer]).expect("posts");
@@ -73,6 +74,7 @@ async fn another_tenant_with_the_live_key_and_address_moves_no_byte() {
     }
     assert_eq!(alice.read(0), Ok(vec![0xaa; STRIDE]));
     assert_eq!(mallory.read(0), Ok(vec![0xbb; STRIDE]));
+    println!("attack 17 {}: seen refused with REM_ACCESS_ERR, no byte moved", device_kind());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ usage: stranger.py DEVICE ADDRESS        (the address of the GID that it is to u
 Each request is a line of JSON on standard input, each answer one on standard output:
   {"do": "endpoint"}                                     a fresh queue pair, and where it is
   {"do": "connect", "qpn": N, "psn": N, "gid": G, "mtu": code}    connects it
-  {"do": "write" | "read", "address": N, "rkey": N, "len": N, "fill": byte}    one request; how it ended, and its buffer
+  {"do": "write" | "read" | …, "address": N, "rkey": N, "len": N, "fill": byte}    one request; how it ended, and its buffer
 """
 
 import ipaddress
@@ -25,6 +25,15 @@ from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
 from pyverbs.wr import SGE, SendWR
 
 BUFFER = 8192
+OPCODES = {
+    "write": e.IBV_WR_RDMA_WRITE,
+    "read": e.IBV_WR_RDMA_READ,
+    "write_immediate": e.IBV_WR_RDMA_WRITE_WITH_IMM,
+    "send": e.IBV_WR_SEND,
+    "send_immediate": e.IBV_WR_SEND_WITH_IMM,
+    "fetch_add": e.IBV_WR_ATOMIC_FETCH_AND_ADD,
+    "compare_swap": e.IBV_WR_ATOMIC_CMP_AND_SWP,
+}
 
 
 def gid_index(device, address):
@@ -75,10 +84,14 @@ class Stranger:
 
     def transfer(self, request):
         self.mr.write(bytes([request["fill"]]) * BUFFER, BUFFER)
-        opcode = e.IBV_WR_RDMA_WRITE if request["do"] == "write" else e.IBV_WR_RDMA_READ
-        sge = SGE(self.mr.buf, request["len"], self.mr.lkey)
-        work = SendWR(num_sge=1, sg=[sge], opcode=opcode, send_flags=e.IBV_SEND_SIGNALED)
-        work.set_wr_rdma(request["rkey"], request["address"])
+        opcode = OPCODES[request["do"]]
+        atomic = request["do"] in ("fetch_add", "compare_swap")
+        sge = SGE(self.mr.buf, 8 if atomic else request["len"], self.mr.lkey)
+        work = SendWR(num_sge=1, sg=[sge], opcode=opcode, send_flags=e.IBV_SEND_SIGNALED, imm_data=7)
+        if atomic:
+            work.set_wr_atomic(request["rkey"], request["address"], 0x0101010101010101, 0x7777777777777777)
+        else:
+            work.set_wr_rdma(request["rkey"], request["address"])
         self.qp.post_send(work)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -90,7 +103,7 @@ class Stranger:
 
 
 stranger = Stranger(*sys.argv[1:])
-do = {"endpoint": stranger.endpoint, "connect": stranger.connect, "write": stranger.transfer, "read": stranger.transfer}
+do = {"endpoint": stranger.endpoint, "connect": stranger.connect} | dict.fromkeys(OPCODES, stranger.transfer)
 for line in sys.stdin:
     request = json.loads(line)
     print(json.dumps(do[request["do"]](request)), flush=True)
