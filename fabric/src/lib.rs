@@ -48,6 +48,7 @@ pub mod units;
         feature = "danger-any-record",
         feature = "danger-any-version",
         feature = "danger-go-on",
+        feature = "danger-long-token",
         feature = "danger-no-block-tags",
         feature = "danger-no-fork-check",
         feature = "danger-no-handshake-tags",

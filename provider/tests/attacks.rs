@@ -148,6 +148,14 @@ async fn attack_19_a_scan_of_keys_and_addresses_finds_nothing() {
     let pool = provider.backend.memory().address();
     targets.extend((0..POOL as u64).step_by(64 << 10).map(|offset| (pool + offset, hers.1)));
     targets.extend([0, 1, 4096, u64::MAX - 4096].map(|address| (address, hers.1)));
+    if device_kind() != "soft" {
+        // Half a second each.
+        let mut number = 0;
+        targets.retain(|target| {
+            number += 1;
+            *target == hers || number % 8 == 0
+        });
+    }
     let before = snapshot(&provider.backend);
     let began = std::time::Instant::now();
     for (number, &target) in targets.iter().enumerate() {
@@ -220,8 +228,8 @@ async fn attack_22_a_queue_pair_that_a_packet_has_ended_is_replaced_with_fresh_n
     authd.order(carve(provider.boot, lease(1), "a", 4, 600_000)).await.expect("carves");
     let mut alice = Borrower::new(&device());
     alice.attach(&authd, &provider, lease(1), 4, 600_000).await.expect("attaches");
-    let mut forged = 0;
-    for round in 0..8_u8 {
+    let (rounds, mut forged) = (if device_kind() == "soft" { 8 } else { 2 }, 0);
+    for round in 0..rounds {
         assert_eq!(alice.write(0, 0x40 + round), WcStatus::SUCCESS);
         let (old_key, old) = (alice.block(0), alice.answer.clone().expect("attached").lanes[0]);
         let (ours, theirs) = (alice.lane.endpoint(), Endpoint::from_bytes(&old.0).expect("an endpoint"));
@@ -241,7 +249,7 @@ async fn attack_22_a_queue_pair_that_a_packet_has_ended_is_replaced_with_fresh_n
         assert_eq!(access(&mut alice, Op::Write, old_key, 64), WcStatus::REM_ACCESS_ERR, "the old key is gone");
         alice.attach(&authd, &provider, lease(1), 4, 600_000).await.expect("attaches again");
     }
-    println!("device {}: {forged} of 8 queue pairs were ended by a forged packet", device_name());
+    println!("device {}: {forged} of {rounds} queue pairs were ended by a forged packet", device_name());
     seen(22, "attached again with fresh numbers and a fresh key, all contents in place");
 }
 
@@ -276,5 +284,5 @@ async fn attack_23_atomics_and_sends_by_hand_made_packets_move_no_byte() {
     peer.attach(&authd, &provider.key, provider.boot, lease(1), &reading).await;
     assert!(matches!(peer.write(b"never"), Some(forge::Answer::Nak(_))), "a WRITE on a read lease");
     assert!(snapshot(&provider.backend) == before);
-    seen(23, "atomics, SENDs and writes with immediate: not carried out, no byte moved");
+    seen(23, "atomics and SENDs are not carried out, no byte moved");
 }

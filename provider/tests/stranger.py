@@ -28,7 +28,6 @@ BUFFER = 8192
 OPCODES = {
     "write": e.IBV_WR_RDMA_WRITE,
     "read": e.IBV_WR_RDMA_READ,
-    "write_immediate": e.IBV_WR_RDMA_WRITE_WITH_IMM,
     "send": e.IBV_WR_SEND,
     "send_immediate": e.IBV_WR_SEND_WITH_IMM,
     "fetch_add": e.IBV_WR_ATOMIC_FETCH_AND_ADD,

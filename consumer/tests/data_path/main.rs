@@ -4,6 +4,7 @@
 
 mod allocations;
 mod contents;
+mod forged;
 mod hostile;
 mod lender;
 mod recovery;
