@@ -59,6 +59,9 @@
 //! reach. A region, registered or not yet taken back, keeps its memory mapped.
 #![deny(unsafe_code)]
 
+#[cfg(all(not(debug_assertions), feature = "danger-any-request"))]
+compile_error!("danger-any-request takes a defence of overbank-verbs away: never in a release build");
+
 mod access;
 mod cq;
 mod device;

