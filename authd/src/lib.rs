@@ -57,7 +57,12 @@ mod turns;
         feature = "danger-no-turns",
         feature = "danger-grant-unrecorded",
         feature = "danger-no-nonce",
-        feature = "danger-wall-clock"
+        feature = "danger-wall-clock",
+        feature = "danger-revoked-stay",
+        feature = "danger-any-role",
+        feature = "danger-any-party",
+        feature = "danger-one-approval",
+        feature = "danger-no-switches"
     )
 ))]
 compile_error!("danger-… takes a defence away: never in a release build");

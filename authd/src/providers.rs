@@ -266,7 +266,10 @@ impl Core {
             return Ok(Vec::new());
         };
         let overdue = Tick(provider.tick_at(now.instant).0.saturating_sub(OVERDUE_MS));
-        let rows = leases::to_fence(self.store.read(), &provider.key, &provider.boot, overdue, MAX_ORDERS)?;
+        // Those that are in hand are left out below: they must not take the place of others here.
+        let in_hand = u32::try_from(self.making.len() + self.fencing.len()).unwrap_or(u32::MAX);
+        let most = MAX_ORDERS.saturating_add(in_hand);
+        let rows = leases::to_fence(self.store.read(), &provider.key, &provider.boot, overdue, most)?;
         let mut fences: Vec<(LeaseId, EndReason)> = Vec::new();
         let mut stopped = Vec::new();
         for row in &rows {

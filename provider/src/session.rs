@@ -30,8 +30,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Until a receipt that was refused for the moment is sent again.
 const RECEIPT_AGAIN: Duration = Duration::from_secs(5);
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(5);
-/// Requests open at once, each way.
-const IN_FLIGHT: usize = 512;
+/// Requests open at once, each way: 512 of clients, and as many that the auth daemon gives by itself, to fence.
+const IN_FLIGHT: usize = 1024;
 /// Receipts asked of the keeper at once.
 const BATCH: usize = 64;
 

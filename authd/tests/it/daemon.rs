@@ -84,6 +84,12 @@ impl Daemon {
         stopped.expect("no panic").expect("a clean end");
     }
 
+    /// Waits until it has stopped by itself.
+    pub(crate) async fn stopped(&mut self) {
+        let (_stop, running) = self.running.take().expect("it runs");
+        timeout(Duration::from_secs(4), running).await.expect("soon").expect("no panic").expect("a clean end");
+    }
+
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
         self.run().await;
@@ -124,6 +130,12 @@ impl Daemon {
             Reply::Status(status) => Counts(status.rejected),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Its key.
+    pub(crate) async fn key(&self) -> PublicKey {
+        let stream = TcpStream::connect(self.address).await.expect("the daemon listens");
+        channel::connect(stream, &self.operator, Party::Client, |_| Ok(())).await.expect("a session").1.key
     }
 
     pub(crate) async fn client(&self, identity: &Identity) -> Client {

@@ -113,7 +113,7 @@ impl Lender {
         let stream = TcpStream::connect(authd).await.expect("the daemon listens");
         let (channel, _) =
             channel::connect(stream, &self.identity, Party::Provider, |_| Ok(())).await.expect("a session");
-        let (caller, mut incoming, driver) = channel.multiplex(512);
+        let (caller, mut incoming, driver) = channel.multiplex(1024);
         let mut tasks = JoinSet::new();
         tasks.spawn(async {
             driver.await;

@@ -2,6 +2,8 @@
 #![allow(missing_docs)]
 
 mod audit;
+mod calls;
+mod consent;
 mod daemon;
 mod hoard;
 mod hostile;
@@ -10,4 +12,6 @@ mod lender;
 mod process;
 mod providers;
 mod records;
+mod roles;
+mod switches;
 mod trust;

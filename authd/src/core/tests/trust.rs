@@ -1,111 +1,10 @@
-use overbank_fabric::approval::Approval;
-use overbank_fabric::attach::AttachRequest;
-use overbank_fabric::message::{
-    Allowance, Attach, Detach, Extend, Import, Invite, Join, Rename, RenewLease, Rotate, TenantQuota, TrustState,
-};
-use overbank_fabric::succession::Succession;
-use overbank_fabric::token::{Rights, Scope, Token};
+use overbank_fabric::message::{Invite, Join, TrustState};
 
 use super::*;
 
-/// One of every call there is.
-fn every_call() -> Vec<Call> {
-    let lease = LeaseId([1; 16]);
-    let deadline = Deadline { boot: BootId([2; 16]), tick: Tick(1) };
-    let someone = Identity::generate();
-    let (blocks, rights, holder) = (1, Rights::READ, someone.public());
-    let token = Token::grant(&Scope { lease, deadline, first_block: 0, blocks, rights, holder }, &someone);
-    let request = AttachRequest {
-        token: token.hash(),
-        lanes: Vec::new(),
-        provider: someone.public(),
-        boot: deadline.boot,
-        nonce: Nonce([3; 16]),
-    };
-    let attach = Attach { lease, token, request: Signed::new(&request, &someone) };
-    let receipt = Receipt {
-        lease,
-        tenant: tenant("red"),
-        provider: someone.public(),
-        boot: deadline.boot,
-        bytes: 1,
-        reason: EndReason::Expired,
-        due_us: 0,
-        steps: Vec::new(),
-    };
-    let heartbeat = Heartbeat { tick: Tick(1), free_bytes: 0, quarantined_bytes: 0 };
-    let offer = Offer {
-        boot: deadline.boot,
-        heartbeat,
-        pool_bytes: 0,
-        page_bytes: 4096,
-        device: String::new(),
-        leases: Vec::new(),
-    };
-    let fingerprint = someone.public().fingerprint();
-    let approval =
-        Approval { authd: someone.public(), proposal: Nonce([4; 16]), effect: Call::Shutdown, expires_unix_ms: 0 };
-    vec![
-        Call::WhoAmI,
-        Call::Join(Join { secret: [0; 16] }),
-        Call::CreateLease(wish(1)),
-        Call::ListLeases,
-        Call::ShowLease(lease),
-        Call::RenewLease(RenewLease { lease, ttl_ms: 1000 }),
-        Call::ReleaseLease(lease),
-        Call::Attach(attach.clone()),
-        Call::KeyOf(fingerprint),
-        Call::Status,
-        Call::TrustList,
-        Call::TrustApprove(Approve { fingerprint, role: Role::Operator, tenant: None }),
-        Call::TrustRevoke(fingerprint),
-        Call::TrustInvite(Invite { role: Role::Operator, tenant: None, ttl_ms: 1000 }),
-        Call::Audit(overbank_fabric::audit::Query::default()),
-        Call::Rotate(Rotate {
-            old: someone.public(),
-            succession: Signed::<Succession>::of(&someone, &someone.public()),
-        }),
-        Call::Successions,
-        Call::TrustShow(fingerprint),
-        Call::TrustDeny(fingerprint),
-        Call::TrustRename(Rename { fingerprint, name: None }),
-        Call::TrustExport(None),
-        Call::TrustImport(vec![Import { key: someone.public(), role: None, tenant: None, name: None }]),
-        Call::LeaseStop(lease),
-        Call::TenantStop(tenant("red")),
-        Call::ProviderStop(fingerprint),
-        Call::ProviderDrain(fingerprint),
-        Call::ProviderUndrain(fingerprint),
-        Call::Shutdown,
-        Call::TenantList,
-        Call::TenantQuota(TenantQuota {
-            tenant: tenant("red"),
-            bytes: Allowance::AsForAll,
-            leases: Allowance::Most(1),
-        }),
-        Call::ProposalList,
-        Call::ProposalApprove(Signed::new(&approval, &someone)),
-        Call::AuditForget(overbank_fabric::audit::Checkpoint::new(
-            0,
-            overbank_fabric::audit::Hash([0; 32]),
-            0,
-            &someone,
-        )),
-        Call::Offer(offer),
-        Call::Heartbeat(heartbeat),
-        Call::Ended(Signed::new(&receipt, &someone)),
-        Call::Carve(Carve { lease, tenant: tenant("red"), blocks: 1, block: 512, deadline }),
-        Call::Bind(attach),
-        Call::Extend(Extend { lease, deadline }),
-        Call::Fence(Fence { lease, reason: EndReason::Unknown }),
-        Call::Detach(Detach { lease, holder: someone.public() }),
-    ]
-}
-
-/// What anybody may ask.
-fn is_free(call: &Call) -> bool {
-    matches!(call, Call::WhoAmI | Call::Join(_) | Call::Rotate(_) | Call::Successions)
-}
+#[path = "../../../tests/it/calls.rs"]
+mod calls;
+use calls::{allowed, every_call, is_free, is_order};
 
 /// What a call is refused with before anybody looks at what it asks.
 fn barred(desk: &mut Desk, asker: &Asker, call: Call) -> Option<RefusalCode> {
@@ -121,37 +20,6 @@ fn barred(desk: &mut Desk, asker: &Asker, call: Call) -> Option<RefusalCode> {
 
 #[test]
 fn every_role_may_call_what_it_must_and_nothing_else() {
-    // Written out again, so that a slip in the daemon's table shows.
-    let allowed = |role: &str, call: &Call| match call {
-        Call::WhoAmI | Call::Join(_) | Call::Rotate(_) | Call::Successions => true,
-        Call::CreateLease(_) | Call::RenewLease(_) | Call::ReleaseLease(_) | Call::Attach(_) => role == "consumer",
-        Call::ListLeases | Call::ShowLease(_) | Call::KeyOf(_) | Call::Status => {
-            role == "consumer" || role == "operator"
-        }
-        Call::TrustList
-        | Call::TrustApprove(_)
-        | Call::TrustRevoke(_)
-        | Call::TrustInvite(_)
-        | Call::Audit(_)
-        | Call::TrustShow(_)
-        | Call::TrustDeny(_)
-        | Call::TrustRename(_)
-        | Call::TrustExport(_)
-        | Call::TrustImport(_)
-        | Call::TenantList
-        | Call::TenantQuota(_)
-        | Call::LeaseStop(_)
-        | Call::TenantStop(_)
-        | Call::ProviderStop(_)
-        | Call::ProviderDrain(_)
-        | Call::ProviderUndrain(_)
-        | Call::Shutdown
-        | Call::ProposalList
-        | Call::ProposalApprove(_)
-        | Call::AuditForget(_) => role == "operator",
-        Call::Offer(_) | Call::Heartbeat(_) | Call::Ended(_) => role == "provider",
-        Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_) => false,
-    };
     let mut desk = Desk::new();
     let people = [
         ("consumer", desk.consumer("red")),
@@ -175,8 +43,7 @@ fn every_role_may_call_what_it_must_and_nothing_else() {
     for call in every_call() {
         // Asking how the daemon came by its key makes it forget who asked.
         desk.core.admit(&pending.key(), "127.0.0.1:1", desk.now).expect("admitted");
-        let order = matches!(call, Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_));
-        let closed = |code| if order { RefusalCode::Forbidden } else { code };
+        let closed = |code| if is_order(&call) { RefusalCode::Forbidden } else { code };
         let free = is_free(&call);
         let wanted = (!free).then_some(closed(RefusalCode::Pending));
         assert_eq!(barred(&mut desk, &pending.asker, call.clone()), wanted, "pending: {call:?}");
