@@ -19,7 +19,8 @@ use overbank_verbs::{Endpoint, Mtu};
 use crate::history::{Event, History, MS, Packet, S, Who, note};
 use crate::office::seeded;
 
-const BLOCK: u32 = 512;
+/// Payload of a block.
+pub(crate) const BLOCK: u32 = 512;
 
 pub(crate) struct Borrower {
     pub(crate) identity: Arc<Identity>,

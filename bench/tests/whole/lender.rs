@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use overbank_fabric::block::HEADER_LEN;
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::{BootId, LeaseId};
 use overbank_fabric::message::{Call, Offer, Refusal, RefusalCode, Reply};
@@ -15,7 +16,8 @@ use overbank_provider::job::{Job, Lane, Outcome, Task};
 use overbank_provider::pool::Pool;
 use overbank_provider::table::{Table, Terms};
 
-use crate::device::{Device, Scope};
+use crate::borrower::BLOCK;
+use crate::device::{Device, Key, Scope};
 use crate::history::{Event, History, MS, Packet, S, Truth, Who, note};
 use crate::office::seeded;
 use crate::rng::Rng;
@@ -406,7 +408,20 @@ impl History {
             }
         }
         world.version += 1;
+        let stride = u64::from(BLOCK) + HEADER_LEN as u64;
+        let ways = world.keys.iter().filter(|key| key.scope.attach == scope.attach && key.lease == lease);
+        let ways: Vec<Key> = ways.cloned().collect();
+        let mut too_much = false;
+        for key in ways {
+            let way = (&key.peer, key.qpn, key.rkey);
+            let first = world.access(way, key.address, None, 1);
+            let wrote = first.is_some_and(|byte| world.access(way, key.address, Some(&byte), 0).is_some());
+            too_much |= key.len != scope.blocks * stride || (wrote && !scope.write);
+        }
         drop(world);
+        if too_much {
+            self.wrong(format!("an attach to L{lease} reaches more than its token grants: {scope:?}"));
+        }
         if done {
             self.seen.attaches += 1;
             if let Some(until) = scope.until {
