@@ -20,6 +20,7 @@ mod memcpy;
 mod needles;
 mod one_sided;
 mod options;
+mod parties;
 mod patience;
 mod peer;
 mod perftest;
@@ -29,12 +30,14 @@ mod process;
 mod rates;
 mod raw;
 mod report;
+mod revoke;
 mod sealed;
 mod stack;
 mod table;
 mod tcp;
 mod throughput;
 mod udp;
+mod writer;
 
 use std::process::ExitCode;
 
@@ -62,6 +65,8 @@ enum Command {
     Compare(compare::Compare),
     /// What a trusted consumer notices while strangers flood the auth daemon with connections and handshakes
     Flood(flood::Flood),
+    /// From an operator's word to the fence, with WRITEs and requests under way; and how fast memory is wiped
+    Revoke(revoke::Revoke),
     /// What the kept reports of a directory say of the soft device, as Markdown
     Table(table::Table),
     /// Look into a running process's memory: for a file's bytes, or for anything but zeros
@@ -83,6 +88,7 @@ fn main() -> ExitCode {
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
         Command::Flood(flood) => flood::run(&flood).map(|()| ExitCode::SUCCESS),
         Command::Flooder(flooder) => flooder::run(&flooder).map(|()| ExitCode::SUCCESS),
+        Command::Revoke(revoke) => revoke::run(&revoke).map(|()| ExitCode::SUCCESS),
         Command::Table(table) => table::run(&table).map(|()| ExitCode::SUCCESS),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Answer(answer) => answer::run(&answer).map(|()| ExitCode::SUCCESS),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use overbank::Config;
+use overbank_fabric::units::Size;
 use tempfile::TempDir;
 
 use crate::answer::own_binary;
@@ -13,7 +14,7 @@ use crate::peer::Peer;
 use crate::process::Usage;
 
 /// Memory that the provider lends.
-const POOL: &str = "128MiB";
+const POOL: Size = Size(128 << 20);
 
 /// Which processor each runs on.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +23,25 @@ pub(crate) struct Places {
     pub(crate) home: usize,
     pub(crate) authd: usize,
     pub(crate) provider: usize,
+}
+
+/// How daemons are started.
+pub(crate) struct Setup<'a> {
+    device: &'a str,
+    pool: Size,
+    /// On which processors; else on any.
+    places: Option<Places>,
+    /// Further arguments of the auth daemon.
+    pub(crate) authd: Vec<String>,
+    /// And of the provider.
+    pub(crate) provider: Vec<String>,
+}
+
+impl<'a> Setup<'a> {
+    /// A provider that lends so much through this device.
+    pub(crate) fn new(device: &'a str, pool: Size) -> Self {
+        Self { device, pool, places: None, authd: Vec::new(), provider: Vec::new() }
+    }
 }
 
 /// Running daemons. Ended and removed when dropped, the provider first.
@@ -43,13 +63,21 @@ impl Stack {
 
     /// The same, each on its processor.
     pub(crate) fn start_at(device: &str, places: Places) -> Result<Self, BenchError> {
+        Self::set_up(&Setup { places: Some(places), ..Setup::new(device, POOL) })
+    }
+
+    /// The same, as it is asked for.
+    pub(crate) fn set_up(setup: &Setup<'_>) -> Result<Self, BenchError> {
+        let started = |place: fn(&Places) -> usize, serve: Command, log: &Path| match &setup.places {
+            Some(places) => cpus::started_on(place(places), places.home, || Peer::start(serve, Some(log))),
+            None => Peer::start(serve, Some(log)),
+        };
         let dir = tempfile::tempdir().map_err(BenchError::io("make a temporary directory"))?;
         let at = |name: &str| dir.path().join(name);
         let init = output(beside("overbank-authd")?.args(["init", "--json", "--state"]).arg(at("authd")))?;
         let mut serve = beside("overbank-authd")?;
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--state"]).arg(at("authd"));
-        let log = at("authd.log");
-        let authd = cpus::started_on(places.authd, places.home, || Peer::start(serve, Some(&log)))?;
+        serve.args(["serve", "--listen", "127.0.0.1:0"]).args(&setup.authd).arg("--state").arg(at("authd"));
+        let authd = started(|places| places.authd, serve, &at("authd.log"))?;
         let hello = authd.line()?;
         let address = hello.split(['=', ' ', ',']).find(|word| word.contains(':'));
         let address = address.ok_or_else(|| authd.failed(&format!("said '{hello}', not its address")))?.to_owned();
@@ -60,13 +88,14 @@ impl Stack {
         };
         overbank("operator", &["join", text(&init, "operator_invitation")?])?;
         let invitation = overbank("operator", &["trust", "invite", "--role", "provider"])?;
+        let pool = setup.pool.0.to_string();
         let mut serve = beside("overbank-provider")?;
         serve
-            .args(["serve", "--authd", &address, "--pool", POOL, "--address", "127.0.0.1", "--spin", "10ms"])
-            .args(["--device", device, "--invitation", text(&invitation, "invitation")?, "--state"])
+            .args(["serve", "--authd", &address, "--pool", &pool, "--address", "127.0.0.1", "--spin", "10ms"])
+            .args(&setup.provider)
+            .args(["--device", setup.device, "--invitation", text(&invitation, "invitation")?, "--state"])
             .arg(at("provider"));
-        let log = at("provider.log");
-        let provider = cpus::started_on(places.provider, places.home, || Peer::start(serve, Some(&log)))?;
+        let provider = started(|places| places.provider, serve, &at("provider.log"))?;
         provider.line()?;
         let invitation = overbank("operator", &["trust", "invite", "--role", "consumer", "--tenant", "bench"])?;
         overbank("consumer", &["join", text(&invitation, "invitation")?])?;

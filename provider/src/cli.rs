@@ -83,6 +83,9 @@ pub struct Serve {
     /// How long the soft device polls for the next packet before it sleeps.
     #[arg(long, value_name = "TIME", default_value = "50us", value_parser = parse_spin)]
     pub spin: Duration,
+    /// So many of a million datagrams the soft device does not send: for tests and measurements of loss.
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    pub lose_per_million: u32,
     /// Most bytes in one packet; what fits through the network between.
     #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_mtu)]
     pub mtu: Mtu,

@@ -131,7 +131,8 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         }
     };
     let (port, spin, mtu) = (options.port, options.spin, options.mtu);
-    let wanted = DeviceOptions { port, spin, mtu, ..DeviceOptions::new(address) };
+    let lose_per_million = options.lose_per_million;
+    let wanted = DeviceOptions { port, spin, mtu, lose_per_million, ..DeviceOptions::new(address) };
     let device = Device::open(&options.device, &wanted).map_err(ServeError::Device)?;
     let memory =
         pages::map(options.pages, options.pool).map_err(|source| ServeError::Pool { size: options.pool, source })?;
