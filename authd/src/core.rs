@@ -140,11 +140,18 @@ pub(crate) enum Then {
     /// A provider lagged behind the store.
     CaughtUp(LeaseId),
     /// A lease is being ended; whether its holder waits for it.
-    Fenced(LeaseId, Waiting),
+    Fenced(Fencing, Waiting),
     /// Queue pairs are being bound.
     Bound,
     /// Somebody with whom a lease was shared is being detached.
     Detached(LeaseId, PublicKey),
+}
+
+/// Which lease is told to end, and whom: one provider's word ends nothing at another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Fencing {
+    pub(crate) provider: PublicKey,
+    pub(crate) lease: LeaseId,
 }
 
 /// Whether somebody waits for the outcome of an order.
@@ -227,7 +234,7 @@ pub(crate) struct Core {
     /// Leases that a provider is told to carve right now. One that is being made and is not here has nobody who makes it.
     pub(crate) making: HashSet<LeaseId>,
     /// Leases that a provider is told to fence right now.
-    pub(crate) fencing: HashSet<LeaseId>,
+    pub(crate) fencing: HashSet<Fencing>,
     /// Leases, and from which of them a provider is told right now to detach whom.
     pub(crate) detaching: HashSet<(LeaseId, PublicKey)>,
     pub(crate) keeping: Keeping,
@@ -319,7 +326,7 @@ impl Core {
             Then::Carved(making) => self.carved(making, outcome, now),
             Then::Extended(lease, tick) => self.extended(&lease, tick, outcome, now),
             Then::CaughtUp(lease) => self.caught_up(&lease, outcome),
-            Then::Fenced(lease, waiting) => self.fenced(&lease, waiting, outcome, now),
+            Then::Fenced(fencing, waiting) => self.fenced(&fencing, waiting, outcome, now),
             Then::Bound => bound(outcome),
             Then::Detached(lease, holder) => self.detached(lease, holder, outcome),
         }

@@ -1,5 +1,6 @@
 //! A lease's life as its holder drives it: made, renewed, attached to, released.
 
+use overbank_fabric::attach::MAX_REQUEST;
 use overbank_fabric::block::{HEADER_LEN, MAX_BLOCK, MIN_BLOCK};
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::LeaseId;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use crate::audit::{Entry, Event};
 use crate::clock::{Now, millis};
-use crate::core::{Core, Effect, Fault, Next, Order, OrderError, Then, Waiting, refuse};
+use crate::core::{Core, Effect, Fault, Fencing, Next, Order, OrderError, Then, Waiting, refuse};
 use crate::providers::{Provider, plain};
 use crate::store::leases::{self, LeaseRow, Stage};
 
@@ -399,11 +400,12 @@ impl Core {
                 tx.audit(Entry::new(Event::Ending).about(&row).detail(reason.to_string()))
             })?;
         }
-        if !self.fencing.insert(row.id) {
+        let fencing = Fencing { provider: row.provider, lease: row.id };
+        if !self.fencing.insert(fencing) {
             return Ok(Next::Wait);
         }
         let call = Call::Fence(Fence { lease: row.id, reason });
-        Ok(Next::Order(Box::new(Order { session, call, then: Then::Fenced(row.id, Waiting::Somebody) })))
+        Ok(Next::Order(Box::new(Order { session, call, then: Then::Fenced(fencing, Waiting::Somebody) })))
     }
 
     /// A receipt may say that the fence failed, and then nobody may be told otherwise.
@@ -422,22 +424,25 @@ impl Core {
     /// The provider has fenced, or not. Where not, it is ordered again as long as the lease ends.
     pub(crate) fn fenced(
         &mut self,
-        lease: &LeaseId,
+        fencing: &Fencing,
         waiting: Waiting,
         outcome: Result<Reply, OrderError>,
         now: Now,
     ) -> Result<Next, Fault> {
-        self.fencing.remove(lease);
+        self.fencing.remove(fencing);
+        let Fencing { provider, lease } = fencing;
         self.effect(Effect::Changed);
         let unknown = matches!(&outcome, Err(OrderError::Refused(refusal)) if refusal.code == RefusalCode::NoSuchLease);
         let over = matches!(&outcome, Err(OrderError::Refused(refusal)) if refusal.code == RefusalCode::LeaseEnded);
         if outcome != Ok(Reply::Done) && !unknown && !over {
             return Err(provider_failed(outcome).into());
         }
-        if let Some(provider) = self.providers.values_mut().find(|provider| provider.unknown.contains(lease)) {
+        if let Some(provider) = self.providers.get_mut(provider) {
             provider.unknown.remove(lease);
         }
-        let Some(mut row) = leases::find(self.store.read(), lease)? else {
+        // Who claims to hold another's lease is told to end it, and decides nothing about it.
+        let row = leases::find(self.store.read(), lease)?.filter(|row| row.provider == *provider);
+        let Some(mut row) = row else {
             return Ok(Next::Answer(Reply::Done));
         };
         match row.stage {
@@ -458,6 +463,10 @@ impl Core {
 
     /// Sends an attach on to the provider, which has the last word on it.
     pub(crate) fn attach(&mut self, me: &TrustEntry, attach: Attach, now: Now) -> Result<Next, Fault> {
+        if attach.request.signed_bytes() > MAX_REQUEST {
+            let text = format!("an attach request has at most {MAX_REQUEST} bytes");
+            return Err(refuse(RefusalCode::Invalid, text));
+        }
         let row = leases::find(self.store.read(), &attach.lease)?;
         // A lease that is older than this daemon's key may have been granted by the one before.
         let keys = self.keys_since(row.as_ref().map_or(u64::MAX, |row| row.made_unix_ms))?;

@@ -20,8 +20,10 @@ use crate::store::proposals::{self, ProposalRow};
 const LIFE: Duration = Duration::from_secs(3600);
 /// Most proposals that wait.
 const MAX_PROPOSALS: usize = 64;
+/// Most of them by one operator: nobody keeps the others from proposing.
+const MAX_EACH: usize = 8;
 /// Largest effect of one, as CBOR.
-const MAX_EFFECT: usize = 64 << 10;
+const MAX_EFFECT: usize = 8 << 10;
 
 /// Kinds of operations that an administrator can mark as critical.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -145,14 +147,7 @@ impl Consent {
 impl Core {
     /// A proposal in place of the call, where it takes more than the one operator who asks.
     pub(crate) fn proposed(&mut self, me: &TrustEntry, call: &Call, now: Now) -> Result<Option<Proposal>, Fault> {
-        let Consent { approvals, critical } = self.limits.consent;
-        if approvals <= 1 {
-            return Ok(None);
-        }
-        let marked = Critical::of(call).is_some_and(|kind| critical & kind.bit() != 0);
-        // Who has no others yet makes them alone.
-        let enough = identities::operators(self.store.read())? >= u64::from(approvals);
-        if !marked && !(enough && self.is_about_operators(call)?) {
+        if self.needed(call)? <= 1 {
             return Ok(None);
         }
         if to_cbor(call).len() > MAX_EFFECT {
@@ -172,12 +167,28 @@ impl Core {
                 let text = format!("{MAX_PROPOSALS} proposals wait: approve some (overbank proposal list), or wait");
                 return Err(refuse(RefusalCode::Busy, text));
             }
+            if waiting.iter().filter(|other| other.made_by == me.key).count() >= MAX_EACH {
+                let text = format!("{MAX_EACH} proposals of yours wait: have some approved, or wait");
+                return Err(refuse(RefusalCode::Busy, text));
+            }
             proposals::insert(tx, &row)?;
             let what = format!("{}: {}", row.id, crate::trust::rule(call).0);
             Ok(tx.audit(Entry::new(Event::Proposed).detail(what))?)
         })?;
         tracing::info!(proposal = %row.id, by = %me.fingerprint, call = crate::trust::rule(call).0, "proposed");
         Ok(Some(self.shown(&row, now)?))
+    }
+
+    /// How many operators a call takes. What makes or ends operators takes all there are where those are too few: who has
+    /// no others makes them alone, and of two neither gets rid of the other.
+    fn needed(&self, call: &Call) -> Result<u32, Fault> {
+        let Consent { approvals, critical } = self.limits.consent;
+        if approvals > 1 && self.is_about_operators(call)? {
+            let operators = identities::operators(self.store.read())?;
+            return Ok(approvals.min(u32::try_from(operators).unwrap_or(u32::MAX)));
+        }
+        let marked = Critical::of(call).is_some_and(|kind| critical & kind.bit() != 0);
+        Ok(if marked { approvals.max(1) } else { 1 })
     }
 
     /// Whether somebody becomes an operator by it, or an operator ceases to be one.
@@ -204,7 +215,7 @@ impl Core {
             left_ms: row.expires_unix_ms.saturating_sub(now.unix_ms),
             by: row.made_by.fingerprint(),
             approved: approved.iter().map(overbank_fabric::identity::PublicKey::fingerprint).collect(),
-            needed: self.limits.consent.approvals.max(1),
+            needed: self.needed(&row.effect)?,
         })
     }
 
@@ -243,7 +254,7 @@ impl Core {
         if (&approval.effect, approval.expires_unix_ms) != (&row.effect, row.expires_unix_ms) {
             return Err(bad("the approval is for another effect, or another time, than what was proposed"));
         }
-        let needed = self.limits.consent.approvals.max(1) as usize;
+        let needed = self.needed(&row.effect)? as usize;
         // Gone before it is done: whatever happens then, it is not done twice.
         let enough = self.store.write(|tx| {
             proposals::approve(tx, &row.id, &me.key, signed)?;

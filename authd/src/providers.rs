@@ -13,7 +13,7 @@ use rusqlite::Connection;
 
 use crate::audit::{Cause, Entry, Event};
 use crate::clock::{Now, ProviderClock};
-use crate::core::{Asker, Core, Effect, Fault, Next, Order, OrderError, SessionId, Then, Waiting, refuse};
+use crate::core::{Asker, Core, Effect, Fault, Fencing, Next, Order, OrderError, SessionId, Then, Waiting, refuse};
 use crate::leases::provider_failed;
 use crate::store::leases::{self, LeaseRow, Stage};
 use crate::store::{StoreError, delegates, identities, successions};
@@ -293,13 +293,14 @@ impl Core {
             })?;
         }
         fences.extend(provider.unknown.iter().map(|lease| (*lease, EndReason::Unknown)));
-        fences.retain(|(lease, _)| self.fencing.insert(*lease));
+        let key = provider.key;
+        fences.retain(|(lease, _)| self.fencing.insert(Fencing { provider: key, lease: *lease }));
         let mut orders: Vec<Order> = fences
             .into_iter()
             .map(|(lease, reason)| Order {
                 session,
                 call: Call::Fence(Fence { lease, reason }),
-                then: Then::Fenced(lease, Waiting::Nobody),
+                then: Then::Fenced(Fencing { provider: key, lease }, Waiting::Nobody),
             })
             .collect();
         let boot = provider.boot;

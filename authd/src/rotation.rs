@@ -14,6 +14,10 @@ use crate::store::identities::{self, Standing};
 use crate::store::{leases, successions};
 use crate::trust::{no_such_identity, party_of};
 
+/// Each leaves two rows for good, so there are only so many.
+const MAX_A_DAY: u64 = 8;
+const DAY_MS: u64 = 86_400_000;
+
 impl Core {
     /// The asker takes over from the identity that has signed so. That one is revoked in the same stroke, and its
     /// sessions end; nothing that it leased or lent does. The asker may repeat it, having missed the answer.
@@ -48,6 +52,11 @@ impl Core {
         if party != party_of(role) {
             let text = format!("{} is a {role}, which this program is not", old.fingerprint);
             return Err(refuse(RefusalCode::Forbidden, text));
+        }
+        let since = now.unix_ms.saturating_sub(DAY_MS);
+        if successions::steps_since(self.store.read(), &old.key, since)? >= MAX_A_DAY {
+            let text = format!("{} was handed over {MAX_A_DAY} times within a day: wait", old.fingerprint);
+            return Err(refuse(RefusalCode::Busy, text));
         }
         let standing = Standing { role, tenant: old.tenant.clone() };
         let drained = role == Role::Provider && identities::is_drained(self.store.read(), &old.key)?;

@@ -8,7 +8,7 @@ use overbank_fabric::receipt::EndReason;
 
 use crate::audit::{Entry, Event};
 use crate::clock::Now;
-use crate::core::{Core, Effect, Fault, Next, Order, Then, Waiting, refuse};
+use crate::core::{Core, Effect, Fault, Fencing, Next, Order, Then, Waiting, refuse};
 use crate::leases::{Standing, no_such_lease};
 use crate::store::identities;
 use crate::store::leases::{self, LeaseRow, Stage};
@@ -34,12 +34,13 @@ impl Core {
         let (false, Some(session)) = (over, session) else {
             return Ok(Next::Answer(Reply::Leases(vec![self.info(&row, now)])));
         };
-        if !self.fencing.insert(row.id) {
+        let fencing = Fencing { provider: row.provider, lease: row.id };
+        if !self.fencing.insert(fencing) {
             return Ok(Next::Wait);
         }
         let reason = row.reason.unwrap_or(EndReason::Stopped);
         let call = Call::Fence(Fence { lease: row.id, reason });
-        Ok(Next::Order(Box::new(Order { session, call, then: Then::Fenced(row.id, Waiting::Somebody) })))
+        Ok(Next::Order(Box::new(Order { session, call, then: Then::Fenced(fencing, Waiting::Somebody) })))
     }
 
     /// Ends every lease of a tenant. It may lease again: that is for its quota, or for revocations.

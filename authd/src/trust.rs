@@ -16,6 +16,7 @@ use crate::core::{Asker, Core, Effect, Fault, refuse};
 use crate::store::delegates;
 use crate::store::identities::{self, InvitationRow, Standing};
 use crate::store::leases::{self, Stage};
+use crate::store::successions;
 use crate::store::{Store, StoreError};
 
 /// Longest time that an invitation can be redeemed.
@@ -300,7 +301,11 @@ impl Core {
                 return Err(refuse(RefusalCode::Invalid, text));
             }
             identities::revoke(tx, &entry.key)?;
-            let shared = delegates::bar(tx, &entry.key)?;
+            // What was shared with a key that it had before it may still be in use.
+            let mut shared = delegates::bar(tx, &entry.key)?;
+            for former in successions::predecessors(tx, &entry.key)? {
+                shared.extend(delegates::bar(tx, &former)?);
+            }
             tx.audit(Entry::new(Event::Revoked).target(entry.fingerprint).tenant(entry.tenant.clone()))?;
             let theirs = leases::live_of_holder(tx, &entry.key)?;
             for row in &theirs {

@@ -14,6 +14,9 @@ use crate::token::Rights;
 /// Most lanes (queue pairs) in one attach.
 pub const MAX_LANES: usize = 16;
 
+/// Longest attach request that is passed on, bytes. One with all lanes has some 800.
+pub const MAX_REQUEST: usize = 2048;
+
 /// A queue pair's endpoint, as the verbs layer encodes it: who can read it needs no other knowledge of it here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

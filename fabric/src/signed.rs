@@ -82,7 +82,18 @@ impl<T: Statement> Signed<T> {
     /// [`StatementError`].
     pub fn open(&self, signer: &PublicKey) -> Result<T, StatementError> {
         signer.verify(T::LABEL, &[&self.body], &self.signature)?;
-        Ok(from_cbor(&self.body)?)
+        let statement = from_cbor(&self.body)?;
+        // Tags and long forms would let a valid statement be as long as a message.
+        if to_cbor(&statement) != self.body {
+            return Err(CborError::Malformed("not in the one form that it is written in".to_owned()).into());
+        }
+        Ok(statement)
+    }
+
+    /// Bytes that are signed.
+    #[must_use]
+    pub fn signed_bytes(&self) -> usize {
+        self.body.len()
     }
 
     /// What it says, whoever signed it. Only to find out who should have: [`Signed::open`] decides.
@@ -122,10 +133,17 @@ mod tests {
         assert_eq!(signed.open(&signer.public()), Ok(Claim { number: 7 }));
         assert!(signed.open(&other.public()).is_err());
         let bytes = to_cbor(&signed);
-        assert_eq!(from_cbor::<Signed<Claim>>(&bytes), Ok(signed));
+        assert_eq!(from_cbor::<Signed<Claim>>(&bytes), Ok(signed.clone()));
         for cut in 0..bytes.len() {
             assert!(from_cbor::<Signed<Claim>>(&bytes[..cut]).is_err(), "cut at {cut}");
         }
+        // The same, said longer.
+        let mut padded = vec![0xc0; 1000];
+        padded.extend_from_slice(&signed.body);
+        assert_eq!(from_cbor::<Claim>(&padded), Ok(Claim { number: 7 }), "tags are skipped");
+        let signature = signer.sign(Claim::LABEL, &[&padded]);
+        let padded = Signed::<Claim> { body: padded, signature, of: PhantomData };
+        assert!(matches!(padded.open(&signer.public()), Err(StatementError::Cbor(CborError::Malformed(_)))));
         let mut longer = bytes.clone();
         longer.push(0);
         assert_eq!(from_cbor::<Signed<Claim>>(&longer), Err(CborError::Trailing(1)));

@@ -42,8 +42,6 @@ pub struct Hold<B: Backend> {
     /// Over all its blocks.
     region: B::Region,
     attachments: Vec<Attachment<B>>,
-    /// Most queue pairs of all attachments together.
-    room: usize,
     /// What could not be taken down. With one of these the lease takes no more attaches, and its end fails.
     faults: Vec<Fault>,
 }
@@ -89,22 +87,10 @@ impl<B: Backend> Hold<B> {
         });
         match opened {
             Ok((domain, region)) => {
-                let (attachments, faults) = (Vec::new(), Vec::new());
-                Ok(Self { extent, shape, domain, region, attachments, room: usize::MAX, faults })
+                Ok(Self { extent, shape, domain, region, attachments: Vec::new(), faults: Vec::new() })
             }
             Err(fault) => Err((extent, fault)),
         }
-    }
-
-    /// Queue pairs of all attachments.
-    #[must_use]
-    pub fn queue_pairs(&self) -> usize {
-        self.attachments.iter().map(|attachment| attachment.queues.len()).sum()
-    }
-
-    /// From the next attach on there are no more queue pairs than this.
-    pub fn set_room(&mut self, queue_pairs: usize) {
-        self.room = queue_pairs;
     }
 
     /// The next tick at which an attachment ends before its lease.
@@ -137,11 +123,7 @@ impl<B: Backend> Hold<B> {
             let why = "something of an earlier attach could not be destroyed: this lease takes no more; make a new one";
             return Err(Refusal::new(RefusalCode::Internal, why));
         }
-        if self.queue_pairs() + admission.remotes.len() > self.room {
-            let why = "the tenant has its share of the provider's queue pairs: end an attach, or ask for fewer lanes";
-            return Err(Refusal::new(RefusalCode::Busy, why));
-        }
-        if self.attachments.len() >= MAX_ATTACHMENTS && cfg!(not(feature = "danger-hoard")) {
+        if self.attachments.len() >= MAX_ATTACHMENTS {
             let why = format!("{MAX_ATTACHMENTS} holders are attached to this lease, which is the most there can be");
             return Err(Refusal::new(RefusalCode::Busy, why));
         }

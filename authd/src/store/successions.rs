@@ -13,15 +13,25 @@ pub(crate) fn successor(db: &Connection, old: &PublicKey) -> Result<Option<Publi
     Ok(query.query_row([&old.0], |row| row.get(0)).optional()?.map(PublicKey))
 }
 
-/// From whom this identity took over, the last first; of a long line, the last few.
+/// From whom this identity took over, the last first.
 pub(crate) fn predecessors(db: &Connection, key: &PublicKey) -> Result<Vec<PublicKey>, StoreError> {
     let mut query = db.prepare_cached(
         "WITH RECURSIVE line (key, depth) AS (SELECT ?1, 0 UNION ALL
-         SELECT old, depth + 1 FROM successions JOIN line ON new = line.key WHERE depth < 8)
+         SELECT old, depth + 1 FROM successions JOIN line ON new = line.key)
          SELECT key FROM line WHERE depth > 0 ORDER BY depth",
     )?;
     let rows = query.query_map([&key.0], |row| Ok(PublicKey(row.get(0)?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// How often this identity's line went on since then.
+pub(crate) fn steps_since(db: &Connection, key: &PublicKey, unix_ms: u64) -> Result<u64, StoreError> {
+    let mut query = db.prepare_cached(
+        "WITH RECURSIVE line (key) AS (SELECT ?1 UNION
+         SELECT old FROM successions JOIN line ON new = line.key WHERE unix_ms >= ?2)
+         SELECT count(*) - 1 FROM line",
+    )?;
+    Ok(query.query_row(params![key.0, unix_ms], |row| row.get(0))?)
 }
 
 /// Writes down that one identity took over from another.

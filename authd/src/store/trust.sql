@@ -28,6 +28,8 @@ CREATE TABLE successions (
     unix_ms   INTEGER NOT NULL
 ) STRICT;
 
+CREATE INDEX successions_by_new ON successions (new);
+
 -- The auth daemon's own keys, each step signed by the one before.
 CREATE TABLE authd_keys (
     number    INTEGER PRIMARY KEY,

@@ -184,6 +184,30 @@ fn nobody_is_told_that_a_lease_is_fenced_whose_fence_failed() {
 }
 
 #[test]
+fn who_claims_to_hold_anothers_lease_neither_ends_it_nor_keeps_it_from_ending() {
+    for answer in [Ok(Reply::Done), refused(RefusalCode::NoSuchLease)] {
+        let mut desk = Desk::new();
+        let (lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));
+        let lease = desk.create(&alice, wish(MIB));
+        let hostile = desk.lender(64 * MIB);
+        let deadline = desk.stored_deadline(lease.lease);
+        desk.offer(&hostile, 64 * MIB, &[(lease.lease, deadline)]);
+        let mut claimed = desk.due(&hostile);
+        assert_eq!(claimed.iter().map(fence_of).collect::<Vec<_>>(), [(lease.lease, EndReason::Unknown)]);
+        assert_eq!(desk.state(lease.lease), LeaseState::Active);
+        // It does not answer; meanwhile the lease ends.
+        desk.revoke(&alice);
+        let due = desk.due(&lender);
+        assert_eq!(due.iter().map(fence_of).collect::<Vec<_>>(), [(lease.lease, EndReason::Revoked)]);
+        reply(desk.answered(claimed.remove(0), answer));
+        assert_eq!(desk.state(lease.lease), LeaseState::Ending);
+        let failed = due.into_iter().next().expect("the order to its lender");
+        assert!(desk.answered(failed, Err(OrderError::Late)).is_err());
+        assert_eq!(desk.due(&lender).len(), 1, "it is told again until it has done so itself");
+    }
+}
+
+#[test]
 fn what_is_carved_while_the_session_is_replaced_is_fenced() {
     let mut desk = Desk::new();
     let (mut lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));

@@ -1,7 +1,8 @@
 //! Leases that were handed on: from whom to whom, and what a revocation of any of them means.
 
 use overbank_fabric::attach::{AttachRequest, EndpointBytes};
-use overbank_fabric::message::{Attach, Detach};
+use overbank_fabric::message::{Attach, Detach, Rotate};
+use overbank_fabric::succession::Succession;
 use overbank_fabric::token::{Rights, Scope, Token};
 
 use super::*;
@@ -97,6 +98,41 @@ fn the_holders_revocation_ends_all() {
     assert_eq!(code(desk.ask(&bob.asker, attach(&bob, &to_bob, &lease))), RefusalCode::LeaseEnded);
 }
 
+/// `old` hands over to somebody new.
+fn rotate(desk: &mut Desk, old: &Person) -> Result<Person, Fault> {
+    let new = desk.stranger(Party::Client);
+    let rotate = Rotate { old: old.key(), succession: Signed::<Succession>::of(&old.identity, &new.key()) };
+    desk.ask(&new.asker, Call::Rotate(rotate)).map(|_| new)
+}
+
+#[test]
+fn who_took_over_from_a_delegate_ends_what_that_one_was_attached_to_when_revoked() {
+    let mut desk = Desk::new();
+    let lender = desk.lender(64 * MIB);
+    let (alice, bob) = (desk.consumer("red"), desk.consumer("red"));
+    let lease = desk.create(&alice, wish(MIB));
+    let to_bob = hand_on(&desk, &lease.token, &alice, &bob);
+    order(desk.ask(&bob.asker, attach(&bob, &to_bob, &lease)));
+    let second = rotate(&mut desk, &bob).expect("trusted");
+    let third = rotate(&mut desk, &second).expect("trusted");
+    assert!(detaches(&mut desk, &lender).is_empty(), "nothing stops for it");
+    desk.revoke(&third);
+    let told: Vec<_> = detaches(&mut desk, &lender).into_iter().map(|(detach, _)| detach).collect();
+    assert_eq!(told, [Detach { lease: lease.lease, holder: bob.key() }]);
+}
+
+#[test]
+fn an_identity_cannot_be_handed_over_without_end() {
+    let mut desk = Desk::new();
+    let mut bob = desk.consumer("red");
+    for _ in 0..8 {
+        bob = rotate(&mut desk, &bob).expect("now and then");
+    }
+    assert_eq!(code(rotate(&mut desk, &bob).map(drop)), RefusalCode::Busy);
+    desk.pass(Duration::from_secs(86_401));
+    rotate(&mut desk, &bob).expect("a day later");
+}
+
 #[test]
 fn only_trusted_consumers_can_be_shared_with() {
     let mut desk = Desk::new();
@@ -118,4 +154,24 @@ fn only_trusted_consumers_can_be_shared_with() {
     let scope = lease.token.verify(&desk.core.identity.public()).expect("good");
     let odd = Token::grant(&Scope { holder: bob.key(), ..scope }, &desk.core.identity);
     assert_eq!(code(desk.ask(&bob.asker, attach(&bob, &odd, &lease))), RefusalCode::BadToken);
+}
+
+#[test]
+fn an_attach_is_as_long_as_it_must_be_and_no_longer() {
+    let mut desk = Desk::new();
+    let (_lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));
+    let lease = desk.create(&alice, wish(MIB));
+    let long = |lanes: usize| {
+        let request = AttachRequest {
+            token: lease.token.hash(),
+            lanes: vec![EndpointBytes([1; 32]); lanes],
+            provider: lease.provider,
+            boot: lease.boot,
+            nonce: Nonce::random(),
+        };
+        let request = Signed::new(&request, &alice.identity);
+        Call::Attach(Attach { lease: lease.lease, token: lease.token.clone(), request })
+    };
+    order(desk.ask(&alice.asker, long(overbank_fabric::attach::MAX_LANES)));
+    assert_eq!(code(desk.ask(&alice.asker, long(100))), RefusalCode::Invalid);
 }

@@ -201,3 +201,28 @@ fn revoking_a_lender_loses_what_it_lent() {
     assert_eq!(code(desk.ask(&lender.person.asker, Call::Heartbeat(beat))), RefusalCode::Revoked);
     assert_eq!(code(desk.ask(&alice.asker, Call::CreateLease(wish(MIB)))), RefusalCode::PoolFull);
 }
+
+#[test]
+fn where_operators_are_too_few_all_of_them_decide_about_operators() {
+    let consent = crate::proposals::Consent::new(3, &[]);
+    let mut desk = Desk::with(Limits { consent, ..Limits::default() });
+    let invite = || Call::TrustInvite(Invite { role: Role::Operator, tenant: None, ttl_ms: 1000 });
+    // The first has nobody to ask.
+    let second = desk.approved(Role::Operator, None);
+    assert!(matches!(desk.operate(invite()), Reply::Proposed(_)));
+    assert!(matches!(desk.operate(Call::TrustRevoke(second.key().fingerprint())), Reply::Proposed(_)));
+    let by_two = match desk.operate(Call::TrustRevoke(second.key().fingerprint())) {
+        Reply::Proposed(proposal) => proposal.needed,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(by_two, 2);
+    // Others are approved as ever: that was not marked.
+    desk.consumer("red");
+    // And nobody fills the list of what waits.
+    let mut last = desk.ask(&second.asker, invite());
+    for _ in 0..8 {
+        assert!(last.is_ok());
+        last = desk.ask(&second.asker, invite());
+    }
+    assert_eq!(code(last), RefusalCode::Busy);
+}
