@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::ids::Fingerprint;
 use crate::labels;
+use crate::wipe::wiped;
 
 /// A signature that does not hold, or a key that is no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -20,8 +21,8 @@ pub enum IdentityError {
     Signature,
 }
 
-/// A secret identity. Has no `Debug`, and is wiped when dropped.
-pub struct Identity(SigningKey);
+/// A secret identity. Has no `Debug`, and is wiped when dropped. Where it moves, its key stays in its place.
+pub struct Identity(Box<SigningKey>);
 
 impl Identity {
     /// Bytes of the secret seed.
@@ -33,15 +34,17 @@ impl Identity {
     /// Where the operating system has no random numbers to give.
     #[must_use]
     pub fn generate() -> Self {
-        let mut seed = zeroize::Zeroizing::new([0; Self::SEED_LEN]);
-        getrandom::fill(&mut *seed).expect("the operating system gives random numbers");
-        Self::from_seed(&seed)
+        wiped(|| {
+            let mut seed = zeroize::Zeroizing::new([0; Self::SEED_LEN]);
+            getrandom::fill(&mut *seed).expect("the operating system gives random numbers");
+            Self::from_seed(&seed)
+        })
     }
 
     /// The one that this seed makes.
     #[must_use]
     pub fn from_seed(seed: &[u8; Self::SEED_LEN]) -> Self {
-        Self(SigningKey::from_bytes(seed))
+        wiped(|| Self(Box::new(SigningKey::from_bytes(seed))))
     }
 
     /// The secret seed, for the key file.
@@ -67,7 +70,7 @@ impl Identity {
     /// Signs `label` ‖ each of `parts`. Parts that vary in length are the caller's to delimit.
     #[must_use]
     pub fn sign(&self, label: &[u8], parts: &[&[u8]]) -> Signature {
-        Signature(self.0.sign(&joined(label, parts)).to_bytes())
+        wiped(|| Signature(self.0.sign(&joined(label, parts)).to_bytes()))
     }
 }
 

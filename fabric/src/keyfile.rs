@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::identity::Identity;
 use crate::ids::{hex, unhex};
+use crate::wipe::wiped;
 
 const HEADER: &str = "overbank identity v1\n";
 /// Bytes of the whole file.
@@ -88,6 +89,10 @@ pub enum KeyFileError {
 /// # Errors
 /// [`KeyFileError`]: every variant but `Exists`.
 pub fn load(path: &Path) -> Result<Identity, KeyFileError> {
+    wiped(|| read(path))
+}
+
+fn read(path: &Path) -> Result<Identity, KeyFileError> {
     let failed = |action| move |source| KeyFileError::Io { action, path: path.into(), source };
     let named = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -145,7 +150,7 @@ pub fn create(path: &Path) -> Result<Identity, KeyFileError> {
     let temporary = directory.join(temporary);
 
     let identity = Identity::generate();
-    let written = write(&temporary, &identity).map_err(failed("write", &temporary));
+    let written = wiped(|| write(&temporary, &identity)).map_err(failed("write", &temporary));
     let linked = written.and_then(|()| {
         fs::hard_link(&temporary, path).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => KeyFileError::Exists { path: path.into() },

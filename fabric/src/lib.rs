@@ -41,6 +41,8 @@ pub mod time;
 pub mod token;
 pub mod units;
 
+mod wipe;
+
 #[cfg(all(
     not(debug_assertions),
     any(
@@ -55,6 +57,7 @@ pub mod units;
         feature = "danger-no-kem",
         feature = "danger-no-position",
         feature = "danger-no-proof",
+        feature = "danger-no-wipe",
         feature = "danger-unchained-log",
         feature = "danger-widened-token",
     )

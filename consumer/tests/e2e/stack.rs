@@ -9,6 +9,11 @@ use serde_json::Value;
 
 use crate::process::{Daemon, Outcome, Running, eventually, private, program};
 
+thread_local! {
+    /// Whether this test's programs log all that they have to say.
+    static LOUD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// How much slower all is than on the soft device: with a real one, these tests run in a virtual machine.
 fn pace() -> u32 {
     if device() == "soft" { 1 } else { 3 }
@@ -42,12 +47,23 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
+    /// All of it, ready, with logs of all that there is to say, and more arguments of the auth daemon's; those that do not
+    /// begin with a dash are files beside its state.
+    pub(crate) fn loud(authd: &[&str]) -> Self {
+        LOUD.set(true);
+        Self::with(authd)
+    }
+
     /// All of it, ready.
     pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(more: &[&str]) -> Self {
         let root = tempfile::tempdir().expect("a directory");
         let init = run(program_with("overbank-authd", &["init", "--json", "--state"]).arg(root.path().join("authd")));
         let init = init.expect(0).json();
-        let authd = serve(root.path(), "127.0.0.1:0");
+        let authd = serve_with(root.path(), "127.0.0.1:0", more);
         let address = address(&authd);
         let operator = User::new(root.path(), "operator", &address);
         operator.run(&["join", text(&init, "operator_invitation")]).expect(0);
@@ -213,6 +229,9 @@ fn program_with(name: &str, args: &[&str]) -> Command {
             command.env_remove(variable);
         }
     }
+    if LOUD.get() {
+        command.env("RUST_LOG", "trace");
+    }
     command
 }
 
@@ -222,8 +241,19 @@ fn run(command: &mut Command) -> Outcome {
 }
 
 fn serve(root: &Path, listen: &str) -> Daemon {
+    serve_with(root, listen, &[])
+}
+
+fn serve_with(root: &Path, listen: &str, more: &[&str]) -> Daemon {
     let mut command = program_with("overbank-authd", &["serve", "--listen", listen, "--state"]);
-    Daemon::start(command.arg(root.join("authd")))
+    command.arg(root.join("authd"));
+    for argument in more {
+        match argument.starts_with('-') {
+            true => command.arg(argument),
+            false => command.arg(root.join(argument)),
+        };
+    }
+    Daemon::start(&mut command)
 }
 
 /// The address in `overbank-authd listening on ADDRESS, fingerprint …`.

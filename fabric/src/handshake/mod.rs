@@ -54,7 +54,8 @@ mod transport;
 use crate::identity::{Identity, IdentityError, PublicKey, Signature};
 use crate::labels;
 use crate::message::VERSION;
-use noise::{KEY_LEN as NOISE_KEY_LEN, Noise, TAG_LEN, wiped};
+use crate::wipe::wiped;
+use noise::{KEY_LEN as NOISE_KEY_LEN, Noise, TAG_LEN};
 
 pub use transport::{Keys, ReceiveKey, SendKey, TransportError};
 

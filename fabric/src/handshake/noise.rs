@@ -1,8 +1,6 @@
 //! snow's handshake with this suite, and what snow leaves undone: no state is used after a failure, every message has one
 //! length, and secrets are wiped.
 
-use std::hint::black_box;
-
 use snow::resolvers::BoxedCryptoResolver;
 use snow::{Builder, HandshakeState, StatelessTransportState};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -136,20 +134,4 @@ fn blank() -> HandshakeState {
     // Written, so that no earlier contents of the stack are copied in its place.
     state.set_psk(PSK, &[0; 32]).expect("32 bytes");
     state
-}
-
-/// Does a step of the handshake, and wipes what it left on the stack: derived keys and moved-from states.
-pub(super) fn wiped<T>(step: impl FnOnce() -> T) -> T {
-    #[inline(never)]
-    fn run<T>(step: impl FnOnce() -> T) -> T {
-        step()
-    }
-    #[inline(never)]
-    fn wipe() {
-        // The deepest step, ML-KEM, uses less than 48 KiB.
-        black_box(&mut [0u8; 64 << 10]);
-    }
-    let result = run(step);
-    wipe();
-    result
 }
