@@ -384,6 +384,10 @@ impl Core {
         let last = rows::checkpoint_until(self.store.read(), self.store.trail.head.seq);
         let last = last.map_err(|error| error.to_string())?;
         let mut verifier = overbank_fabric::audit::Verifier::new(self.identity.public().fingerprint());
+        let me = self.identity.public();
+        let former =
+            crate::store::successions::predecessors(self.store.read(), &me).map_err(|error| error.to_string())?;
+        former.iter().for_each(|key| verifier.accept(key.fingerprint()));
         let mut outcome = Ok(());
         let from = match &last {
             Some(checkpoint) => {

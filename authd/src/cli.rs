@@ -10,6 +10,7 @@ use overbank_fabric::units::{Size, parse_duration};
 use crate::audit::Bounds;
 use crate::core::Load;
 use crate::proposals::Critical;
+use crate::sealed::{SealedError, Secret};
 use crate::state::AuditFiles;
 
 const LISTEN: &str = "127.0.0.1:7471";
@@ -56,6 +57,9 @@ pub enum Command {
         /// Where `serve` will listen: only for the commands that are printed as the next steps.
         #[arg(long, value_name = "ADDRESS:PORT", default_value = LISTEN, env = "OVERBANK_AUTHD_LISTEN")]
         listen: SocketAddr,
+        /// Seal the identity, so that the file alone is of no use; `serve` then needs the same.
+        #[command(flatten)]
+        seal: Seal,
         /// Print {"fingerprint", "operator_invitation"} as JSON.
         #[arg(long)]
         json: bool,
@@ -65,15 +69,73 @@ pub enum Command {
     /// Prints one line when it is ready: `overbank-authd listening on ADDRESS, fingerprint FINGERPRINT`. Logs to stderr;
     /// RUST_LOG sets how much (default: info).
     #[command(after_help = EXIT_STATUSES)]
-    Serve(Serve),
+    Serve(Box<Serve>),
+    /// Write an encrypted copy of a state to a new file, whether it is being served or not.
+    #[command(after_help = EXIT_STATUSES)]
+    Backup(Copy),
+    /// Make a new state of a backup.
+    ///
+    /// It is as of the backup: who was revoked since then is trusted again. Revoke them anew before others reach it.
+    #[command(after_help = EXIT_STATUSES)]
+    Restore(Copy),
+}
+
+/// A copy of a state in a file.
+#[derive(Debug, clap::Args)]
+pub struct Copy {
+    /// The backup: made new, or read.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The directory of the state.
+    #[arg(long, value_name = "DIR", env = "OVERBANK_AUTHD_STATE")]
+    pub state: PathBuf,
+    /// What opens the backup.
+    #[command(flatten)]
+    pub seal: Seal,
+}
+
+/// What something is sealed with.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(multiple = false)]
+pub struct Seal {
+    /// A file whose first line is a passphrase, mode 0600; - reads standard input.
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// A file of at least 32 random bytes, mode 0600.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+impl Seal {
+    /// The secret, if one is named.
+    ///
+    /// # Errors
+    /// [`SealedError`].
+    pub fn secret(&self) -> Result<Option<Secret>, SealedError> {
+        match (&self.passphrase_file, &self.key_file) {
+            (Some(path), _) => Secret::passphrase(path).map(Some),
+            (None, Some(path)) => Secret::key(path).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// How to serve.
 #[derive(Debug, clap::Args)]
 pub struct Serve {
     /// The directory that `init` made.
-    #[arg(long, value_name = "DIR", env = "OVERBANK_AUTHD_STATE")]
-    pub state: PathBuf,
+    #[arg(long, value_name = "DIR", env = "OVERBANK_AUTHD_STATE", required_unless_present = "amnesia")]
+    pub state: Option<PathBuf>,
+    /// What the identity in it was sealed with.
+    #[command(flatten)]
+    pub seal: Seal,
+    /// Keep everything in memory and write no file: a new start knows nobody, and prints an invitation for its first
+    /// operator. Who was revoked is forgotten too, and so is who was trusted.
+    #[arg(long, conflicts_with_all = ["state", "passphrase_file"])]
+    pub amnesia: bool,
+    /// With --amnesia: a key file to be this identity at each start, instead of a new one.
+    #[arg(long, value_name = "FILE", requires = "amnesia", conflicts_with = "key_file")]
+    pub identity: Option<PathBuf>,
     /// IP address and TCP port to listen on; port 0 takes any free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = LISTEN, env = "OVERBANK_AUTHD_LISTEN")]
     pub listen: SocketAddr,

@@ -210,7 +210,7 @@ impl From<StoreError> for Fault {
             StoreError::AuditStopped(why) => refuse(
                 RefusalCode::AuditFull,
                 format!(
-                    "nothing is granted: {why}; what is there goes on, and an operator can make room (overbank audit)"
+                    "nothing is granted: {why}; what is there goes on, and an operator can make room (overbank audit archive FILE)"
                 ),
             ),
             error => Self::Store(error),

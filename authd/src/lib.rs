@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod sealed;
 pub mod server;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

@@ -8,10 +8,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::libc;
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use overbank_authd::cli::{Cli, Command, LogFormat, Serve};
+use overbank_authd::cli::{Cli, Command, Copy, LogFormat, Seal, Serve};
+use overbank_authd::sealed::Secret;
 use overbank_authd::server::{ServeError, Server};
-use overbank_authd::state::{State, StateError};
+use overbank_authd::state::{Made, State, StateError};
 use overbank_authd::{Consent, Limits};
 use overbank_fabric::daemon::foreign;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +30,9 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let done = match command {
-        Command::Init { state, listen, json } => init(&state, listen, json),
+        Command::Init { state, listen, seal, json } => init(&state, &seal, listen, json),
+        Command::Backup(copy) => backup(&copy),
+        Command::Restore(copy) => restore(&copy),
         Command::Serve(how) => serve(&how),
     };
     match done {
@@ -63,8 +68,9 @@ fn status(error: &(dyn Error + 'static)) -> ExitCode {
     })
 }
 
-fn init(dir: &Path, listen: SocketAddr, json: bool) -> Result<(), Box<dyn Error>> {
-    let made = State::init(dir)?;
+fn init(dir: &Path, seal: &Seal, listen: SocketAddr, json: bool) -> Result<(), Box<dyn Error>> {
+    let secret = seal.secret().map_err(StateError::from)?;
+    let made = State::init_sealed(dir, secret.as_ref())?;
     let (fingerprint, invitation) = (made.fingerprint.to_string(), made.operator_invitation.code());
     let mut out = std::io::stdout().lock();
     if json {
@@ -80,6 +86,35 @@ fn init(dir: &Path, listen: SocketAddr, json: bool) -> Result<(), Box<dyn Error>
     Ok(out.flush()?)
 }
 
+/// The secret of a backup, which must have one.
+fn secret_of(copy: &Copy) -> Result<Secret, Box<dyn Error>> {
+    let secret = copy.seal.secret().map_err(StateError::from)?;
+    secret.ok_or_else(|| "a backup is sealed: give --passphrase-file FILE or --key-file FILE".into())
+}
+
+fn backup(copy: &Copy) -> Result<(), Box<dyn Error>> {
+    State::backup(&copy.state, &copy.file, &secret_of(copy)?)?;
+    Ok(writeln!(std::io::stdout(), "backed up to {}", copy.file.display())?)
+}
+
+fn restore(copy: &Copy) -> Result<(), Box<dyn Error>> {
+    State::restore(&copy.state, &copy.file, &secret_of(copy)?)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "restored to {}", copy.state.display())?;
+    Ok(writeln!(out, "It is as of the backup: who was revoked since then is trusted again.")?)
+}
+
+/// Takes up the state that is to be served; what it made, where there was none.
+fn state(how: &Serve) -> Result<(State, Option<Made>), Box<dyn Error>> {
+    let secret = how.seal.secret().map_err(StateError::from)?;
+    let (mut state, made) = match &how.state {
+        Some(dir) if !how.amnesia => (State::open_sealed(dir, secret.as_ref())?, None),
+        _ => State::in_memory(how.identity.as_deref()).map(|(state, made)| (state, Some(made)))?,
+    };
+    state.audit_files = how.audit_files();
+    Ok((state, made))
+}
+
 fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
     log_to_stderr(how.log_format)?;
     harden();
@@ -92,8 +127,7 @@ fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
         audit: how.audit_bounds(),
         consent: Consent::new(how.approvals, &how.critical),
     };
-    let mut state = State::open(&how.state)?;
-    state.audit_files = how.audit_files();
+    let (state, made) = state(how)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -107,6 +141,9 @@ fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
         let (address, fingerprint) = (server.address(), server.fingerprint());
         let mut out = std::io::stdout();
         writeln!(out, "overbank-authd listening on {address}, fingerprint {fingerprint}")?;
+        if let Some(made) = made {
+            writeln!(out, "operator invitation: {}", made.operator_invitation.code())?;
+        }
         out.flush()?;
         tracing::info!(%address, %fingerprint, max_lease = ?limits.max_lease, "serving");
         server.run(stop).await?;
@@ -126,8 +163,9 @@ fn log_to_stderr(format: LogFormat) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// No core dump and no debugger sees the secrets, and there are as many file descriptors as may be.
+/// No core dump, no debugger and no swap sees the secrets, and there are as many file descriptors as may be.
 fn harden() {
+    lock_memory();
     let raised =
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     let dumps = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| nix::sys::prctl::set_dumpable(false));
@@ -135,5 +173,20 @@ fn harden() {
         if let Err(error) = done {
             tracing::warn!(%error, "{what}");
         }
+    }
+}
+
+/// Keeps all memory out of swap, as it is used, where that is allowed without a limit: with one, a thread or a buffer
+/// beyond it could not be had.
+fn lock_memory() {
+    let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard).map(|()| hard == libc::RLIM_INFINITY));
+    if unlimited != Ok(true) {
+        tracing::info!("memory is not locked, so keys may get into swap: raise RLIMIT_MEMLOCK, or encrypt swap");
+        return;
+    }
+    let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
+    if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault) {
+        tracing::warn!(%error, "memory is not locked");
     }
 }

@@ -70,7 +70,7 @@ pub struct Server {
     effects: mpsc::UnboundedReceiver<Effect>,
     desk: JoinHandle<()>,
     // Last: the directory is free for another daemon only when nothing uses it any more.
-    _lock: std::fs::File,
+    _lock: Option<std::fs::File>,
 }
 
 impl Server {

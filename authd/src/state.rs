@@ -1,4 +1,5 @@
-//! The directory that holds the daemon's identity (`authd.key`), its database (`authd.db`) and its lock (`authd.lock`).
+//! The directory that holds the daemon's identity (`authd.key`, or `authd.key.sealed`), its database (`authd.db`) and its
+//! lock (`authd.lock`); or no directory at all, where nothing is to be left behind.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -11,11 +12,18 @@ use overbank_fabric::ids::Fingerprint;
 use overbank_fabric::keyfile::{self, KeyFileError};
 use overbank_fabric::message::Invitation;
 
+use overbank_fabric::signed::{from_cbor, to_cbor};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
 use crate::clock::{Now, millis};
+use crate::sealed::{self, Kind, SealedError, Secret};
 use crate::store::{Store, StoreError};
 use crate::trust;
 
 const KEY: &str = "authd.key";
+/// The identity, sealed.
+const SEALED: &str = "authd.key.sealed";
 const DATABASE: &str = "authd.db";
 const LOCK: &str = "authd.lock";
 /// How long the first operator's invitation is good.
@@ -62,6 +70,12 @@ pub enum StateError {
     /// The key file is missing, open to others or damaged.
     #[error(transparent)]
     Key(#[from] KeyFileError),
+    /// The identity is sealed, and nothing that opens it was given.
+    #[error("the identity in {} is sealed: give what it was sealed with, --passphrase-file FILE or --key-file FILE", .0.display())]
+    Sealed(PathBuf),
+    /// The sealed identity, a backup, or the secret that is to open it.
+    #[error(transparent)]
+    Secret(#[from] SealedError),
     /// The database is missing, damaged, foreign or newer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -90,7 +104,8 @@ pub struct Made {
 pub struct State {
     pub(crate) identity: Identity,
     pub(crate) store: Store,
-    pub(crate) lock: File,
+    /// None for a state that is nowhere but in memory.
+    pub(crate) lock: Option<File>,
     /// Files that get the audit log.
     pub audit_files: AuditFiles,
 }
@@ -110,22 +125,35 @@ impl State {
     /// # Errors
     /// [`StateError`]: also where the directory holds one already.
     pub fn init(dir: &Path) -> Result<Made, StateError> {
+        Self::init_sealed(dir, None)
+    }
+
+    /// The same, with its identity sealed where there is a secret to seal it with.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn init_sealed(dir: &Path, secret: Option<&Secret>) -> Result<Made, StateError> {
+        Self::make(dir, |dir| Self::fill(dir, secret))
+    }
+
+    /// Makes the directory and has it filled. Where that fails, what was made is gone again.
+    fn make<T>(dir: &Path, fill: impl FnOnce(&Path) -> Result<T, StateError>) -> Result<T, StateError> {
         let new_dir = match DirBuilder::new().mode(0o700).create(dir) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(source) => return Err(StateError::Io { action: "make", path: dir.to_owned(), source }),
         };
         check(dir)?;
-        for name in [KEY, DATABASE] {
+        for name in [KEY, SEALED, DATABASE] {
             let path = dir.join(name);
             if path.symlink_metadata().is_ok() {
                 return Err(StateError::Exists(path));
             }
         }
         let _lock = lock(dir)?;
-        Self::fill(dir).inspect_err(|_| {
+        fill(dir).inspect_err(|_| {
             // Best effort: what cannot be removed is named by the next attempt.
-            for name in [KEY, DATABASE, "authd.db-wal", "authd.db-shm", LOCK] {
+            for name in [KEY, SEALED, DATABASE, "authd.db-wal", "authd.db-shm", LOCK] {
                 let _ = fs::remove_file(dir.join(name));
             }
             if new_dir {
@@ -134,8 +162,15 @@ impl State {
         })
     }
 
-    fn fill(dir: &Path) -> Result<Made, StateError> {
-        let identity = keyfile::create(&dir.join(KEY))?;
+    fn fill(dir: &Path, secret: Option<&Secret>) -> Result<Made, StateError> {
+        let identity = match secret {
+            None => keyfile::create(&dir.join(KEY))?,
+            Some(secret) => {
+                let identity = Identity::generate();
+                sealed::write(&dir.join(SEALED), Kind::Identity, secret, &*identity.seed())?;
+                identity
+            }
+        };
         let fingerprint = identity.public().fingerprint();
         let mut store = Store::create(&dir.join(DATABASE), &identity.public())?;
         let expires = Now::read().unix_ms.saturating_add(millis(FIRST_INVITATION));
@@ -148,15 +183,120 @@ impl State {
     /// # Errors
     /// [`StateError`].
     pub fn open(dir: &Path) -> Result<Self, StateError> {
+        Self::open_sealed(dir, None)
+    }
+
+    /// The same, with what its identity was sealed with.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn open_sealed(dir: &Path, secret: Option<&Secret>) -> Result<Self, StateError> {
         check(dir)?;
-        if dir.join(KEY).symlink_metadata().is_err() && dir.join(DATABASE).symlink_metadata().is_err() {
+        let none = |name| dir.join(name).symlink_metadata().is_err();
+        if none(KEY) && none(SEALED) && dir.join(DATABASE).symlink_metadata().is_err() {
             return Err(StateError::Missing(dir.to_owned()));
         }
         let lock = lock(dir)?;
-        let identity = keyfile::load(&dir.join(KEY))?;
+        let identity = match (none(SEALED), secret) {
+            (true, _) => keyfile::load(&dir.join(KEY))?,
+            (false, None) => return Err(StateError::Sealed(dir.to_owned())),
+            (false, Some(secret)) => unseal(&dir.join(SEALED), secret)?,
+        };
         let store = Store::open(&dir.join(DATABASE), &identity.public())?;
-        Ok(Self { identity, store, lock, audit_files: AuditFiles::default() })
+        Ok(Self { identity, store, lock: Some(lock), audit_files: AuditFiles::default() })
     }
+
+    /// One that is in memory alone and ends with the process, with a new identity, or with that of a key file, which is
+    /// only read.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn in_memory(key: Option<&Path>) -> Result<(Self, Made), StateError> {
+        let identity = match key {
+            Some(path) => keyfile::load(path)?,
+            None => Identity::generate(),
+        };
+        let fingerprint = identity.public().fingerprint();
+        let mut store = Store::amnesiac(&identity.public())?;
+        let expires = Now::read().unix_ms.saturating_add(millis(FIRST_INVITATION));
+        let operator_invitation = trust::first_invitation(&mut store, fingerprint, expires)?;
+        let state = Self { identity, store, lock: None, audit_files: AuditFiles::default() };
+        Ok((state, Made { fingerprint, operator_invitation }))
+    }
+
+    /// Writes a copy of a state, as of one moment, into a new file that only `secret` opens. The daemon may go on meanwhile.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn backup(dir: &Path, file: &Path, secret: &Secret) -> Result<(), StateError> {
+        check(dir)?;
+        let read = |name: &str| match fs::read(dir.join(name)) {
+            Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StateError::Io { action: "read", path: dir.join(name), source }),
+        };
+        let (key, sealed) = (read(KEY)?, read(SEALED)?);
+        let key = match key.or(sealed) {
+            Some(key) => key,
+            None => return Err(StateError::Missing(dir.to_owned())),
+        };
+        let database = Store::copy(&dir.join(DATABASE))?;
+        let backup = Backup { sealed: dir.join(SEALED).exists(), key: key.to_vec(), database };
+        let bytes = Zeroizing::new(to_cbor(&backup));
+        Ok(sealed::write(file, Kind::Backup, secret, &bytes)?)
+    }
+
+    /// Makes a new state of a backup, as it was then.
+    ///
+    /// # Errors
+    /// [`StateError`]: also where the directory holds a state already.
+    pub fn restore(dir: &Path, file: &Path, secret: &Secret) -> Result<(), StateError> {
+        let bytes = sealed::read(file, Kind::Backup, secret)?;
+        let backup: Backup =
+            from_cbor(&bytes).map_err(|_| StateError::Secret(SealedError::Foreign(file.to_owned())))?;
+        Self::make(dir, |dir| {
+            let write = |name: &str, bytes: &[u8]| {
+                let path = dir.join(name);
+                let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+                let written = made.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+                written.map_err(|source| StateError::Io { action: "write", path, source })
+            };
+            write(if backup.sealed { SEALED } else { KEY }, &backup.key)?;
+            write(DATABASE, &backup.database)?;
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| StateError::Io {
+                action: "sync",
+                path: dir.to_owned(),
+                source,
+            })
+        })
+    }
+}
+
+/// What a backup has.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Backup {
+    /// Whether the identity in it is sealed by itself.
+    sealed: bool,
+    /// The key file, or the sealed one.
+    #[serde(with = "serde_bytes")]
+    key: Vec<u8>,
+    /// The database file.
+    #[serde(with = "serde_bytes")]
+    database: Vec<u8>,
+}
+
+impl Drop for Backup {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.key);
+    }
+}
+
+/// The identity in a sealed file.
+fn unseal(path: &Path, secret: &Secret) -> Result<Identity, StateError> {
+    let seed = sealed::read(path, Kind::Identity, secret)?;
+    let seed = seed.as_slice().try_into().map_err(|_| SealedError::Foreign(path.to_owned()))?;
+    Ok(Identity::from_seed(seed))
 }
 
 /// A directory of one's own that nobody else can enter.

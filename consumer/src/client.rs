@@ -229,6 +229,17 @@ impl Client {
         }
     }
 
+    /// Has the auth daemon forget the records of its audit log to this head, which is kept elsewhere. Operators only.
+    ///
+    /// # Errors
+    /// [`Error::NotTrusted`], [`Error::Refused`] where that head is not of this log, and what [`Client::who_am_i`] says.
+    pub fn audit_forget(&self, head: &audit::Checkpoint) -> Result<(), Error> {
+        match self.call("making room in the audit log", None, Repeat::Harmless, Call::AuditForget(head.clone()))? {
+            Reply::Done => Ok(()),
+            reply => Err(odd(&reply)),
+        }
+    }
+
     /// A part of the audit log. Operators only.
     ///
     /// # Errors

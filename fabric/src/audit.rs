@@ -8,7 +8,7 @@
 //!
 //! As text, a log is one JSON object a line, each a [`Line`]:
 //! ```text
-//! {"record":{"seq":1,"unix_ms":1790000000000,"event":"started",…,"hash":"77ab…"}}
+//! {"record":{"record":{"seq":1,"unix_ms":1790000000000,"event":"started",…},"hash":"77ab…"}}
 //! {"checkpoint":{"authd":"d75a…","seq":1,"hash":"77ab…","unix_ms":1790000000000,"signature":"e556…"}}
 //! ```
 

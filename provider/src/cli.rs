@@ -57,8 +57,11 @@ pub struct Serve {
     #[arg(long, value_name = "HOST[:PORT]", env = "OVERBANK_AUTHD", value_parser = parse_authd)]
     pub authd: String,
     /// Directory of this provider's key and of the auth daemon's pinned fingerprint; made if there is none.
-    #[arg(long, value_name = "DIR")]
-    pub state: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "amnesia")]
+    pub state: Option<PathBuf>,
+    /// Write no file: a new identity at each start, which joins with an invitation or waits for approval.
+    #[arg(long, conflicts_with = "state")]
+    pub amnesia: bool,
     /// The auth daemon's fingerprint, as it prints it; without it, or an invitation, the first one met is pinned.
     #[arg(long, value_name = "FINGERPRINT")]
     pub authd_fingerprint: Option<Fingerprint>,

@@ -49,27 +49,22 @@ pub enum PinError {
 /// The pin, and where it is kept.
 #[derive(Debug)]
 pub struct KnownAuthd {
-    path: PathBuf,
+    /// None where nothing is kept.
+    path: Option<PathBuf>,
     pinned: Option<Fingerprint>,
     source: String,
     kept: bool,
 }
 
 impl KnownAuthd {
-    /// Reads the file `known_authd` in `state`, and takes in what the command line says.
+    /// Reads the file `known_authd` in `state`, if there is to be one, and takes in what the command line says.
     ///
     /// # Errors
     /// A file that cannot be read, or pins that do not agree.
-    pub fn load(state: &Path, given: &[(Fingerprint, &'static str)]) -> Result<Self, PinError> {
-        let path = state.join("known_authd");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(PinError::Io { action: "read", path, source }),
-        };
-        let parsed = text.map(|text| text.trim().parse::<Fingerprint>()).transpose();
-        let kept = parsed.map_err(|source| PinError::Malformed { path: path.clone(), source })?;
-        let mut known = Self { source: format!("in {}", path.display()), path, pinned: kept, kept: kept.is_some() };
+    pub fn load(state: Option<&Path>, given: &[(Fingerprint, &'static str)]) -> Result<Self, PinError> {
+        let path = state.map(|state| state.join("known_authd"));
+        let kept = path.as_deref().map(read).transpose()?.flatten();
+        let mut known = Self { source: found_in(path.as_deref()), path, pinned: kept, kept: kept.is_some() };
         for (fingerprint, source) in given {
             known.check(*fingerprint)?;
             if known.pinned.is_none() {
@@ -87,10 +82,9 @@ impl KnownAuthd {
     pub fn check(&self, seen: Fingerprint) -> Result<(), PinError> {
         match self.pinned {
             Some(pinned) if pinned != seen => {
-                let way_out = if self.kept {
-                    format!("delete {} and start again", self.path.display())
-                } else {
-                    "start again with that fingerprint, or a fresh invitation".to_owned()
+                let way_out = match &self.path {
+                    Some(path) if self.kept => format!("delete {} and start again", path.display()),
+                    _ => "start again with that fingerprint, or a fresh invitation".to_owned(),
                 };
                 Err(PinError::Changed { pinned, seen, source_of_pin: self.source.clone(), way_out })
             }
@@ -107,23 +101,40 @@ impl KnownAuthd {
         self.check(seen)?;
         let first_contact = self.pinned.is_none();
         if !self.kept {
-            replace(&self.path, format!("{seen}\n").as_bytes()).map_err(|source| PinError::Io {
-                action: "write",
-                path: self.path.clone(),
-                source,
-            })?;
+            if let Some(path) = &self.path {
+                replace(path, format!("{seen}\n").as_bytes()).map_err(|source| PinError::Io {
+                    action: "write",
+                    path: path.clone(),
+                    source,
+                })?;
+            }
             self.pinned = Some(seen);
-            self.source = format!("in {}", self.path.display());
+            self.source = found_in(self.path.as_deref());
             self.kept = true;
         }
         Ok(first_contact)
     }
 
-    /// The file.
+    /// The file, where the fingerprint is kept.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
+}
+
+/// The fingerprint in a file, if there is one.
+fn read(path: &Path) -> Result<Option<Fingerprint>, PinError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(PinError::Io { action: "read", path: path.to_owned(), source }),
+    };
+    let parsed = text.trim().parse().map(Some);
+    parsed.map_err(|source| PinError::Malformed { path: path.to_owned(), source })
+}
+
+fn found_in(path: Option<&Path>) -> String {
+    path.map_or_else(|| "since this start".to_owned(), |path| format!("in {}", path.display()))
 }
 
 /// The old contents or the new ones, whatever happens.
@@ -146,10 +157,10 @@ mod tests {
     #[test]
     fn the_first_auth_daemon_is_kept_and_another_is_refused() {
         let state = tempfile::tempdir().expect("a directory");
-        let mut known = KnownAuthd::load(state.path(), &[]).expect("no file yet");
+        let mut known = KnownAuthd::load(Some(state.path()), &[]).expect("no file yet");
         assert!(known.keep(ONE).expect("first contact"));
         assert!(!known.keep(ONE).expect("the same again"));
-        let known = KnownAuthd::load(state.path(), &[]).expect("the file");
+        let known = KnownAuthd::load(Some(state.path()), &[]).expect("the file");
         assert!(known.check(ONE).is_ok());
         let error = known.check(TWO).expect_err("changed").to_string();
         assert!(error.contains(&TWO.to_string()) && error.contains("delete "), "{error}");
@@ -158,11 +169,11 @@ mod tests {
     #[test]
     fn what_the_command_line_says_needs_no_leap() {
         let state = tempfile::tempdir().expect("a directory");
-        let mut known = KnownAuthd::load(state.path(), &[(ONE, "from --authd-fingerprint")]).expect("agreed");
+        let mut known = KnownAuthd::load(Some(state.path()), &[(ONE, "from --authd-fingerprint")]).expect("agreed");
         assert!(matches!(known.check(TWO), Err(PinError::Changed { .. })));
         assert!(!known.keep(ONE).expect("as said"), "no first contact");
         assert!(matches!(
-            KnownAuthd::load(state.path(), &[(TWO, "from the invitation")]),
+            KnownAuthd::load(Some(state.path()), &[(TWO, "from the invitation")]),
             Err(PinError::Changed { pinned: ONE, seen: TWO, .. })
         ));
     }
@@ -170,8 +181,8 @@ mod tests {
     #[test]
     fn sources_that_disagree_are_refused_before_anybody_is_called() {
         let state = tempfile::tempdir().expect("a directory");
-        assert!(KnownAuthd::load(state.path(), &[(ONE, "a"), (TWO, "b")]).is_err());
+        assert!(KnownAuthd::load(Some(state.path()), &[(ONE, "a"), (TWO, "b")]).is_err());
         fs::write(state.path().join("known_authd"), "nonsense").expect("written");
-        assert!(matches!(KnownAuthd::load(state.path(), &[]), Err(PinError::Malformed { .. })));
+        assert!(matches!(KnownAuthd::load(Some(state.path()), &[]), Err(PinError::Malformed { .. })));
     }
 }

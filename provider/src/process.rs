@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::libc;
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
@@ -64,12 +66,22 @@ fn undumpable() -> Result<(), ProcessError> {
     prctl::set_dumpable(false)
         .map_err(|source| ProcessError::System { what: "make the process undumpable", source })?;
     // As much as is allowed; what is too little, the pool's mapping says.
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_MEMLOCK)
-        && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, most, most)
-    {
-        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_MEMLOCK) {
+        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, most, most) {
+            tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+        } else if most == libc::RLIM_INFINITY {
+            lock_memory();
+        }
     }
     Ok(())
+}
+
+/// Keeps all memory out of swap, as it is used. Not under a limit: what is beyond it could then not be had at all.
+fn lock_memory() {
+    let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
+    if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault) {
+        tracing::warn!(%error, "memory is not locked: keys may get into swap");
+    }
 }
 
 /// The state directory, used by this process alone as long as this lives.

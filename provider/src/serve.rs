@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::BootId;
 use overbank_fabric::keyfile::{self, KeyFileError};
 use overbank_fabric::message::RefusalCode;
@@ -110,8 +111,11 @@ impl ServeError {
 /// [`ServeError`].
 pub fn serve(options: Serve) -> Result<(), ServeError> {
     process::harden()?;
-    let state = StateDir::open(&options.state)?;
-    let (identity, made) = keyfile::load_or_create(&state.path().join("provider.key"))?;
+    let state = options.state.as_deref().map(StateDir::open).transpose()?;
+    let (identity, made) = match &state {
+        Some(state) => keyfile::load_or_create(&state.path().join("provider.key"))?,
+        None => (Identity::generate(), true),
+    };
     let identity = Arc::new(identity);
     let me = identity.public().fingerprint();
     if made {
@@ -121,7 +125,13 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         options.authd_fingerprint.map(|fingerprint| (fingerprint, "from --authd-fingerprint")),
         options.invitation.as_ref().map(|invitation| (invitation.authd, "from the invitation")),
     ];
-    let known = KnownAuthd::load(state.path(), &vouched.into_iter().flatten().collect::<Vec<_>>())?;
+    let vouched: Vec<_> = vouched.into_iter().flatten().collect();
+    let known = KnownAuthd::load(state.as_ref().map(StateDir::path), &vouched)?;
+    if state.is_none() && vouched.is_empty() {
+        tracing::warn!(
+            "the auth daemon's key is taken on trust at each start: give --authd-fingerprint or an invitation"
+        );
+    }
 
     let address = match options.address {
         Some(address) => address,

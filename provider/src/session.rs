@@ -206,7 +206,7 @@ impl<B: Backend> Link<B> {
             tracing::warn!(
                 authd = self.authd,
                 %fingerprint,
-                kept_in = %self.known.path().display(),
+                kept_in = ?self.known.path(),
                 "first contact with the auth daemon: compare the fingerprint with the one it prints at its start"
             );
         }

@@ -112,6 +112,29 @@ impl Store {
         Self::lay_out(Connection::open_in_memory().expect("memory"), authd).expect("a new database")
     }
 
+    /// One that ends with the process, and is on no disk at any time.
+    pub(crate) fn amnesiac(authd: &PublicKey) -> Result<Self, StoreError> {
+        let connection = Connection::open_in_memory()?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        Self::lay_out(connection, authd)
+    }
+
+    /// The bytes of a database file, as of one moment; a daemon may be using it.
+    pub(crate) fn copy(path: &Path) -> Result<Vec<u8>, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Missing(path.to_owned()));
+        }
+        let from = connect(path)?;
+        from.busy_timeout(std::time::Duration::from_secs(5))?;
+        let mut to = Connection::open_in_memory()?;
+        rusqlite::backup::Backup::new(&from, &mut to)?.run_to_completion(
+            i32::MAX,
+            std::time::Duration::from_millis(5),
+            None,
+        )?;
+        Ok(to.serialize("main")?.to_vec())
+    }
+
     fn lay_out(mut connection: Connection, authd: &PublicKey) -> Result<Self, StoreError> {
         prepare(&connection)?;
         let tx = connection.transaction()?;

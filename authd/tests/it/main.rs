@@ -13,5 +13,6 @@ mod process;
 mod providers;
 mod records;
 mod roles;
+mod sealed;
 mod switches;
 mod trust;

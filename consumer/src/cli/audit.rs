@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -58,6 +58,14 @@ Examples:
         #[command(flatten)]
         source: Source,
     },
+    /// Write the whole log to a new file, and have the auth daemon forget it: there is room again
+    ///
+    /// What it goes on with begins with a signature that stands for what is in the file. Keep the file: together they are the
+    /// log.
+    Archive {
+        /// A new file
+        file: PathBuf,
+    },
     /// Check the chain, every signature, and what witnesses saw
     #[command(after_help = "\
 Examples:
@@ -67,9 +75,9 @@ Examples:
         /// Heads of the log that another machine kept (overbank-authd serve --audit-witness)
         #[arg(long, value_name = "FILE")]
         witness: Vec<PathBuf>,
-        /// The auth daemon that must have signed a log in a file; without it, the pinned one
-        #[arg(long, value_name = "FINGERPRINT", requires = "file")]
-        signed_by: Option<Fingerprint>,
+        /// A key that the auth daemon has or had, whose signatures count besides the pinned one's
+        #[arg(long, value_name = "FINGERPRINT")]
+        signed_by: Vec<Fingerprint>,
         #[command(flatten)]
         source: Source,
     },
@@ -101,10 +109,11 @@ impl Command {
                     None => pages(&context.connect()?, query, |page| show_all(context, &page)).map(|_| ()),
                 }
             }
+            Self::Archive { file } => archive(context, &file),
             Self::Verify { witness, signed_by, source } => {
                 let verified = match &source.file {
-                    Some(path) => verify_file(context, path, signed_by, &witness)?,
-                    None => verify(context, &witness)?,
+                    Some(path) => verify_file(context, path, &signed_by, &witness)?,
+                    None => verify(context, &signed_by, &witness)?,
                 };
                 say(context, &verified)
             }
@@ -193,8 +202,9 @@ fn each_line(path: &Path, mut each: impl FnMut(&Line) -> Result<(), Failure>) ->
     Ok(())
 }
 
-fn verifier(authd: Fingerprint, witnesses: &[PathBuf]) -> Result<Verifier, Failure> {
+fn verifier(authd: Fingerprint, former: &[Fingerprint], witnesses: &[PathBuf]) -> Result<Verifier, Failure> {
     let mut verifier = Verifier::new(authd);
+    former.iter().for_each(|former| verifier.accept(*former));
     for path in witnesses {
         each_line(path, |line| match line {
             Line::Checkpoint(head) => verifier.witness(head).map_err(Failure::log),
@@ -204,9 +214,9 @@ fn verifier(authd: Fingerprint, witnesses: &[PathBuf]) -> Result<Verifier, Failu
     Ok(verifier)
 }
 
-fn verify(context: &Context, witnesses: &[PathBuf]) -> Result<Verified, Failure> {
+fn verify(context: &Context, former: &[Fingerprint], witnesses: &[PathBuf]) -> Result<Verified, Failure> {
     let client = context.connect()?;
-    let mut verifier = verifier(client.authd(), witnesses)?;
+    let mut verifier = verifier(client.authd(), former, witnesses)?;
     let mut head = None;
     pages(&client, Query { all: true, ..Query::default() }, |page| {
         page.lines.iter().try_for_each(|line| verifier.line(line)).map_err(Failure::log)?;
@@ -216,21 +226,45 @@ fn verify(context: &Context, witnesses: &[PathBuf]) -> Result<Verified, Failure>
     verifier.finish(head.as_ref()).map_err(Failure::log)
 }
 
+/// Nothing is forgotten that is not on disk, whole and verified.
+fn archive(context: &Context, path: &Path) -> Result<(), Failure> {
+    let client = context.connect()?;
+    let mut file = File::create_new(path).map(BufWriter::new).map_err(Failure::file("make", path))?;
+    let mut verifier = Verifier::new(client.authd());
+    let mut head = None;
+    let mut write = |line: &Line| -> Result<(), Failure> {
+        let text = serde_json::to_string(line).unwrap_or_default();
+        writeln!(file, "{text}").map_err(Failure::file("write", path))
+    };
+    pages(&client, Query { all: true, ..Query::default() }, |page| {
+        for line in &page.lines {
+            verifier.line(line).map_err(Failure::log)?;
+            write(line)?;
+        }
+        head = page.is_last().then_some(page.head);
+        Ok(())
+    })?;
+    let Some(head) = head else { return Err(Failure::Log("the log has no end".to_owned())) };
+    write(&Line::Checkpoint(head.clone()))?;
+    let verified = verifier.finish(Some(&head)).map_err(Failure::log)?;
+    let file = file.into_inner().map_err(|error| Failure::file("write", path)(error.into_error()))?;
+    file.sync_all().map_err(Failure::file("write", path))?;
+    client.audit_forget(&head)?;
+    say(context, &verified)
+}
+
 fn verify_file(
     context: &Context,
     path: &Path,
-    signed_by: Option<Fingerprint>,
+    signed_by: &[Fingerprint],
     witnesses: &[PathBuf],
 ) -> Result<Verified, Failure> {
-    let authd = match signed_by {
-        Some(named) => Some(named),
-        None => pinned_authd(&context.config)?,
-    };
-    let authd = authd.ok_or_else(|| {
+    let pinned = pinned_authd(&context.config)?;
+    let authd = pinned.or(signed_by.first().copied()).ok_or_else(|| {
         let authd = context.config.authd();
         Failure::Usage(format!("no key is pinned for {authd}: say who must have signed, with --signed-by FINGERPRINT"))
     })?;
-    let mut verifier = verifier(authd, witnesses)?;
+    let mut verifier = verifier(authd, signed_by, witnesses)?;
     each_line(path, |line| verifier.line(line).map_err(Failure::log))?;
     verifier.finish(None).map_err(Failure::log)
 }

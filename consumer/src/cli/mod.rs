@@ -18,7 +18,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::libc;
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use overbank::{Client, Config, DEFAULT_AUTHD, parse_duration};
 
 use exit::{Failure, STATUSES};
@@ -149,6 +151,7 @@ pub(crate) fn run() -> ExitCode {
     if let Err(error) = closed {
         output.notice(&format!("this process may leave a core dump with lease keys in it: {error}"));
     }
+    lock_memory();
     let answered = match args.command {
         Command::Devices(devices) => devices.run(output),
         Command::Asking(asking) => ask(args.home, &args.authd, args.request_deadline, asking, output),
@@ -159,6 +162,15 @@ pub(crate) fn run() -> ExitCode {
             output.failure(&failure);
             ExitCode::from(failure.status().0)
         }
+    }
+}
+
+/// Keeps keys out of swap, where memory may be locked without a limit: with one, a buffer beyond it could not be had.
+fn lock_memory() {
+    let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == libc::RLIM_INFINITY);
+    let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
+    if unlimited && let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault) {
+        tracing::debug!(%error, "memory is not locked");
     }
 }
 

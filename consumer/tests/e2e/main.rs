@@ -4,6 +4,7 @@
 //! Needs the three programs: run `cargo build --workspace` first. What looks into the provider's memory needs the right
 //! to trace other processes; without it those steps are skipped, by name.
 
+mod amnesia;
 mod ends;
 mod faults;
 mod library;

@@ -118,6 +118,7 @@ pub(crate) struct Daemon {
     child: Child,
     /// The line that it printed when it was ready.
     pub(crate) ready: String,
+    lines: Mutex<Receiver<String>>,
     log: Arc<Mutex<String>>,
 }
 
@@ -138,7 +139,7 @@ impl Daemon {
             }
         });
         let ready = lines.recv_timeout(READY);
-        let mut daemon = Self { child, ready: String::new(), log };
+        let mut daemon = Self { child, ready: String::new(), lines: Mutex::new(lines), log };
         match ready {
             Ok(ready) => {
                 daemon.ready = ready;
@@ -149,6 +150,20 @@ impl Daemon {
                 panic!("{command:?} {why}; its log: {}", daemon.log())
             }
         }
+    }
+
+    /// The next line that it prints.
+    #[track_caller]
+    pub(crate) fn line(&self) -> String {
+        self.lines.lock().expect("no panic").recv_timeout(READY).expect("one more line")
+    }
+
+    /// Sends SIGTERM and waits for its end; with which status.
+    #[track_caller]
+    pub(crate) fn terminate(mut self) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it is there");
+        wait(&mut self.child, READY).expect("it ends").code()
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -170,11 +170,12 @@ fn attack_36_keys_after_drop_and_panic() {
         let (go, gone) = std::sync::mpsc::channel::<()>();
         let contents = Sha256::digest(b"contents");
         let borrowing = std::thread::scope(|scope| {
-            let borrower = scope.spawn(|| {
-                let client = client(&stack, &ann);
+            let (stack, ann, contents) = (&stack, &ann, &contents);
+            let borrower = scope.spawn(move || {
+                let client = client(stack, ann);
                 let mut lease = client.lease(&LeaseRequest::new(1 << 20, seconds(600.0))).expect("room");
                 lease.attach(&options()).expect("attached");
-                lease.write(100, &contents).expect("written");
+                lease.write(100, contents).expect("written");
                 tell.send(lease.path().to_owned()).expect("heard");
                 gone.recv().expect("told to");
                 if panics {

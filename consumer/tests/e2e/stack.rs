@@ -147,7 +147,7 @@ pub(crate) struct User {
 }
 
 impl User {
-    fn new(root: &Path, name: &str, address: &str) -> Self {
+    pub(crate) fn new(root: &Path, name: &str, address: &str) -> Self {
         let (home, runtime) = (root.join(name), root.join(format!("{name}.run")));
         private(&runtime);
         Self { home, runtime, address: address.to_owned() }
@@ -219,7 +219,7 @@ impl User {
     }
 }
 
-fn program_with(name: &str, args: &[&str]) -> Command {
+pub(crate) fn program_with(name: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program(name));
     command.args(args);
     for (variable, _) in std::env::vars_os() {
@@ -257,7 +257,7 @@ fn serve_with(root: &Path, listen: &str, more: &[&str]) -> Daemon {
 }
 
 /// The address in `overbank-authd listening on ADDRESS, fingerprint …`.
-fn address(authd: &Daemon) -> String {
+pub(crate) fn address(authd: &Daemon) -> String {
     let address = authd.ready.split("listening on ").nth(1).and_then(|rest| rest.split(',').next());
     address.unwrap_or_else(|| panic!("no address in: {}", authd.ready)).to_owned()
 }

@@ -30,18 +30,29 @@ impl Windows {
 
     /// Every window of this one, as bytes and as hexadecimal digits.
     pub(crate) fn add(&mut self, secret: &[u8]) {
-        let mut hex = overbank_hex(secret);
-        for bytes in [secret, hex.as_bytes()] {
+        let mut hex = vec![0; 2 * secret.len()];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(secret) {
+            for (digit, half) in pair.iter_mut().zip([byte >> 4, byte & 15]) {
+                *digit = b"0123456789abcdef"[usize::from(half)];
+            }
+        }
+        for bytes in [secret, &hex] {
             for window in bytes.windows(WINDOW) {
                 self.begins[begin(window)] = true;
                 self.hashes.insert(hash(window));
             }
         }
-        hex.clear();
+        overwrite(&mut hex);
     }
 
     /// The secret of a key file: its seed, and what Ed25519 makes of it. The copies are overwritten.
     pub(crate) fn add_key_file(&mut self, path: &std::path::Path) {
+        self.add_copies(path);
+        leave_no_stack();
+    }
+
+    #[inline(never)]
+    fn add_copies(&mut self, path: &std::path::Path) {
         let mut text = std::fs::read(path).expect("a key file");
         let mut seed = [0; 32];
         let digits = text.split(|byte| *byte == b'\n').nth(1).expect("its second line");
@@ -103,8 +114,10 @@ fn hash(window: &[u8]) -> u64 {
     hasher.finish()
 }
 
-fn overbank_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Hash functions leave their blocks there.
+#[inline(never)]
+fn leave_no_stack() {
+    std::hint::black_box(&mut [0u8; 64 << 10]);
 }
 
 /// So that the copy is not what is found.

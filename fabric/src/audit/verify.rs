@@ -82,6 +82,8 @@ pub struct Verified {
 #[derive(Debug)]
 pub struct Verifier {
     authd: Fingerprint,
+    /// Keys that the auth daemon had before.
+    former: Vec<Fingerprint>,
     /// Where the chain is; none before the first line.
     at: Option<(u64, Hash)>,
     first: u64,
@@ -98,7 +100,12 @@ impl Verifier {
     #[must_use]
     pub fn new(authd: Fingerprint) -> Self {
         let heads = BTreeMap::new();
-        Self { authd, at: None, first: 0, signed: 0, checkpoints: 0, witnessed: 0, earlier: 0, heads }
+        Self { authd, former: Vec::new(), at: None, first: 0, signed: 0, checkpoints: 0, witnessed: 0, earlier: 0, heads }
+    }
+
+    /// A key that the auth daemon had before, whose signatures count as well.
+    pub fn accept(&mut self, former: Fingerprint) {
+        self.former.push(former);
     }
 
     /// A head that a witness saw. To be told before the log is read.
@@ -127,7 +134,7 @@ impl Verifier {
     fn signature(&self, checkpoint: &Checkpoint) -> Result<(), AuditError> {
         let (seq, authd) = (checkpoint.seq, self.authd);
         match checkpoint.verify() {
-            Ok(()) if checkpoint.authd().fingerprint() == authd => Ok(()),
+            Ok(()) if [authd].iter().chain(&self.former).any(|it| *it == checkpoint.authd().fingerprint()) => Ok(()),
             _ => Err(AuditError::Signature { seq, authd }),
         }
     }

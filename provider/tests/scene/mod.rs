@@ -265,7 +265,7 @@ impl<B: Backend> Provider<B> {
         let backend = Arc::new(wrap(Verbs::new(device, memory).expect("a completion queue")));
         let keeper = Keeper::start(Table::new(terms, pool), Arc::clone(&backend), SystemClock).expect("threads");
         let state = tempfile::tempdir().expect("a directory");
-        let known = KnownAuthd::load(state.path(), &[]).expect("empty");
+        let known = KnownAuthd::load(Some(state.path()), &[]).expect("empty");
         let key = identity.public();
         let news = Arc::new(Mutex::new(Vec::new()));
         let tell = Arc::clone(&news);
