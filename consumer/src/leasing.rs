@@ -5,9 +5,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use overbank_fabric::block::{DEFAULT_BLOCK, LeaseKey};
-use overbank_fabric::ids::{LeaseId, Nonce};
+use overbank_fabric::ids::{Fingerprint, LeaseId, Nonce};
 use overbank_fabric::message::{CreateLease, LeaseInfo, LeaseState};
-use overbank_fabric::receipt::Receipt;
+use overbank_fabric::receipt::{self, Receipt, ReceiptError};
 
 use crate::client::{Client, ms};
 use crate::clock::{self, Until};
@@ -216,6 +216,44 @@ impl Client {
 /// [`Error::LeaseFile`].
 pub fn local_leases(config: &Config) -> Result<Vec<LeaseId>, Error> {
     Ok(lease_file::list(config.leases())?)
+}
+
+impl Client {
+    /// The receipt of a lease that ended, as a file that [`verify_receipt`] checks anywhere; and whether the provider that
+    /// made it is the one that was pinned when the lease was made. Where that lease's file is gone, or on another machine,
+    /// which provider it was is the auth daemon's word. None where no receipt is in yet.
+    ///
+    /// # Errors
+    /// [`Error::MisbehavingAuthd`] where the receipt is another lease's, or another provider's.
+    pub fn receipt_file(&self, info: &LeaseInfo) -> Result<Option<(Vec<u8>, bool)>, Error> {
+        let Some(signed) = &info.receipt else { return Ok(None) };
+        let odd = |what: &str| Error::MisbehavingAuthd(format!("a receipt {what}"));
+        let receipt = signed.open_by(|receipt| receipt.provider).map_err(|error| odd(&error.to_string()))?;
+        if receipt.lease != info.lease || receipt.provider.fingerprint() != info.provider {
+            return Err(odd("of another lease, or of another provider"));
+        }
+        let pinned = match lease_file::peek(self.config().leases(), info.lease) {
+            Ok(facts) if facts.provider != receipt.provider => return Err(odd("of another provider than lent it")),
+            pinned => pinned.is_ok(),
+        };
+        Ok(Some((receipt::to_file(signed), pinned)))
+    }
+}
+
+/// Checks the file of a receipt. Nobody is asked; `provider` is who should have signed it.
+///
+/// ```no_run
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let receipt = overbank::verify_receipt(&std::fs::read("3fa9.receipt")?, None)?;
+/// println!("{} bytes of lease {} were overwritten by {}", receipt.bytes, receipt.lease, receipt.provider.fingerprint());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`ReceiptError`]; also where the receipt holds but does not say that the memory is clean.
+pub fn verify_receipt(file: &[u8], provider: Option<Fingerprint>) -> Result<Receipt, ReceiptError> {
+    receipt::verify_file(file, provider)
 }
 
 /// How a lease ended.

@@ -62,7 +62,7 @@ pub use error::{Error, ErrorKind, ExpectedBy};
 pub use freshness::FreshnessError;
 pub use lease::{Lease, LeaseLane};
 pub use lease_file::LeaseFileError;
-pub use leasing::{LeaseRequest, Released, local_leases};
+pub use leasing::{LeaseRequest, Released, local_leases, verify_receipt};
 pub use local::LocalError;
 pub use pins::PinsError;
 
@@ -77,7 +77,7 @@ pub use overbank_fabric::message::{
     Allowance, Call, Import, Imported, Invitation, LeaseInfo, LeaseState, ProviderStatus, Refusal, RefusalCode, Reply,
     Role, Status, TenantInfo, TrustEntry, TrustState,
 };
-pub use overbank_fabric::receipt::{EndReason, Receipt, Step};
+pub use overbank_fabric::receipt::{EndReason, Receipt, ReceiptError, Step};
 pub use overbank_fabric::units::{Size, UnitError, parse_duration, show_duration};
 
 #[cfg(all(not(debug_assertions), any(feature = "danger-no-deadline", feature = "danger-no-freshness")))]

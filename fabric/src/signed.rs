@@ -104,6 +104,16 @@ impl<T: Statement> Signed<T> {
         from_cbor(&self.body)
     }
 
+    /// The statement, if it was made by whom it names itself. Whether that is somebody to believe is the caller's to check.
+    ///
+    /// # Errors
+    /// [`StatementError`].
+    pub fn open_by(&self, signer: impl FnOnce(&T) -> PublicKey) -> Result<T, StatementError> {
+        let statement: T = from_cbor(&self.body)?;
+        signer(&statement).verify(T::LABEL, &[&self.body], &self.signature)?;
+        Ok(statement)
+    }
+
     /// SHA-256 over the signed bytes, by which an answer names what it answers.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {

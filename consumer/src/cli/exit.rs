@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use overbank::audit::AuditError;
-use overbank::{Error, ErrorKind};
+use overbank::{Error, ErrorKind, ReceiptError};
 use overbank_verbs::SelfTestError;
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ Exit statuses:
    6  no room: the pool is full or the quota used up
    7  the lease is over: expired, released, revoked, or there is none
    8  the lease is lost: its provider died or is away
-   9  contents refused: changed, replayed, moved, erased, torn, of unknown freshness; an audit log that does not hold
+   9  contents refused: changed, replayed, moved, erased, torn, of unknown freshness; an audit log or a receipt that does not hold
   10  does not fit: more bytes than the lease has there
   11  the deadline passed
   12  a local file: key, pins or lease file is missing, damaged, in use or open to others
@@ -38,6 +38,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// A file that is read or written.
     File { doing: &'static str, path: PathBuf, source: io::Error },
+    /// A receipt that is not believed, or does not say that memory is clean.
+    Receipt(ReceiptError),
     /// More to write than there is room for.
     DoesNotFit(String),
     /// An RDMA device does not do what it should.
@@ -79,6 +81,7 @@ impl Failure {
                 _ => (1, "other"),
             },
             Self::Usage(_) => (2, "usage"),
+            Self::Receipt(_) => (9, "contents-refused"),
             Self::Device { .. } => (13, "device"),
             Self::File { .. } | Self::Closed => (1, "other"),
             Self::Log(_) => (9, "contents-refused"),
@@ -97,6 +100,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library(error) => error.fmt(f),
+            Self::Receipt(error) => error.fmt(f),
             Self::Usage(text) | Self::DoesNotFit(text) | Self::Log(text) => f.write_str(text),
             Self::File { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
             Self::Device { name, source } => write!(f, "the device {name} is there and does not work: {source}"),

@@ -1,11 +1,12 @@
 //! `lease`: borrow memory and give it back; and how a lease is named on the command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 use overbank::{
     Client, Config, Error, LeaseId, LeaseInfo, LeaseRequest, LeaseState, MAX_BLOCK, MIN_BLOCK, Receipt, Size,
-    local_leases, show_duration,
+    local_leases, show_duration, write_bundle,
 };
 use serde_json::{Value, json};
 
@@ -60,6 +61,17 @@ Example:
     Release {
         /// The lease, or the first digits of it
         lease: LeaseName,
+        /// Keep the provider's signed word on the wipe in this file
+        #[arg(long, value_name = "FILE")]
+        receipt: Option<PathBuf>,
+    },
+    /// Keep the provider's signed word on how a lease ended, once it is in; `overbank receipt verify` checks it anywhere
+    Receipt {
+        /// The lease, or the first digits of it
+        lease: LeaseName,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
     },
 }
 
@@ -142,7 +154,33 @@ impl Command {
                 let text = format!("lease {lease} is {}", info.state);
                 context.output.answer(&text, &info_json(&info, None, false))
             }
-            Self::Release { lease } => {
+            Self::Receipt { lease, out } => {
+                let client = context.connect()?;
+                let info = client.show_lease(lease.resolve(&client)?)?;
+                let Some((file, pinned)) = client.receipt_file(&info)? else {
+                    let text = format!(
+                        "lease {} is {}, and no receipt of its end is in yet: try again",
+                        info.lease, info.state
+                    );
+                    return Err(Failure::Usage(text));
+                };
+                write_bundle(&out, &file)?;
+                if !pinned {
+                    context.output.notice(&format!(
+                        "the lease's file is not here, so that its provider was {} is the auth daemon's word",
+                        info.provider
+                    ));
+                }
+                let text = format!("the receipt of lease {} is in {}", info.lease, out.display());
+                let answer = json!({
+                    "lease": info.lease.to_string(),
+                    "provider": info.provider.to_string(),
+                    "provider_pinned": pinned,
+                    "file": out.display().to_string(),
+                });
+                context.output.answer(&text, &answer)
+            }
+            Self::Release { lease, receipt: out } => {
                 let client = context.connect()?;
                 let lease = lease.resolve(&client)?;
                 let released = client.release(lease, PATIENCE)?;
@@ -153,6 +191,17 @@ impl Command {
                         text +=
                             ": its memory is out of reach; the receipt of its wipe is not in, or cannot be checked here"
                     }
+                }
+                if let Some(out) = out {
+                    let Some((file, _)) = client.receipt_file(&released.info)? else {
+                        let late = Error::Deadline {
+                            what: "the receipt of the lease, which is released,",
+                            deadline: PATIENCE,
+                        };
+                        return Err(late.into());
+                    };
+                    write_bundle(&out, &file)?;
+                    text += &format!("\nthe receipt is in {}", out.display());
                 }
                 context.output.answer(&text, &info_json(&released.info, released.receipt.as_ref(), false))
             }
@@ -245,7 +294,7 @@ pub(crate) fn info_json(info: &LeaseInfo, receipt: Option<&Receipt>, key_here: b
 }
 
 /// The steps of a receipt, with the time since the end was due.
-fn steps(receipt: &Receipt) -> String {
+pub(crate) fn steps(receipt: &Receipt) -> String {
     let mut text = if receipt.is_complete() {
         format!("; the provider's receipt, for {}:", Size(receipt.bytes))
     } else {

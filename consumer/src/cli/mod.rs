@@ -8,6 +8,7 @@ mod interrupt;
 mod lease;
 mod operate;
 mod output;
+mod receipt;
 mod share;
 mod tenant;
 mod transfer;
@@ -62,6 +63,9 @@ struct Args {
 enum Command {
     #[command(flatten)]
     Asking(Asking),
+    /// Check the receipt of a lease's end, offline
+    #[command(subcommand)]
+    Receipt(receipt::Command),
     /// Show the RDMA devices of this machine, and whether each can be used
     Devices(devices::Devices),
 }
@@ -154,6 +158,7 @@ pub(crate) fn run() -> ExitCode {
     lock_memory();
     let answered = match args.command {
         Command::Devices(devices) => devices.run(output),
+        Command::Receipt(receipt) => receipt.run(output),
         Command::Asking(asking) => ask(args.home, &args.authd, args.request_deadline, asking, output),
     };
     match answered {

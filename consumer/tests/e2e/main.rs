@@ -10,6 +10,7 @@ mod faults;
 mod library;
 mod memory;
 mod process;
+mod receipts;
 mod secrets;
 mod sharing;
 mod stack;
