@@ -184,6 +184,7 @@ fn attack_13_a_revoked_delegate_is_out_with_all_whom_it_shared_with() {
     let took = revoked.elapsed();
     let end = at_cid.read(4096, &mut byte).expect_err("cid, whose share came from ben, is out");
     assert_eq!(end.kind(), ErrorKind::LeaseOver, "{end}");
+    drop(at_cid);
     cid.run(&["get", &lease, "-"]).expect(7).saying("no trusted consumer (any more)");
     ben.run(&["get", &lease, "-"]).expect(4);
     at_ann.read(0, &mut byte).expect("the lease is ann's");
@@ -192,6 +193,7 @@ fn attack_13_a_revoked_delegate_is_out_with_all_whom_it_shared_with() {
 
     stack.operator.run(&["trust", "revoke", &ann.fingerprint()]).expect(0);
     at_dan.read(0, &mut byte).expect_err("the holder's revocation ends all");
+    drop(at_dan);
     dan.run(&["get", &lease, "-"]).expect(7);
     println!("device {}, detached {took:?} after the revocation began", device());
     println!(
