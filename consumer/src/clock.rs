@@ -48,7 +48,7 @@ impl Until {
     }
 
     /// How long it is to the deadline itself; `None` as for [`Until::left`], and where it has come.
-    pub(crate) fn to_deadline(&self) -> Option<Duration> {
+    pub(crate) fn left_to_deadline(self) -> Option<Duration> {
         let left = self.left()?;
         (!left.is_zero() && self.early_ms > 0).then(|| left + Duration::from_millis(self.early_ms))
     }

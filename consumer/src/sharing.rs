@@ -306,7 +306,7 @@ fn narrowed(facts: &Facts, scope: &Scope, request: &ShareRequest) -> Result<Scop
         return Err(SharingError::OutOfRange { range, have });
     }
     let block = u64::from(facts.block);
-    if range.start % block != 0 || (range.end % block != 0 && range.end != facts.bytes) {
+    if !range.start.is_multiple_of(block) || !(range.end.is_multiple_of(block) || range.end == facts.bytes) {
         return Err(SharingError::NotBlocks { range, block: facts.block });
     }
     let rights = match request.read_only {
@@ -317,7 +317,7 @@ fn narrowed(facts: &Facts, scope: &Scope, request: &ShareRequest) -> Result<Scop
     let tick = match request.ttl {
         None => scope.deadline.tick,
         Some(ttl) => {
-            let left = facts.until.to_deadline().ok_or(SharingError::TimeUnknown)?;
+            let left = facts.until.left_to_deadline().ok_or(SharingError::TimeUnknown)?;
             Tick(scope.deadline.tick.0.saturating_sub(ms(left.saturating_sub(ttl))))
         }
     };
