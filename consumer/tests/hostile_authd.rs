@@ -17,6 +17,7 @@ use overbank_fabric::token::{Rights, Scope, Token};
 use tokio::net::{TcpListener, TcpStream};
 
 /// What to do with a request.
+#[allow(clippy::large_enum_variant, reason = "few of them")]
 enum Do {
     Answer(Result<Reply, Refusal>),
     Stall,
