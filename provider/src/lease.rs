@@ -101,6 +101,44 @@ pub enum Phase<B: Backend> {
     },
 }
 
+/// A phase without what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "as in Phase")]
+pub enum Name {
+    Opening,
+    Open,
+    Busy,
+    Fencing,
+    Wiping,
+    Over,
+}
+
+/// Every move from phase to phase that there is.
+pub const MOVES: [(Name, Name); 7] = [
+    (Name::Opening, Name::Open),
+    (Name::Open, Name::Busy),
+    (Name::Busy, Name::Open),
+    (Name::Busy, Name::Fencing),
+    (Name::Fencing, Name::Wiping),
+    (Name::Fencing, Name::Over),
+    (Name::Wiping, Name::Over),
+];
+
+impl<B: Backend> Phase<B> {
+    /// Which it is.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        match self {
+            Self::Opening => Name::Opening,
+            Self::Open(_) => Name::Open,
+            Self::Busy => Name::Busy,
+            Self::Fencing => Name::Fencing,
+            Self::Wiping => Name::Wiping,
+            Self::Over { .. } => Name::Over,
+        }
+    }
+}
+
 impl<B: Backend, T> Lease<B, T> {
     /// A lease whose region is about to be registered; `carver` is told when it is.
     #[must_use]
@@ -119,6 +157,12 @@ impl<B: Backend, T> Lease<B, T> {
             barred: BTreeSet::new(),
             nonces: HashMap::new(),
         }
+    }
+
+    /// Moves on to another phase, as [`MOVES`] has it.
+    pub fn enter(&mut self, phase: Phase<B>) -> Phase<B> {
+        debug_assert!(MOVES.contains(&(self.phase.name(), phase.name())), "no such move");
+        mem::replace(&mut self.phase, phase)
     }
 
     /// When something is due by itself: the lease's deadline, or an attachment's.
@@ -212,12 +256,12 @@ impl<B: Backend, T> Lease<B, T> {
 
     /// Its hold, for a job, if nobody works on it.
     pub fn take_hold(&mut self) -> Option<Hold<B>> {
-        match mem::replace(&mut self.phase, Phase::Busy) {
+        if !matches!(self.phase, Phase::Open(_)) {
+            return None;
+        }
+        match self.enter(Phase::Busy) {
             Phase::Open(hold) => Some(hold),
-            other => {
-                self.phase = other;
-                None
-            }
+            _ => None,
         }
     }
 
@@ -225,13 +269,13 @@ impl<B: Backend, T> Lease<B, T> {
     pub fn next_job(&mut self, id: LeaseId, now: BootTime) -> Option<Job<B, T>> {
         let hold = self.take_hold()?;
         if let Some(end) = self.end {
-            self.phase = Phase::Fencing;
+            self.enter(Phase::Fencing);
             return Some(Job { lease: id, task: Task::Fence(Closed::new(hold, end.closed)) });
         }
         if hold.next_detach().is_some_and(|tick| tick <= now.tick()) || hold.serves(&self.barred) {
             return Some(Job { lease: id, task: Task::Detach(hold, now.tick(), self.barred.clone()) });
         }
-        self.phase = Phase::Open(hold);
+        self.enter(Phase::Open(hold));
         None
     }
 
@@ -249,7 +293,7 @@ impl<B: Backend, T> Lease<B, T> {
             due_us: due.0,
             steps: steps.into_vec(),
         };
-        self.phase = Phase::Over { receipt: Signed::new(&receipt, identity), fenced };
+        self.enter(Phase::Over { receipt: Signed::new(&receipt, identity), fenced });
         self.nonces = HashMap::new();
     }
 }

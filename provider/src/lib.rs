@@ -42,6 +42,8 @@ pub mod job;
 pub mod keeper;
 pub mod known_authd;
 pub mod lease;
+#[cfg(test)]
+mod model;
 pub mod orders;
 pub mod pages;
 pub mod pool;

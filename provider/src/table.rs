@@ -271,7 +271,7 @@ impl<B: Backend, T> Table<B, T> {
                 tracing::error!(lease = %id, "a job for a lease that nobody knows: a defect; its memory is withheld");
             }
             (Outcome::Opened(Ok(hold)), Some(lease)) => {
-                lease.phase = Phase::Open(hold);
+                lease.enter(Phase::Open(hold));
                 let over = lease.end.is_some();
                 let outcome = || if over { Err(ended()) } else { Ok(Reply::Done) };
                 self.effects.answers.extend(lease.carving.drain(..).map(|ticket| (ticket, outcome())));
@@ -291,7 +291,7 @@ impl<B: Backend, T> Table<B, T> {
                 self.attaches.bound();
                 let until =
                     if admission.root { lease.deadline } else { lease.deadline.min(admission.scope.deadline.tick) };
-                lease.phase = Phase::Open(hold);
+                lease.enter(Phase::Open(hold));
                 let outcome = match binding {
                     Ok(_) if lease.end.is_some() => Err(ended()),
                     Ok(_) if lease.check_hands(&admission).is_err() => Err(barred()),
@@ -306,11 +306,11 @@ impl<B: Backend, T> Table<B, T> {
                 self.settle(id, now);
             }
             (Outcome::Detached(hold), Some(lease)) => {
-                lease.phase = Phase::Open(hold);
+                lease.enter(Phase::Open(hold));
                 self.settle(id, now);
             }
             (Outcome::Fenced(Ok(fenced)), Some(lease)) => {
-                lease.phase = Phase::Wiping;
+                lease.enter(Phase::Wiping);
                 self.effects.answers.extend(lease.fencing.drain(..).map(|ticket| (ticket, Ok(Reply::Done))));
                 self.effects.jobs.push(Job { lease: id, task: Task::Wipe(fenced) });
             }
@@ -412,6 +412,14 @@ impl<B: Backend, T> Table<B, T> {
             })
             .take(max)
             .collect()
+    }
+}
+
+#[cfg(test)]
+impl<B: Backend, T> Table<B, T> {
+    /// Where a lease stands, and whether its end has begun.
+    pub(crate) fn stands(&self, id: LeaseId) -> Option<(crate::lease::Name, bool)> {
+        self.leases.get(&id).map(|lease| (lease.phase.name(), lease.end.is_some()))
     }
 }
 
