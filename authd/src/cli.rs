@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use overbank_fabric::daemon::sandbox::Mode;
 use overbank_fabric::units::{Size, parse_duration};
 
 use crate::audit::Bounds;
@@ -154,6 +155,13 @@ pub struct Serve {
     /// How much at once, and how much a second.
     #[command(flatten)]
     pub load: LoadOptions,
+    /// Started as root: become this user first, who then owns the state directory.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// What is left to the process, by seccomp and Landlock. auto: as much as this kernel offers; strict: all of it, or it does
+    /// not start; off.
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = str::parse::<Mode>)]
+    pub sandbox: Mode,
     /// Also write the audit log to this file, as JSON lines. As long as it cannot be written, nothing is granted.
     #[arg(long, value_name = "FILE")]
     pub audit_file: Option<PathBuf>,

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,6 +17,8 @@ use overbank_authd::server::{ServeError, Server};
 use overbank_authd::state::{Made, State, StateError};
 use overbank_authd::{Consent, Limits};
 use overbank_fabric::daemon::foreign;
+use overbank_fabric::daemon::sandbox::{self, Needs};
+use overbank_fabric::daemon::user::give_up_rights;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -117,6 +119,9 @@ fn state(how: &Serve) -> Result<(State, Option<Made>), Box<dyn Error>> {
 
 fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
     log_to_stderr(how.log_format)?;
+    // A port below 1024 takes a capability.
+    let low_port = (1..1024).contains(&how.listen.port()).then_some(caps::Capability::CAP_NET_BIND_SERVICE);
+    give_up_rights(how.user.as_deref(), how.state.as_deref(), low_port.as_slice())?;
     harden();
     let limits = Limits {
         max_lease: how.max_lease,
@@ -128,6 +133,7 @@ fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
         consent: Consent::new(how.approvals, &how.critical),
     };
     let (state, made) = state(how)?;
+    confine(how)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -151,6 +157,21 @@ fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {
     });
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     served
+}
+
+/// Before there are threads: they inherit it.
+fn confine(how: &Serve) -> Result<(), Box<dyn Error>> {
+    // A log file that is rotated away is made again, in its directory.
+    let logs = [&how.audit_file, &how.audit_witness].into_iter().flatten();
+    let directory = |file: &PathBuf| match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let write = logs.map(directory).chain(how.state.clone()).collect();
+    let needs = Needs { write, connect: Vec::new(), listen: vec![how.listen.port()], devices: false };
+    let sandbox = sandbox::confine(how.sandbox, &needs)?;
+    tracing::info!(user = %nix::unistd::geteuid(), %sandbox, "confined");
+    Ok(())
 }
 
 fn log_to_stderr(format: LogFormat) -> Result<(), Box<dyn Error>> {

@@ -47,7 +47,7 @@ fn confined_process() {
     let port = listener.local_addr().expect("bound").port();
     // All of it works, where this is root.
     let before = attempts_before(&own, port);
-    give_up_rights(None, &own, &[]).expect("root may");
+    give_up_rights(None, Some(&own), &[]).expect("root may");
     let needs = Needs { write: vec![own.clone()], connect: vec![1], listen: vec![0], devices: true };
     let status = confine(Mode::Strict, &needs).expect("this kernel has it all");
     for (what, done) in attempts(&own, port) {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use overbank_fabric::daemon::sandbox::Mode;
 use overbank_fabric::ids::Fingerprint;
 use overbank_fabric::message::Invitation;
 use overbank_fabric::units::{Size, parse_duration};
@@ -95,6 +96,13 @@ pub struct Serve {
     /// Longest time until a lease's deadline.
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_max_lease)]
     pub max_lease: Duration,
+    /// Started as root: become this user first, who then owns the state directory.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// What is left to the process, by seccomp and Landlock. auto: as much as this kernel offers; strict: all of it, or it does
+    /// not start; off.
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = str::parse::<Mode>)]
+    pub sandbox: Mode,
     /// How log lines on stderr look. RUST_LOG chooses which there are.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -6,12 +6,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use caps::Capability;
 use nix::libc;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use overbank_fabric::daemon::foreign::{self, ForeignCode};
+use overbank_fabric::daemon::sandbox::Missing;
+use overbank_fabric::daemon::user::{UserError, give_up_rights};
 
 /// The process or its directory is not as it must be.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,12 @@ pub enum ProcessError {
     /// Foreign code was loaded into the process.
     #[error(transparent)]
     Foreign(#[from] ForeignCode),
+    /// It keeps rights that it should not have.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// It was to be confined in full, and is not.
+    #[error(transparent)]
+    Sandbox(#[from] Missing),
     /// A system call failed.
     #[error("cannot {what}: {source}")]
     System {
@@ -48,14 +57,16 @@ pub enum ProcessError {
     InUse(PathBuf),
 }
 
-/// Hardens the process. Secrets are made only after this.
+/// Hardens the process, which becomes `user`. Secrets are made only after this.
 ///
 /// # Errors
 /// [`ProcessError`].
-pub fn harden() -> Result<(), ProcessError> {
+pub fn harden(user: Option<&str>, state: Option<&Path>) -> Result<(), ProcessError> {
     if !cfg!(feature = "danger-foreign-code") {
         foreign::refuse()?;
     }
+    // For the soft device's receive buffer, until that is open.
+    give_up_rights(user, state, &[Capability::CAP_NET_ADMIN])?;
     undumpable()
 }
 

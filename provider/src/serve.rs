@@ -7,6 +7,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use overbank_fabric::daemon::sandbox::{self, Needs};
+use overbank_fabric::daemon::user::give_up_the_rest;
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::BootId;
 use overbank_fabric::keyfile::{self, KeyFileError};
@@ -110,8 +112,9 @@ impl ServeError {
 /// # Errors
 /// [`ServeError`].
 pub fn serve(options: Serve) -> Result<(), ServeError> {
-    process::harden()?;
+    process::harden(options.user.as_deref(), options.state.as_deref())?;
     let state = options.state.as_deref().map(StateDir::open).transpose()?;
+    confine(&options, state.as_ref())?;
     let (identity, made) = match &state {
         Some(state) => keyfile::load_or_create(&state.path().join("provider.key"))?,
         None => (Identity::generate(), true),
@@ -142,8 +145,10 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
     };
     let (port, spin, mtu) = (options.port, options.spin, options.mtu);
     let lose_per_million = options.lose_per_million;
-    let wanted = DeviceOptions { port, spin, mtu, lose_per_million, ..DeviceOptions::new(address) };
+    let before_threads = Some(give_up_the_rest as fn());
+    let wanted = DeviceOptions { port, spin, mtu, lose_per_million, before_threads, ..DeviceOptions::new(address) };
     let device = Device::open(&options.device, &wanted).map_err(ServeError::Device)?;
+    give_up_the_rest();
     let memory =
         pages::map(options.pages, options.pool).map_err(|source| ServeError::Pool { size: options.pool, source })?;
     let pages = match memory.backing() {
@@ -182,6 +187,21 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
             let failed = watch::until_failed(device.name(), watch::LOOK, || device.health());
             run(link.run(news), &keeper, pool_bytes, failed).await
         })
+}
+
+/// Before there are threads: they inherit it.
+fn confine(options: &Serve, state: Option<&StateDir>) -> Result<(), ServeError> {
+    let authd = options.authd.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let needs = Needs {
+        write: state.iter().map(|state| state.path().to_owned()).collect(),
+        connect: authd.into_iter().collect(),
+        listen: Vec::new(),
+        devices: options.device != "soft",
+    };
+    let sandbox = sandbox::confine(options.sandbox, &needs).map_err(ProcessError::from)?;
+    let user = nix::unistd::geteuid();
+    tracing::info!(%user, %sandbox, "confined");
+    Ok(())
 }
 
 /// The session until a signal, or until the device has failed; then the shutdown: leases fenced and cleaned, receipts

@@ -127,6 +127,53 @@ async fn each_refusal_has_its_status_and_names_the_thing() {
     assert!(status == 12 && errors.contains("chmod 700"), "{status}: {errors}");
 }
 
+/// Each thread's line of /proc/PID/task/TID/status that begins so.
+fn of_each_thread(pid: u32, begins: &str) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let line = |thread: std::io::Result<std::fs::DirEntry>| {
+        let status = std::fs::read_to_string(thread.expect("listed").path().join("status")).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix(begins)).expect("Linux says so");
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let mut all: Vec<_> = threads.map(line).collect();
+    all.dedup();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_confined_and_without_rights_and_lends_all_the_same() {
+    let mut authd = Authd::start().await;
+    let folder = tempfile::tempdir().expect("a directory");
+    let state = folder.path().join("state");
+    let root = nix::unistd::geteuid().is_root();
+    let mut more = vec!["--sandbox", "auto"];
+    if root {
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("changed");
+        more.extend(["--user", "nobody"]);
+    }
+    let daemon = Daemon::start(&authd.address.to_string(), &state, &more);
+    authd.session().await;
+    daemon.line();
+    let pid = daemon.child.id();
+    assert_eq!(of_each_thread(pid, "NoNewPrivs:"), ["1"]);
+    assert_eq!(of_each_thread(pid, "Seccomp:"), ["2"]);
+    for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
+        assert_eq!(of_each_thread(pid, set), ["0000000000000000"], "{set}");
+    }
+    if root {
+        let nobody = nix::unistd::User::from_name("nobody").expect("readable").expect("there is one").uid;
+        let all = format!("{nobody} {nobody} {nobody} {nobody}");
+        assert_eq!(of_each_thread(pid, "Uid:"), [all]);
+        let key = std::fs::metadata(state.join("provider.key")).expect("made");
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&key), nobody.as_raw());
+    }
+    let provider = authd.heard.lock().expect("unpoisoned").offers[0].clone();
+    assert_eq!(authd.order(carve(provider.boot, lease(1), "a", 10, 60_000)).await, Ok(Reply::Done));
+    daemon.signal(Signal::SIGTERM);
+    let (status, errors) = daemon.end();
+    assert!(status == 0 && errors.contains("confined") && errors.contains("seccomp ("), "{status}: {errors}");
+}
+
 #[test]
 fn attack_40_preloaded_code() {
     let state = tempfile::tempdir().expect("a directory");

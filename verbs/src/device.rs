@@ -29,13 +29,23 @@ pub struct DeviceOptions {
     /// So many of a million datagrams the soft device does not send, chosen at random: for tests and measurements of
     /// loss. Real devices take no other value than 0.
     pub lose_per_million: u32,
+    /// Called where the soft device's socket is open, with the buffers that only some may ask for, and before its thread
+    /// starts: the place to give up the right to ask for them.
+    pub before_threads: Option<fn()>,
 }
 
 impl DeviceOptions {
     /// The usual options at this address: port 4791 or any, 50 µs of polling, MTU 4096.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
-        Self { address, port: None, spin: Duration::from_micros(50), mtu: Mtu::Mtu4096, lose_per_million: 0 }
+        Self {
+            address,
+            port: None,
+            spin: Duration::from_micros(50),
+            mtu: Mtu::Mtu4096,
+            lose_per_million: 0,
+            before_threads: None,
+        }
     }
 }
 

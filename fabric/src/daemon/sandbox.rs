@@ -198,6 +198,7 @@ const CALLS: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_brk,
     libc::SYS_capget,
+    libc::SYS_capset,
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,

@@ -49,7 +49,7 @@ fn system(what: &'static str) -> impl Fn(Errno) -> UserError {
 ///
 /// # Errors
 /// [`UserError`].
-pub fn give_up_rights(user: Option<&str>, state: &Path, keep: &[Capability]) -> Result<(), UserError> {
+pub fn give_up_rights(user: Option<&str>, state: Option<&Path>, keep: &[Capability]) -> Result<(), UserError> {
     if geteuid().is_root() {
         // What root may lock, the daemon must: the pool, and what devices pin. A container may not allow it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
@@ -73,10 +73,17 @@ pub fn give_up_rights(user: Option<&str>, state: &Path, keep: &[Capability]) -> 
     caps::set(None, CapSet::Permitted, &kept).map_err(failed(give_up))
 }
 
-fn become_user(name: &str, state: &Path, keep: &[Capability]) -> Result<(), UserError> {
+/// Gives up what was kept. Of this thread alone, and what it starts from then on.
+pub fn give_up_the_rest() {
+    // Where one of them cannot be done, there was nothing to give up.
+    let _ = caps::clear(None, CapSet::Effective);
+    let _ = caps::clear(None, CapSet::Permitted);
+}
+
+fn become_user(name: &str, state: Option<&Path>, keep: &[Capability]) -> Result<(), UserError> {
     let user = User::from_name(name).map_err(system("look the user up"))?;
     let user = user.ok_or_else(|| UserError::Unknown(name.to_owned()))?;
-    if !state.exists() {
+    if let Some(state) = state.filter(|state| !state.exists()) {
         let failed = |source| UserError::State { path: state.to_owned(), user: name.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
         chown(state, Some(user.uid), Some(user.gid)).map_err(|error| failed(error.into()))?;

@@ -51,6 +51,9 @@ impl SoftDevice {
         }
         let mtu = options.mtu.min(interface_mtu(address));
         let driver = Arc::new(Driver::open(options, mtu)?);
+        if let Some(then) = options.before_threads {
+            then();
+        }
         let thread = std::thread::Builder::new()
             .name("overbank-soft".to_owned())
             .spawn({
