@@ -1,6 +1,8 @@
 //! Each party killed in turn: nobody hangs, nothing is returned wrong, and the memory ends up zero.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -127,6 +129,77 @@ fn a_lease_survives_a_restart_of_the_auth_daemon() {
     stack.restart_authd();
     eventually("the provider is back", seconds(30.0), || user.run(&["get", &lease, "-", "--len", "6"]).status == 0);
     assert_eq!(user.get(&lease, 6), b"before");
+}
+
+#[test]
+fn an_auth_daemon_that_is_killed_over_and_over_loses_no_lease_and_lends_nothing_twice() {
+    let mut stack = Stack::start();
+    let users: Vec<_> = ["ann", "bob", "cid"].iter().map(|name| stack.consumer(name, "blue")).collect();
+    let over = AtomicBool::new(false);
+    // Nobody there, no provider there yet, no answer in time: try again.
+    let cut_off = |status| matches!(status, 3 | 6 | 8 | 11);
+    let kept = thread::scope(|scope| {
+        let work = |user: crate::stack::User| {
+            let (mut kept, mut made, mut failed) = (Vec::new(), 0, 0);
+            while !over.load(Ordering::Acquire) {
+                let outcome = user.run(&["lease", "create", "--size", "64KiB", "--ttl", "10m", "--json"]);
+                if outcome.status != 0 {
+                    assert!(cut_off(outcome.status), "{outcome:?}");
+                    failed += 1;
+                    continue;
+                }
+                made += 1;
+                let lease = text(&outcome.json(), "lease").to_owned();
+                let renewed = user.run(&["lease", "renew", &lease, "--ttl", "20m"]).status;
+                assert!(renewed == 0 || cut_off(renewed), "{renewed}");
+                if made % 2 == 1 && kept.len() < 8 {
+                    kept.push(lease);
+                } else {
+                    let released = user.run(&["lease", "release", &lease]).status;
+                    assert!(released == 0 || cut_off(released), "{released}");
+                }
+            }
+            (user, kept, made, failed)
+        };
+        let working: Vec<_> = users.into_iter().map(|user| scope.spawn(|| work(user))).collect();
+        for _ in 0..10 {
+            thread::sleep(seconds(0.8));
+            stack.restart_authd();
+        }
+        thread::sleep(seconds(1.0));
+        over.store(true, Ordering::Release);
+        working.into_iter().map(|user| user.join().expect("no panic")).collect::<Vec<_>>()
+    });
+    let pool = |field: &str| {
+        let status = stack.operator.run(&["status", "--json"]).expect(0).json();
+        let provider = status["providers"][0].clone();
+        provider["connected"].as_bool().filter(|here| *here).and(provider[field].as_u64())
+    };
+    eventually("the provider is back", seconds(30.0), || pool("free_bytes").is_some());
+    for (user, kept, made, failed) in &kept {
+        println!("{made} leases made, {failed} attempts cut off, {} kept", kept.len());
+        assert!(*made > 0);
+        // What was granted and not given back is there, and nobody else's.
+        for lease in kept {
+            assert_eq!(text(&stack.lease(user, lease), "state"), "active");
+        }
+        for (seed, lease) in kept.iter().enumerate() {
+            user.put(lease, &noise(64 << 10, seed as u64)).expect(0);
+        }
+        for (seed, lease) in kept.iter().enumerate() {
+            assert!(user.get(lease, 64 << 10) == noise(64 << 10, seed as u64), "written over by another");
+        }
+        let list = user.run(&["lease", "list", "--json"]).expect(0).json();
+        for entry in list["leases"].as_array().expect("a list") {
+            if entry["state"] == "active" {
+                // Those too that a request made whose answer was cut off.
+                user.run(&["lease", "release", text(entry, "lease")]).expect(0);
+            }
+        }
+    }
+    // Both sides agree: with everything given back the provider holds nothing, and all of its pool is free.
+    let all = pool("pool_bytes");
+    eventually("all is free again", seconds(20.0), || pool("free_bytes") == all);
 }
 
 #[test]
