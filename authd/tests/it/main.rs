@@ -9,6 +9,7 @@ mod hoard;
 mod hostile;
 mod leases;
 mod lender;
+mod oversize;
 mod process;
 mod providers;
 mod records;

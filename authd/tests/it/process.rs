@@ -83,7 +83,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
 }
 
-fn init(dir: &Path) -> Invitation {
+pub(crate) fn init(dir: &Path) -> Invitation {
     let output = run(&["init", "--state", text(dir), "--json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let made: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -93,14 +93,14 @@ fn init(dir: &Path) -> Invitation {
 }
 
 /// A daemon's process. Killed when dropped.
-struct Process {
-    child: Child,
-    address: SocketAddr,
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
     log: PathBuf,
 }
 
 impl Process {
-    fn serve(dir: &Path, more: &[&str]) -> Self {
+    pub(crate) fn serve(dir: &Path, more: &[&str]) -> Self {
         let log = dir.with_extension("log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let mut command = authd(&["serve", "--state", text(dir), "--listen", "127.0.0.1:0"]);
@@ -114,7 +114,7 @@ impl Process {
         Self { child, address, log }
     }
 
-    async fn connect(&self, identity: &Identity, party: Party) -> Channel<TcpStream> {
+    pub(crate) async fn connect(&self, identity: &Identity, party: Party) -> Channel<TcpStream> {
         let stream = TcpStream::connect(self.address).await.expect("it listens");
         channel::connect(stream, identity, party, |_| Ok(())).await.expect("a session").0
     }
@@ -135,7 +135,7 @@ impl Drop for Process {
     }
 }
 
-async fn call(channel: &mut Channel<TcpStream>, call: Call) -> Reply {
+pub(crate) async fn call(channel: &mut Channel<TcpStream>, call: Call) -> Reply {
     channel.call(CorrelationId::random(), 5000, call).await.expect("answered")
 }
 
@@ -151,7 +151,7 @@ async fn approved(process: &Process, operator: &Identity, role: Role, tenant: Op
     identity
 }
 
-async fn first_operator(process: &Process, invitation: &Invitation) -> Identity {
+pub(crate) async fn first_operator(process: &Process, invitation: &Invitation) -> Identity {
     let operator = Identity::generate();
     let mut session = process.connect(&operator, Party::Client).await;
     call(&mut session, Call::Join(Join { secret: invitation.secret })).await;
