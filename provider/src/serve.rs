@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use overbank_fabric::daemon::sandbox::{self, Needs};
 use overbank_fabric::daemon::user::give_up_the_rest;
@@ -33,6 +33,8 @@ use crate::watch;
 
 /// For the receipts of a shutdown to arrive.
 const LAST_RECEIPTS: Duration = Duration::from_secs(2);
+/// For threads to let go of the key.
+const LAST_HOLDERS: Duration = Duration::from_secs(1);
 
 /// Why there is no provider (any more).
 #[derive(Debug, thiserror::Error)]
@@ -178,15 +180,23 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
     };
     let invitation = options.invitation.map(|invitation| Zeroizing::new(invitation.secret));
     let pool_bytes = facts.pool_bytes;
+    let last = Arc::clone(&identity);
     let link = Link { authd: options.authd, known, identity, invitation, keeper: keeper.clone(), facts };
-    tokio::runtime::Builder::new_current_thread()
+    let served = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ServeError::System { what: "event loop", source })?
         .block_on(async {
             let failed = watch::until_failed(device.name(), watch::LOOK, || device.health());
             run(link.run(news), &keeper, pool_bytes, failed).await
-        })
+        });
+    // The keeper's thread ends with its last handle. The key is wiped when nobody holds it, and the process ends after that.
+    drop(keeper);
+    let until = Instant::now() + LAST_HOLDERS;
+    while Arc::strong_count(&last) > 1 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    served
 }
 
 /// Before there are threads: they inherit it.
