@@ -65,6 +65,19 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give the daemon a new key, which the old one signs. The daemon must be stopped; leases go on meanwhile.
+    ///
+    /// Clients and providers that know the old key follow to the new one, and say so. Whoever has the old key can still lead
+    /// them elsewhere: where it was stolen, make a new state instead, and tell people its fingerprint.
+    #[command(after_help = EXIT_STATUSES)]
+    Rotate {
+        /// The directory that `init` made.
+        #[arg(long, value_name = "DIR", env = "OVERBANK_AUTHD_STATE")]
+        state: PathBuf,
+        /// Print {"fingerprint", "took_over_from"} as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve consumers, operators and providers.
     ///
     /// Prints one line when it is ready: `overbank-authd listening on ADDRESS, fingerprint FINGERPRINT`. Logs to stderr;

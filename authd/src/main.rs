@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Init { state, listen, seal, json } => init(&state, &seal, listen, json),
         Command::Backup(copy) => backup(&copy),
         Command::Restore(copy) => restore(&copy),
+        Command::Rotate { state, json } => rotate(&state, json),
         Command::Serve(how) => serve(&how),
     };
     match done {
@@ -115,6 +116,18 @@ fn state(how: &Serve) -> Result<(State, Option<Made>), Box<dyn Error>> {
     };
     state.audit_files = how.audit_files();
     Ok((state, made))
+}
+
+fn rotate(dir: &Path, json: bool) -> Result<(), Box<dyn Error>> {
+    let (old, new) = State::rotate(dir)?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        let answer = serde_json::json!({"fingerprint": new.to_string(), "took_over_from": old.to_string()});
+        writeln!(out, "{answer}")?;
+    } else {
+        writeln!(out, "{new} takes over from {old}: start the daemon again")?;
+    }
+    Ok(out.flush()?)
 }
 
 fn serve(how: &Serve) -> Result<(), Box<dyn Error>> {

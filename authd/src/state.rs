@@ -11,14 +11,16 @@ use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::Fingerprint;
 use overbank_fabric::keyfile::{self, KeyFileError};
 use overbank_fabric::message::Invitation;
+use overbank_fabric::signed::{Signed, from_cbor, to_cbor};
+use overbank_fabric::succession::Succession;
 
-use overbank_fabric::signed::{from_cbor, to_cbor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::audit::{Entry, Event};
 use crate::clock::{Now, millis};
 use crate::sealed::{self, Kind, SealedError, Secret};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, successions};
 use crate::trust;
 
 const KEY: &str = "authd.key";
@@ -26,6 +28,8 @@ const KEY: &str = "authd.key";
 const SEALED: &str = "authd.key.sealed";
 const DATABASE: &str = "authd.db";
 const LOCK: &str = "authd.lock";
+/// The key that is to take over, as long as it has not.
+const NEXT: &str = "authd.key.next";
 /// How long the first operator's invitation is good.
 const FIRST_INVITATION: Duration = Duration::from_secs(7 * 86400);
 
@@ -197,6 +201,7 @@ impl State {
             return Err(StateError::Missing(dir.to_owned()));
         }
         let lock = lock(dir)?;
+        settle(dir)?;
         let identity = match (none(SEALED), secret) {
             (true, _) => keyfile::load(&dir.join(KEY))?,
             (false, None) => return Err(StateError::Sealed(dir.to_owned())),
@@ -297,6 +302,46 @@ fn unseal(path: &Path, secret: &Secret) -> Result<Identity, StateError> {
     let seed = sealed::read(path, Kind::Identity, secret)?;
     let seed = seed.as_slice().try_into().map_err(|_| SealedError::Foreign(path.to_owned()))?;
     Ok(Identity::from_seed(seed))
+}
+
+impl State {
+    /// Gives the daemon a new key, which the old one signs: clients and providers that know the old one follow. The
+    /// fingerprints: of the old one, and of the new one. The daemon must not run.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn rotate(dir: &Path) -> Result<(Fingerprint, Fingerprint), StateError> {
+        let Self { identity: old, mut store, lock: _lock, .. } = Self::open(dir)?;
+        let new = keyfile::create(&dir.join(NEXT))?;
+        let step = Succession { old: old.public(), new: new.public() };
+        let statement = Signed::new(&step, &old);
+        store.write(|tx| {
+            successions::rotate_authd(tx, &step, &statement, Now::read().unix_ms)?;
+            let what = format!("the auth daemon's own key, from {}", step.old.fingerprint());
+            tx.audit(Entry::new(Event::Rotated).target(step.new.fingerprint()).detail(what))
+        })?;
+        drop(store);
+        settle(dir)?;
+        Ok((step.old.fingerprint(), step.new.fingerprint()))
+    }
+}
+
+/// Ends what an interrupted rotation left: the database says which key is the daemon's.
+fn settle(dir: &Path) -> Result<(), StateError> {
+    let (key, next) = (dir.join(KEY), dir.join(NEXT));
+    if next.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| StateError::Io { action, path, source }
+    };
+    match Store::open(&dir.join(DATABASE), &keyfile::load(&next)?.public()) {
+        Ok(_) => fs::rename(&next, &key).map_err(failed("replace", &key))?,
+        Err(StoreError::OtherIdentity { .. }) => fs::remove_file(&next).map_err(failed("remove", &next))?,
+        Err(error) => return Err(error.into()),
+    }
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))
 }
 
 /// A directory of one's own that nobody else can enter.

@@ -71,7 +71,7 @@ pub(crate) fn attach(client: &Client, facts: &Facts, lanes: &mut [&mut Lane]) ->
         boot: facts.boot,
         nonce: Nonce::random(),
     };
-    let signed = Signed::new(&request, client.identity());
+    let signed = Signed::new(&request, &client.identity());
     let hash = signed.hash();
     let asked_ms = clock::now_ms();
     let answer = client.attach(facts.lease, facts.token.clone(), signed)?;

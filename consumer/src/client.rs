@@ -12,10 +12,11 @@ use overbank_fabric::identity::{Identity, PublicKey};
 use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
 use overbank_fabric::keyfile;
 use overbank_fabric::message::{
-    Allowance, Attach, Call, CreateLease, Granted, Invitation, Join, LeaseInfo, RenewLease, Reply, Status, TenantInfo,
-    TenantQuota, TrustEntry,
+    Allowance, Attach, Call, CreateLease, Granted, Invitation, Join, LeaseInfo, RefusalCode, RenewLease, Reply, Status,
+    TenantInfo, TenantQuota, TrustEntry,
 };
 use overbank_fabric::signed::Signed;
+use overbank_fabric::succession::{follow, learn};
 use overbank_fabric::token::Token;
 use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Runtime};
@@ -66,14 +67,22 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     config: Config,
-    identity: Identity,
-    authd: PublicKey,
+    keys: std::sync::Mutex<Keys>,
     first_contact: bool,
+    /// The key that the auth daemon had before, where it was followed to a new one.
+    followed: Option<Fingerprint>,
     local: IpAddr,
     /// Gone only while it is dropped.
     runtime: Option<Runtime>,
     /// None once it broke, or while a call is under way: a call that is cut off takes its session with it.
     session: Mutex<Option<Channel<TcpStream>>>,
+}
+
+/// Who both sides are. Either may take a new key while this runs.
+#[derive(Clone)]
+struct Keys {
+    identity: Arc<Identity>,
+    authd: PublicKey,
 }
 
 /// Whether a call may be sent again on a new session after the old one broke under it.
@@ -91,6 +100,11 @@ impl Client {
     /// [`Error::KeyFile`], [`Error::Pins`], [`Error::AuthdUnreachable`], [`Error::AuthdKeyChanged`].
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let (identity, _) = load_identity(config)?;
+        Self::connect_as(config, identity)
+    }
+
+    /// The same, as that identity.
+    pub(crate) fn connect_as(config: &Config, identity: Identity) -> Result<Self, Error> {
         let pins = Pins::new(config.pins_path());
         let expected = match (config.authd_fingerprint, pins.find(config.authd())?) {
             (Some(named), Some(pinned)) if named != pinned => {
@@ -111,9 +125,12 @@ impl Client {
             Error::AuthdUnreachable { authd: config.authd().to_owned(), cause }
         })?;
         let opened = block_on(&runtime, async {
-            timeout(config.deadline, open_session(config, &identity, expected.as_ref())).await
+            timeout(config.deadline, open_or_follow(config, &identity, expected.as_ref())).await
         });
-        let session = opened.unwrap_or_else(|_| Err(silent(config)))?;
+        let (session, followed) = opened.unwrap_or_else(|_| Err(silent(config)))?;
+        if let Some(old) = followed {
+            pins.repin(config.authd(), old, session.authd.fingerprint())?;
+        }
         let pinned = pins.pin(config.authd(), session.authd.fingerprint())?;
         if let Pinned::Other(expected) = pinned {
             return Err(Error::AuthdKeyChanged {
@@ -125,9 +142,9 @@ impl Client {
         }
         Ok(Self(Arc::new(Inner {
             config: config.clone(),
-            identity,
-            authd: session.authd,
+            keys: std::sync::Mutex::new(Keys { identity: Arc::new(identity), authd: session.authd }),
             first_contact: pinned == Pinned::First,
+            followed,
             local: session.local,
             runtime: Some(runtime),
             session: Mutex::new(Some(session.channel)),
@@ -137,13 +154,13 @@ impl Client {
     /// Who we are.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        self.0.identity.public().fingerprint()
+        self.identity().public().fingerprint()
     }
 
     /// Who the auth daemon is.
     #[must_use]
     pub fn authd(&self) -> Fingerprint {
-        self.0.authd.fingerprint()
+        self.authd_key().fingerprint()
     }
 
     /// Whether the auth daemon's key was pinned by this connection. Unless [`Config::authd_fingerprint`] named it, it was
@@ -179,7 +196,7 @@ impl Client {
     /// [`Error::AuthdKeyChanged`] where another auth daemon made it (it is then not sent), [`Error::NotTrusted`] where it
     /// is used up, and what [`Client::who_am_i`] says.
     pub fn join(&self, invitation: &Invitation) -> Result<TrustEntry, Error> {
-        if invitation.authd != self.authd() {
+        if invitation.authd != self.authd() && Some(invitation.authd) != self.0.followed {
             return Err(Error::AuthdKeyChanged {
                 authd: self.0.config.authd().to_owned(),
                 expected: invitation.authd,
@@ -274,12 +291,46 @@ impl Client {
         }
     }
 
-    pub(crate) fn identity(&self) -> &Identity {
-        &self.0.identity
+    /// The key that the auth daemon had at the last contact, where it has a new one since, which the old one has signed: the
+    /// new one is pinned now, and people should be told.
+    #[must_use]
+    pub fn followed(&self) -> Option<Fingerprint> {
+        self.0.followed
+    }
+
+    fn keys(&self) -> std::sync::MutexGuard<'_, Keys> {
+        self.0.keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.keys().identity)
+    }
+
+    /// Whether the auth daemon has this key, or had it before: by steps that it can show.
+    pub(crate) fn is_authd(&self, key: &PublicKey) -> bool {
+        let authd = self.authd_key();
+        if authd == *key {
+            return true;
+        }
+        match self.call("asking for the auth daemon's former keys", None, Repeat::Harmless, Call::Successions) {
+            Ok(Reply::Successions(steps)) => follow(&key.fingerprint(), &steps, &authd).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether this home has another identity by now: one that took over from this.
+    fn has_new_identity(&self) -> bool {
+        let Ok(identity) = keyfile::load(&self.0.config.identity_path()) else { return false };
+        let mut keys = self.keys();
+        let new = identity.public() != keys.identity.public();
+        if new {
+            keys.identity = Arc::new(identity);
+        }
+        new
     }
 
     pub(crate) fn authd_key(&self) -> PublicKey {
-        self.0.authd
+        self.keys().authd
     }
 
     pub(crate) fn create_lease(&self, create: CreateLease) -> Result<Granted, Error> {
@@ -318,7 +369,7 @@ impl Client {
 
     fn you(&self, reply: Reply) -> Result<TrustEntry, Error> {
         match reply {
-            Reply::You(entry) if entry.key == self.0.identity.public() => Ok(entry),
+            Reply::You(entry) if entry.key == self.identity().public() => Ok(entry),
             reply => Err(odd(&reply)),
         }
     }
@@ -358,7 +409,14 @@ impl Client {
                     // A new session is as good as a second try can be.
                     tries = 1;
                     let expected = (self.authd(), ExpectedBy::Session);
-                    open_session(&self.0.config, &self.0.identity, Some(&expected)).await?.channel
+                    let identity = self.identity();
+                    let (session, followed) = open_or_follow(&self.0.config, &identity, Some(&expected)).await?;
+                    if let Some(old) = followed {
+                        let pins = Pins::new(self.0.config.pins_path());
+                        pins.repin(self.0.config.authd(), old, session.authd.fingerprint())?;
+                        self.keys().authd = session.authd;
+                    }
+                    session.channel
                 }
             };
             let left = until.saturating_duration_since(Instant::now());
@@ -367,6 +425,9 @@ impl Client {
                 Ok(reply) => {
                     *session = Some(channel);
                     return Ok(reply);
+                }
+                // What is refused was not done: it can be asked again in another name.
+                Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Revoked && self.has_new_identity() => {
                 }
                 Err(CallError::Refused(refusal)) => {
                     *session = Some(channel);
@@ -397,6 +458,24 @@ struct Session {
     channel: Channel<TcpStream>,
     authd: PublicKey,
     local: IpAddr,
+}
+
+/// Opens a session; where the auth daemon has a new key, which the expected one has signed, with that. The fingerprint: of
+/// the key that it had.
+async fn open_or_follow(
+    config: &Config,
+    identity: &Identity,
+    expected: Option<&(Fingerprint, ExpectedBy)>,
+) -> Result<(Session, Option<Fingerprint>), Error> {
+    let changed = match (open_session(config, identity, expected).await, expected) {
+        (Err(changed @ Error::AuthdKeyChanged { .. }), Some(_)) => changed,
+        (opened, _) => return opened.map(|session| (session, None)),
+    };
+    let Some((old, _)) = expected else { return Err(changed) };
+    let Ok(stream) = TcpStream::connect(config.authd()).await else { return Err(changed) };
+    let Some((new, _)) = learn(stream, old).await else { return Err(changed) };
+    let session = open_session(config, identity, Some(&(new.fingerprint(), ExpectedBy::Session))).await?;
+    Ok((session, Some(*old)))
 }
 
 async fn open_session(

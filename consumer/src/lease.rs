@@ -210,7 +210,13 @@ impl Lease {
         self.until = Until::new(asked_ms, granted.left_ms);
         let until = self.until.instant();
         self.lanes.iter_mut().for_each(|lane| lane.set_until(until));
-        self.save(Facts { token: granted.token, until: self.until, ..self.file.facts().clone() })?;
+        self.save(Facts {
+            authd_key: self.client.authd_key(),
+            holder: self.client.identity().public(),
+            token: granted.token,
+            until: self.until,
+            ..self.file.facts().clone()
+        })?;
         Ok(self.until.left_here())
     }
 
@@ -241,7 +247,7 @@ impl Lease {
         self.file.key()
     }
 
-    pub(crate) fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> Arc<Identity> {
         self.client.identity()
     }
 

@@ -91,7 +91,7 @@ impl Client {
     /// # Errors
     /// [`Error::LeaseOver`], [`Error::LeaseLost`] and [`Error::LeaseFile`].
     pub fn open_lease(&self, lease: LeaseId) -> Result<Lease, Error> {
-        let (file, table) = match LeaseFile::open(self.config().leases(), lease) {
+        let (mut file, table) = match LeaseFile::open(self.config().leases(), lease) {
             Err(missing @ LeaseFileError::Missing { .. }) => {
                 // The file of a lease that was released is gone; what became of the lease says more than that.
                 let info = self.show_lease(lease)?;
@@ -100,12 +100,12 @@ impl Client {
             opened => opened?,
         };
         let (holder, me) = (file.facts().holder, self.identity().public());
-        if holder != me {
+        if !self.is_authd(&file.facts().authd_key) {
+            return Err(other_authd(file.facts(), self.config().leases()));
+        }
+        if holder != me && !self.take_over(&mut file, &table)? {
             let path = file.path().to_owned();
             return Err(LeaseFileError::OtherHolder { path, holder: holder.fingerprint(), me: me.fingerprint() }.into());
-        }
-        if file.facts().authd_key != self.authd_key() {
-            return Err(other_authd(file.facts(), self.config().leases()));
         }
         let facts = file.facts();
         let freshness = if facts.dirty || facts.sharing != Sharing::No {
@@ -124,6 +124,25 @@ impl Client {
         Ok(Lease::new(self.clone(), file, freshness, &scope))
     }
 
+    /// Whether a lease that another identity made is this one's by now, which took over from it: its file says so then.
+    fn take_over(&self, file: &mut LeaseFile, table: &[u8]) -> Result<bool, Error> {
+        if file.facts().sharing != Sharing::No {
+            return Ok(false);
+        }
+        let asked_ms = clock::now_ms();
+        // Asks for as little as can be asked for: a renewal shortens nothing, and comes with a token.
+        let granted = match self.renew_lease(file.facts().lease, Duration::from_secs(1)) {
+            Err(Error::LeaseOver { .. }) => return Ok(false),
+            granted => granted?,
+        };
+        grant::check(&granted, &self.authd_key(), &self.identity().public())?;
+        grant::check_same(&granted, file.facts())?;
+        let (authd_key, holder) = (self.authd_key(), self.identity().public());
+        let until = Until::new(asked_ms, granted.left_ms);
+        file.save(Facts { authd_key, holder, token: granted.token, until, ..file.facts().clone() }, table)?;
+        Ok(true)
+    }
+
     /// Moves a lease's deadline to `ttl` from now; never sooner. Returns how long it can be used from now on.
     ///
     /// # Errors
@@ -140,7 +159,8 @@ impl Client {
         match LeaseFile::open(self.config().leases(), lease) {
             Ok((mut file, freshness)) => {
                 grant::check_same(&granted, file.facts())?;
-                let facts = Facts { token: granted.token, until, ..file.facts().clone() };
+                let (authd_key, holder) = (self.authd_key(), self.identity().public());
+                let facts = Facts { authd_key, holder, token: granted.token, until, ..file.facts().clone() };
                 file.save(facts, &freshness)?;
             }
             // Who uses it asks for itself when its time is up.
@@ -160,7 +180,7 @@ impl Client {
         use LeaseFileError::{Damaged, Foreign, Missing, Newer};
         let directory = self.config().leases();
         let facts = match lease_file::peek(directory, lease) {
-            Ok(facts) if facts.authd_key != self.authd_key() => return Err(other_authd(&facts, directory)),
+            Ok(facts) if !self.is_authd(&facts.authd_key) => return Err(other_authd(&facts, directory)),
             Ok(facts) => Some(facts),
             Err(Missing { .. } | Damaged { .. } | Foreign { .. } | Newer { .. }) => None,
             Err(error) => return Err(error.into()),

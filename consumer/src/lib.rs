@@ -31,6 +31,7 @@
 //! | `config`, `pins` | where the auth daemon is, and whose key it has |
 //! | `client` | the session with it, one method for each question |
 //! | `operating` | what operators ask of it |
+//! | `rotation` | a new key for this borrower |
 //! | `leasing`, `lease` | leases: making, opening, ending them; reading and writing |
 //! | `sharing` | a part of a lease for somebody else, and from somebody else |
 //! | `lease_file`, `local`, `clock` | what lies on this machine, and until when it is good |
@@ -52,6 +53,7 @@ mod leasing;
 mod local;
 mod operating;
 mod pins;
+mod rotation;
 mod sharing;
 
 pub use attach::{AttachOptions, MAX_LANES};
@@ -65,6 +67,7 @@ pub use lease_file::LeaseFileError;
 pub use leasing::{LeaseRequest, Released, local_leases, verify_receipt};
 pub use local::LocalError;
 pub use pins::PinsError;
+pub use rotation::rotate;
 
 pub use sharing::{ShareRequest, SharedLease, SharingError, read_bundle, share, write_bundle};
 

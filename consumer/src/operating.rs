@@ -186,7 +186,7 @@ impl Client {
     /// # Errors
     /// See above; and what the proposed call fails with.
     pub fn approve_proposal(&self, proposal: &Proposal) -> Result<Reply, Error> {
-        let approval = Signed::new(&proposal.approval(self.authd_key()), self.identity());
+        let approval = Signed::new(&proposal.approval(self.authd_key()), &self.identity());
         self.call("approving the proposal", None, Repeat::Never, Call::ProposalApprove(approval))
     }
 

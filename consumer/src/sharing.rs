@@ -189,7 +189,7 @@ impl Lease {
     /// # Errors
     /// [`Error::Sharing`]; [`Error::LeaseFile`].
     pub fn share(&mut self, request: &ShareRequest) -> Result<Vec<u8>, Error> {
-        let bundle = seal(self.facts(), self.key(), self.identity(), request)?;
+        let bundle = seal(self.facts(), self.key(), &self.identity(), request)?;
         if !request.read_only {
             self.shared_with_writers()?;
         }
@@ -232,13 +232,13 @@ impl Client {
     /// # Errors
     /// [`Error::Sharing`]; [`Error::LeaseFile`].
     pub fn open_share(&self, bundle: &[u8], from: Option<Fingerprint>) -> Result<SharedLease, Error> {
-        let opened = share::open(bundle, self.identity()).map_err(SharingError::from)?;
+        let opened = share::open(bundle, &self.identity()).map_err(SharingError::from)?;
         let sender = opened.from.fingerprint();
         if let Some(expected) = from.filter(|&expected| expected != sender) {
             return Err(SharingError::OtherSender { from: sender, expected }.into());
         }
         let ShareFacts { to, lease, generation, tenant, authd, provider, boot, bytes, block, token } = opened.facts;
-        if authd != self.authd_key() {
+        if !self.is_authd(&authd) {
             return Err(SharingError::OtherAuthd { granted_by: authd.fingerprint(), authd: self.authd() }.into());
         }
         let facts = Facts {

@@ -2,9 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::channel;
+use crate::handshake::Party;
 use crate::identity::{Identity, PublicKey};
-use crate::ids::Fingerprint;
+use crate::ids::{CorrelationId, Fingerprint};
 use crate::labels;
+use crate::message::{Call, Reply};
 use crate::signed::{Signed, Statement};
 
 /// Longest chain that is followed: as many rotations as may lie between two contacts.
@@ -58,6 +63,24 @@ pub fn follow(from: &Fingerprint, steps: &[Signed<Succession>], to: &PublicKey) 
         }
     }
     (next == Some(*to)).then_some(before)
+}
+
+/// Asks an auth daemon whose key is not the one with the fingerprint `from` by which steps it came by its key: its key, and
+/// those it had before, the first the one of `from`. None where no signed steps lead there: it is to be taken for somebody
+/// else then. It asks with a key made for that, so that nobody learns who asks.
+pub async fn learn<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    from: &Fingerprint,
+) -> Option<(PublicKey, Vec<PublicKey>)> {
+    let nobody = Identity::generate();
+    let (mut channel, peer) = channel::connect(stream, &nobody, Party::Client, |_| Ok(())).await.ok()?;
+    if peer.party != Party::Authd {
+        return None;
+    }
+    match channel.call(CorrelationId::random(), 5000, Call::Successions).await.ok()? {
+        Reply::Successions(steps) => Some((peer.key, follow(from, &steps, &peer.key)?)),
+        _ => None,
+    }
 }
 
 impl Signed<Succession> {

@@ -12,10 +12,12 @@ use overbank_fabric::token::Scope;
 use overbank_verbs::Endpoint;
 
 /// Whose word counts, and who is meant.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Gate {
     /// The auth daemon's key, as pinned and proven.
     pub authd: PublicKey,
+    /// Keys that it had while this provider ran: leases of that time may have tokens of those.
+    pub former: Vec<PublicKey>,
     /// This provider's key.
     pub provider: PublicKey,
     /// This life of it.
@@ -48,6 +50,7 @@ impl Gate {
         let chain = attach
             .token
             .chain(&self.authd)
+            .or_else(|error| self.former.iter().find_map(|key| attach.token.chain(key).ok()).ok_or(error))
             .map_err(|error| refuse(RefusalCode::BadToken, format!("{error}; ask for the lease's token again")))?;
         let scope = chain.scope();
         if scope.lease != attach.lease {

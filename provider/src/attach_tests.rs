@@ -39,7 +39,7 @@ fn scene() -> Scene {
         boot,
         nonce: Nonce([3; 16]),
     };
-    let gate = Gate { authd: authd.public(), provider: provider.public(), boot };
+    let gate = Gate { authd: authd.public(), former: Vec::new(), provider: provider.public(), boot };
     Scene { authd, holder, gate, scope, token, request }
 }
 

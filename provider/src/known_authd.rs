@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::{Fingerprint, IdError};
 
 /// The pin could not be read, kept, or does not agree.
@@ -54,6 +55,8 @@ pub struct KnownAuthd {
     pinned: Option<Fingerprint>,
     source: String,
     kept: bool,
+    /// Keys that it had before, each of which signed the next.
+    former: Vec<PublicKey>,
 }
 
 impl KnownAuthd {
@@ -64,7 +67,8 @@ impl KnownAuthd {
     pub fn load(state: Option<&Path>, given: &[(Fingerprint, &'static str)]) -> Result<Self, PinError> {
         let path = state.map(|state| state.join("known_authd"));
         let kept = path.as_deref().map(read).transpose()?.flatten();
-        let mut known = Self { source: found_in(path.as_deref()), path, pinned: kept, kept: kept.is_some() };
+        let mut known =
+            Self { source: found_in(path.as_deref()), path, pinned: kept, kept: kept.is_some(), former: Vec::new() };
         for (fingerprint, source) in given {
             known.check(*fingerprint)?;
             if known.pinned.is_none() {
@@ -113,6 +117,28 @@ impl KnownAuthd {
             self.kept = true;
         }
         Ok(first_contact)
+    }
+
+    /// The fingerprint to obey, if there is one yet.
+    #[must_use]
+    pub fn pinned(&self) -> Option<Fingerprint> {
+        self.pinned
+    }
+
+    /// The keys that the auth daemon had while this process ran.
+    #[must_use]
+    pub fn former(&self) -> &[PublicKey] {
+        &self.former
+    }
+
+    /// Obeys another key from now on, to which signed steps lead from the pinned one, over these.
+    ///
+    /// # Errors
+    /// [`PinError::Io`].
+    pub fn follow(&mut self, to: Fingerprint, over: Vec<PublicKey>) -> Result<(), PinError> {
+        self.former.extend(over);
+        (self.pinned, self.kept) = (None, false);
+        self.keep(to).map(|_| ())
     }
 
     /// The file, where the fingerprint is kept.

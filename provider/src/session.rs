@@ -11,6 +11,7 @@ use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::{BootId, CorrelationId};
 use overbank_fabric::message::{Call, Join, Offer, Refusal, RefusalCode, Reply, TrustState};
+use overbank_fabric::succession::learn;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{self, MissedTickBehavior, timeout};
@@ -71,6 +72,9 @@ pub enum SessionError {
         /// Its answer.
         refusal: Refusal,
     },
+    /// It has a new key, which the old one has signed: the next session is with that.
+    #[error("the auth daemon has a new key")]
+    Followed,
     /// The thread that keeps the leases has ended.
     #[error("the provider is shutting down")]
     Stopping,
@@ -182,22 +186,44 @@ impl<B: Backend> Link<B> {
         }
     }
 
-    async fn connect(
-        &mut self,
-    ) -> Result<(Gate, Caller, Incoming, impl Future<Output = ChannelError> + use<B>), SessionError> {
+    /// A connection to the auth daemon.
+    async fn dial(&self) -> Result<TcpStream, SessionError> {
         let unreachable = |source| SessionError::Unreachable { authd: self.authd.clone(), source };
         let stream = timeout(CONNECT, TcpStream::connect(&self.authd))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
+        Ok(stream)
+    }
+
+    /// Where the pinned key has signed another, from now on obeys that one; false where it has not.
+    async fn follow(&mut self) -> Result<bool, SessionError> {
+        let Some(pinned) = self.known.pinned() else { return Ok(false) };
+        let stream = self.dial().await?;
+        let Ok(Some((key, former))) = timeout(CONNECT, learn(stream, &pinned)).await else { return Ok(false) };
+        self.known.follow(key.fingerprint(), former)?;
+        tracing::warn!(old = %pinned, new = %key.fingerprint(), kept_in = ?self.known.path(),
+            "the auth daemon has a new key, which its old one has signed: the new one is pinned");
+        Ok(true)
+    }
+
+    async fn connect(
+        &mut self,
+    ) -> Result<(Gate, Caller, Incoming, impl Future<Output = ChannelError> + use<B>), SessionError> {
+        let stream = self.dial().await?;
         let mut pin = Ok(());
         let check = |key: &overbank_fabric::identity::PublicKey| {
             pin = self.known.check(key.fingerprint());
             pin.as_ref().map_err(ToString::to_string).copied()
         };
         let connected = timeout(CONNECT, channel::connect(stream, &self.identity, Party::Provider, check)).await;
-        pin?;
+        if let Err(changed) = pin {
+            return Err(match self.follow().await? {
+                true => SessionError::Followed,
+                false => changed.into(),
+            });
+        }
         let (channel, peer) = connected
             .map_err(|_| SessionError::Silent("the handshake"))?
             .map_err(|source| SessionError::Channel { authd: self.authd.clone(), source })?;
@@ -211,7 +237,8 @@ impl<B: Backend> Link<B> {
             );
         }
         let (caller, incoming, driver) = channel.multiplex(IN_FLIGHT);
-        let gate = Gate { authd: peer.key, provider: self.identity.public(), boot: self.facts.boot };
+        let former = self.known.former().to_vec();
+        let gate = Gate { authd: peer.key, former, provider: self.identity.public(), boot: self.facts.boot };
         Ok((gate, caller, incoming, driver))
     }
 
@@ -305,9 +332,9 @@ impl<B: Backend> Link<B> {
 
 /// Carries out orders, many at a time, as long as the session lives.
 async fn take_orders<B: Backend>(keeper: &Keeper<B>, gate: Gate, mut incoming: Incoming) -> std::convert::Infallible {
-    let mut orders = JoinSet::new();
+    let (mut orders, gate) = (JoinSet::new(), Arc::new(gate));
     while let Some((request, answer)) = incoming.next().await {
-        let keeper = keeper.clone();
+        let (keeper, gate) = (keeper.clone(), Arc::clone(&gate));
         orders.spawn(async move { answer.send(orders::carry_out(&keeper, &gate, request).await).await });
         while orders.try_join_next().is_some() {}
     }

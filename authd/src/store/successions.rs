@@ -69,8 +69,8 @@ pub(crate) fn former_keys(db: &Connection) -> Result<Vec<FormerKey>, StoreError>
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// From now on the database is the new key's. What the old one was to approve is void.
-#[allow(dead_code, reason = "used by the rotate command")]
+/// From now on the database is the new key's. What the old one was to approve is void, and the new one signs the audit log
+/// anew, as it stands.
 pub(crate) fn rotate_authd(
     db: &Connection,
     step: &Succession,
@@ -84,5 +84,6 @@ pub(crate) fn rotate_authd(
     ])?;
     db.prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'authd'")?.execute([&step.new.0])?;
     db.prepare_cached("DELETE FROM proposals")?.execute([])?;
+    db.prepare_cached("DELETE FROM checkpoints")?.execute([])?;
     Ok(())
 }

@@ -22,6 +22,9 @@ pub(crate) struct Id {
     /// Do not ask the auth daemon what it makes of you
     #[arg(long)]
     offline: bool,
+    /// Make a new identity that takes over all that this one has: role, tenant and leases. This one is revoked
+    #[arg(long, conflicts_with = "offline")]
+    rotate: bool,
 }
 
 /// Redeem an invitation.
@@ -36,6 +39,11 @@ pub(crate) struct Join {
 
 impl Id {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        if self.rotate {
+            let (old, new) = overbank::rotate(&context.config)?;
+            let answer = json!({ "fingerprint": new.to_string(), "took_over_from": old.to_string() });
+            return context.output.answer(&format!("{new} took over from {old}, which is revoked"), &answer);
+        }
         let (fingerprint, made) = identity(&context.config)?;
         let key = hex(&public_key(&context.config)?.0);
         let seen = if self.offline { None } else { Some(self.ask(context)?) };

@@ -119,7 +119,15 @@ impl Context {
 
     fn connect_with(&self, config: &Config) -> Result<Client, Failure> {
         let client = Client::connect(config)?;
-        if client.first_contact() && config.authd_fingerprint.is_none() {
+        if let Some(old) = client.followed() {
+            self.output.notice(&format!(
+                "the auth daemon at {} has a new key, {}, which its old one, {old}, has signed. The new one is pinned in {}",
+                config.authd(),
+                client.authd(),
+                config.pins_path().display()
+            ));
+        }
+        if client.first_contact() && client.followed().is_none() && config.authd_fingerprint.is_none() {
             self.output.notice(&format!(
                 "first contact with the auth daemon at {}: its fingerprint is {}. Compare it with what its operator says. \
                  It is pinned in {} from now on",

@@ -11,6 +11,7 @@ mod library;
 mod memory;
 mod process;
 mod receipts;
+mod rotation;
 mod secrets;
 mod sharing;
 mod stack;

@@ -95,6 +95,15 @@ impl Stack {
         self.authd = Some(serve(self.path(), &self.address));
     }
 
+    /// The same auth daemon again, with a new key that the old one has signed.
+    pub(crate) fn rotate_authd(&mut self) -> Value {
+        self.authd = None;
+        let mut command = program_with("overbank-authd", &["rotate", "--json", "--state"]);
+        let rotated = run(command.arg(self.path().join("authd"))).expect(0).json();
+        self.authd = Some(serve(self.path(), &self.address));
+        rotated
+    }
+
     /// An auth daemon with another key, at the same address.
     pub(crate) fn replace_authd(&mut self) {
         self.authd = None;

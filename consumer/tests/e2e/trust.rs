@@ -2,7 +2,13 @@
 
 use std::fs;
 
-use crate::stack::{Stack, text};
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::process::eventually;
+use crate::stack::{Stack, noise, seconds, text};
 
 #[test]
 fn a_stranger_waits_for_approval_and_a_revoked_one_is_out() {
@@ -75,7 +81,7 @@ fn another_tenant_neither_sees_nor_uses_a_lease() {
 }
 
 #[test]
-fn a_changed_auth_daemon_key_is_refused() {
+fn attack_07_a_changed_auth_daemon_key() {
     let mut stack = Stack::start();
     let user = stack.consumer("ann", "blue");
     let lease = user.lease("64KiB", "10m");
@@ -89,4 +95,83 @@ fn a_changed_auth_daemon_key_is_refused() {
     user.run(&["lease", "release", &lease]).expect(12).saying("was granted by the auth daemon");
     user.run(&["get", &lease, "-", "--len", "1"]).expect(12).saying("was granted by the auth daemon");
     assert!(user.runtime.join(format!("overbank/{lease}.lease")).exists());
+    let state = stack.path().join("provider/known_authd");
+    let pinned = fs::read_to_string(&state).expect("a pin");
+    eventually("the provider refuses it too", seconds(20.0), || {
+        stack.provider.as_ref().expect("it runs").log().contains("is pinned")
+    });
+    assert_eq!(fs::read_to_string(&state).expect("a pin"), pinned);
+    println!("attack 07 -: seen another key at the old address: refused by clients and provider, with the way out");
+}
+
+#[test]
+fn a_revocation_reaches_a_stopped_consumer_within_a_second() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let id = user.run(&["id", "--json"]).expect(0).json();
+    let lease = user.lease("8MiB", "10m");
+    let (running, stdin) = user.half_way(&lease, &noise(4 << 20, 7));
+    let pid = Pid::from_raw(running.child.id().try_into().expect("a pid"));
+    kill(pid, Signal::SIGSTOP).expect("stopped");
+    let begun = Instant::now();
+    stack.operator.run(&["trust", "revoke", text(&id, "fingerprint")]).expect(0);
+    stack.wait_ended(&stack.operator, &lease);
+    let took = begun.elapsed();
+    let entry = stack.lease(&stack.operator, &lease);
+    assert_eq!((text(&entry, "state"), text(&entry, "reason")), ("ended", "revoked"));
+    assert!(took < seconds(2.0), "fenced, wiped and reported after {took:?}, two commands included");
+    kill(pid, Signal::SIGCONT).expect("goes on");
+    drop(stdin);
+    let end = running.end();
+    assert!(![0, 9].contains(&end.status), "{}: {}", end.status, end.stderr);
+}
+
+#[test]
+fn a_stopped_lease_is_over_for_who_uses_it() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let lease = user.lease("1MiB", "10m");
+    user.put(&lease, b"hello").expect(0);
+    user.run(&["lease", "stop", &lease]).expect(4);
+    stack.operator.run(&["lease", "stop", &lease[..8], "--json"]).expect(0);
+    stack.wait_ended(&user, &lease);
+    assert_eq!(text(&stack.lease(&user, &lease), "reason"), "stopped");
+    user.run(&["get", &lease, "-", "--len", "5"]).expect(7).saying("stopped");
+
+    let list = stack.operator.run(&["provider", "list", "--json"]).expect(0).json();
+    let provider = text(&list["providers"][0], "fingerprint").to_owned();
+    stack.operator.run(&["trust", "rename", &provider, "node 7"]).expect(0);
+    stack.operator.run(&["provider", "drain", &provider[..8]]).expect(0);
+    user.run(&["lease", "create", "--size", "1MiB", "--ttl", "1m"]).expect(6).saying("drained");
+    let list = stack.operator.run(&["provider", "list"]).expect(0);
+    let said = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(said.contains("node 7") && said.contains("drained"), "{said}");
+    stack.operator.run(&["provider", "undrain", &provider]).expect(0);
+    let lease = user.lease("1MiB", "10m");
+    stack.operator.run(&["tenant", "stop", "blue", "--json"]).expect(0);
+    stack.wait_ended(&user, &lease);
+    stack.operator.run(&["shutdown"]).expect(0);
+    eventually("it stops", seconds(5.0), || stack.operator.run(&["status"]).status == 3);
+}
+
+#[test]
+fn trust_moves_to_another_auth_daemon() {
+    let (stack, other) = (Stack::start(), Stack::start());
+    let (ann, ben) = (stack.consumer("ann", "blue"), stack.consumer("ben", "blue"));
+    let of = |user: &crate::stack::User| text(&user.run(&["id", "--json"]).expect(0).json(), "fingerprint").to_owned();
+    let (ann, ben) = (of(&ann), of(&ben));
+    stack.operator.run(&["trust", "revoke", &ben]).expect(0);
+    let file = stack.path().join("trust.json");
+    fs::write(&file, stack.operator.run(&["trust", "export"]).expect(0).stdout).expect("written");
+    let path = file.display().to_string();
+    let first = other.operator.run(&["trust", "import", &path, "--json"]).expect(0).json();
+    assert_eq!((first["added"].as_u64(), first["same"].as_u64()), (Some(4), Some(0)), "{first}");
+    let state =
+        |who: &str| text(&other.operator.run(&["trust", "show", who, "--json"]).expect(0).json(), "state").to_owned();
+    assert_eq!((state(&ann), state(&ben)), ("trusted".to_owned(), "revoked".to_owned()));
+    // What is revoked here is not trusted by what others trust.
+    other.operator.run(&["trust", "revoke", &ann]).expect(0);
+    let again = other.operator.run(&["trust", "import", &path, "--json"]).expect(0).json();
+    assert_eq!((again["added"].as_u64(), again["different"].as_u64()), (Some(0), Some(1)), "{again}");
+    assert_eq!(state(&ann), "revoked");
 }

@@ -100,7 +100,17 @@ impl Verifier {
     #[must_use]
     pub fn new(authd: Fingerprint) -> Self {
         let heads = BTreeMap::new();
-        Self { authd, former: Vec::new(), at: None, first: 0, signed: 0, checkpoints: 0, witnessed: 0, earlier: 0, heads }
+        Self {
+            authd,
+            former: Vec::new(),
+            at: None,
+            first: 0,
+            signed: 0,
+            checkpoints: 0,
+            witnessed: 0,
+            earlier: 0,
+            heads,
+        }
     }
 
     /// A key that the auth daemon had before, whose signatures count as well.
