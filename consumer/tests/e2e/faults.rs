@@ -138,30 +138,31 @@ fn an_auth_daemon_that_is_killed_over_and_over_loses_no_lease_and_lends_nothing_
     let over = AtomicBool::new(false);
     // Nobody there, no provider there yet, no answer in time: try again.
     let cut_off = |status| matches!(status, 3 | 6 | 8 | 11);
-    let kept = thread::scope(|scope| {
-        let work = |user: crate::stack::User| {
-            let (mut kept, mut made, mut failed) = (Vec::new(), 0, 0);
-            while !over.load(Ordering::Acquire) {
-                let outcome = user.run(&["lease", "create", "--size", "64KiB", "--ttl", "10m", "--json"]);
-                if outcome.status != 0 {
-                    assert!(cut_off(outcome.status), "{outcome:?}");
-                    failed += 1;
-                    continue;
-                }
-                made += 1;
-                let lease = text(&outcome.json(), "lease").to_owned();
-                let renewed = user.run(&["lease", "renew", &lease, "--ttl", "20m"]).status;
-                assert!(renewed == 0 || cut_off(renewed), "{renewed}");
-                if made % 2 == 1 && kept.len() < 8 {
-                    kept.push(lease);
-                } else {
-                    let released = user.run(&["lease", "release", &lease]).status;
-                    assert!(released == 0 || cut_off(released), "{released}");
-                }
+    let work = |user: crate::stack::User| {
+        let (mut kept, mut made, mut failed) = (Vec::new(), 0, 0);
+        while !over.load(Ordering::Acquire) {
+            let outcome = user.run(&["lease", "create", "--size", "64KiB", "--ttl", "10m", "--json"]);
+            if outcome.status != 0 {
+                assert!(cut_off(outcome.status), "{outcome:?}");
+                failed += 1;
+                continue;
             }
-            (user, kept, made, failed)
-        };
-        let working: Vec<_> = users.into_iter().map(|user| scope.spawn(|| work(user))).collect();
+            made += 1;
+            let lease = text(&outcome.json(), "lease").to_owned();
+            let renewed = user.run(&["lease", "renew", &lease, "--ttl", "20m"]).status;
+            assert!(renewed == 0 || cut_off(renewed), "{renewed}");
+            if made % 2 == 1 && kept.len() < 8 {
+                kept.push(lease);
+            } else {
+                let released = user.run(&["lease", "release", &lease]).status;
+                assert!(released == 0 || cut_off(released), "{released}");
+            }
+        }
+        (user, kept, made, failed)
+    };
+    let kept = thread::scope(|scope| {
+        let work = &work;
+        let working: Vec<_> = users.into_iter().map(|user| scope.spawn(move || work(user))).collect();
         for _ in 0..10 {
             thread::sleep(seconds(0.8));
             stack.restart_authd();
