@@ -131,7 +131,7 @@ impl System {
         let open = |row: &Row| row.provider == p && row.stage != Stage::Closed;
         for (at, held) in held.iter().enumerate() {
             let known = state.authd.rows.get(at).is_some_and(open);
-            if held.is_some() && !known && self.guards.fences_unknown {
+            if held.is_some() && !known {
                 state.authd.unknown[p] |= 1 << at;
             }
         }

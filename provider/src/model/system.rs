@@ -34,8 +34,6 @@ pub(super) struct Guards {
     pub(super) remembers_requests: bool,
     /// Each life of a consumer's process seals under a salt of its own.
     pub(super) fresh_salt: bool,
-    /// What a provider holds and the auth daemon does not know is fenced.
-    pub(super) fences_unknown: bool,
     /// What the auth daemon believes in and a provider does not hold is given up.
     pub(super) gives_up: bool,
 }
@@ -48,12 +46,11 @@ impl Guards {
         quarantines: true,
         remembers_requests: true,
         fresh_salt: true,
-        fences_unknown: true,
         gives_up: true,
     };
 
     /// Each guard taken away, and the property that it holds up.
-    pub(super) fn each_missing() -> [(Self, &'static str); 8] {
+    pub(super) fn each_missing() -> [(Self, &'static str); 7] {
         let all = Self::ALL;
         [
             (Self { expires_alone: false, ..all }, IN_TIME),
@@ -62,7 +59,6 @@ impl Guards {
             (Self { quarantines: false, ..all }, ONCE),
             (Self { remembers_requests: false, ..all }, ONCE),
             (Self { fresh_salt: false, ..all }, NONCE),
-            (Self { fences_unknown: false, ..all }, AGREE),
             (Self { gives_up: false, ..all }, AGREE),
         ]
     }
@@ -75,7 +71,6 @@ impl Guards {
             Self { quarantines: false, .. } => "quarantine",
             Self { remembers_requests: false, .. } => "the nonce of a request",
             Self { fresh_salt: false, .. } => "a fresh salt",
-            Self { fences_unknown: false, .. } => "fencing of unknown leases",
             Self { gives_up: false, .. } => "giving up of missing leases",
             _ => "nothing",
         }
