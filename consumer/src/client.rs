@@ -69,6 +69,8 @@ struct Inner {
     config: Config,
     keys: std::sync::Mutex<Keys>,
     first_contact: bool,
+    /// Whether the identity is the one in the home, and follows it.
+    of_home: bool,
     /// The key that the auth daemon had before, where it was followed to a new one.
     followed: Option<Fingerprint>,
     local: IpAddr,
@@ -100,11 +102,15 @@ impl Client {
     /// [`Error::KeyFile`], [`Error::Pins`], [`Error::AuthdUnreachable`], [`Error::AuthdKeyChanged`].
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let (identity, _) = load_identity(config)?;
-        Self::connect_as(config, identity)
+        Self::connect_with(config, identity, true)
     }
 
     /// The same, as that identity.
     pub(crate) fn connect_as(config: &Config, identity: Identity) -> Result<Self, Error> {
+        Self::connect_with(config, identity, false)
+    }
+
+    fn connect_with(config: &Config, identity: Identity, of_home: bool) -> Result<Self, Error> {
         let pins = Pins::new(config.pins_path());
         let expected = match (config.authd_fingerprint, pins.find(config.authd())?) {
             (Some(named), Some(pinned)) if named != pinned => {
@@ -144,6 +150,7 @@ impl Client {
             config: config.clone(),
             keys: std::sync::Mutex::new(Keys { identity: Arc::new(identity), authd: session.authd }),
             first_contact: pinned == Pinned::First,
+            of_home,
             followed,
             local: session.local,
             runtime: Some(runtime),
@@ -320,6 +327,9 @@ impl Client {
 
     /// Whether this home has another identity by now: one that took over from this.
     fn has_new_identity(&self) -> bool {
+        if !self.0.of_home {
+            return false;
+        }
         let Ok(identity) = keyfile::load(&self.0.config.identity_path()) else { return false };
         let mut keys = self.keys();
         let new = identity.public() != keys.identity.public();
