@@ -51,7 +51,7 @@ fn head(lines: &[Line]) -> (u64, Hash) {
         Line::Record(hashed) => Some((hashed.record.seq, hashed.hash)),
         Line::Checkpoint(_) => None,
     });
-    records.last().expect("a record")
+    records.fold(None, |_, record| Some(record)).expect("a record")
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn loads(name: &[u8], value: &[u8]) -> bool {
         "LD_" => name.starts_with(b"LD_"),
         variable => name == variable.as_bytes(),
     };
-    !value.is_empty() && !harmless && VARIABLES.iter().any(|variable| wanted(&variable))
+    !value.is_empty() && !harmless && VARIABLES.iter().any(wanted)
 }
 
 fn is_loader(program: &Path) -> bool {
