@@ -110,6 +110,7 @@ pub(crate) struct Asker {
 
 /// What comes next for a request.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each request, and it lives shortly")]
 pub(crate) enum Next {
     /// It is answered.
     Answer(Reply),

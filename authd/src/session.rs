@@ -154,15 +154,14 @@ fn take(hub: &Arc<Hub>, asker: Asker, standing: &Standing, request: Request, ans
     }
 }
 
+/// A request's place, and how long it must wait.
+type Admitted = (Option<Place<Lane>>, Duration);
+/// The name of a limit, and what the asker is told.
+type Limit = (&'static str, &'static str);
+
 /// A place among the requests in flight, and how long a request must wait because of what was asked before; else which
 /// limit stands against it.
-fn admit(
-    hub: &Hub,
-    lane: &Lane,
-    member: &PublicKey,
-    host: Host,
-    request: &Request,
-) -> Result<(Option<Place<Lane>>, Duration), (&'static str, &'static str)> {
+fn admit(hub: &Hub, lane: &Lane, member: &PublicKey, host: Host, request: &Request) -> Result<Admitted, Limit> {
     let place = hub.requests.take(lane, member).map_err(|full| match full {
         Full::All => ("requests", "too many requests are being worked on: try again in a moment"),
         Full::Lane => ("requests-of-tenant", "your tenant has its share of requests in flight: wait for their answers"),

@@ -66,6 +66,7 @@ pub struct Purpose(Then);
 
 /// What comes next for a request.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each request, and it lives shortly")]
 pub enum Next {
     /// It is answered.
     Answer(Reply),
