@@ -159,8 +159,10 @@ fn holder(number: u8) -> overbank_fabric::identity::PublicKey {
     Identity::from_seed(&[number; 32]).public()
 }
 
-fn through(admission: Box<Admission>, hands: &[u8]) -> Box<Admission> {
-    Box::new(Admission { root: false, hands: hands.iter().map(|&number| holder(number)).collect(), ..*admission })
+fn through(mut admission: Box<Admission>, hands: &[u8]) -> Box<Admission> {
+    admission.root = false;
+    admission.hands = hands.iter().map(|&number| holder(number)).collect();
+    admission
 }
 
 #[test]

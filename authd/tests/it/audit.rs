@@ -31,9 +31,9 @@ async fn all(operator: &mut Client) -> Vec<Line> {
 }
 
 fn records(lines: &[Line]) -> Vec<&Record> {
-    let record = |line| match line {
-        &Line::Record(ref hashed) => Some(&hashed.record),
-        Line::Checkpoint(_) => None,
+    let record = |line| {
+        let Line::Record(hashed) = line else { return None };
+        Some(&hashed.record)
     };
     lines.iter().filter_map(record).collect()
 }
@@ -255,7 +255,8 @@ async fn attack_16_the_log_is_edited_cut_forked() {
     let count = verify(authd, &read(&export), &heads).expect("it holds").last;
     assert!(heads.len() >= 2 && count > 8, "{} {count}", heads.len());
 
-    let tampered: [(&str, &dyn Fn(&Connection)); 5] = [
+    type Edit<'a> = (&'a str, &'a dyn Fn(&Connection));
+    let tampered: [Edit<'_>; 5] = [
         ("edited", &|db| {
             db.execute_batch("DROP TRIGGER audit_is_never_changed").expect("dropped");
             let sql = "UPDATE audit SET record = CAST(replace(record, CAST('approved' AS BLOB), CAST('approvEd' AS BLOB)) AS BLOB)";

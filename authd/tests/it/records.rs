@@ -54,22 +54,22 @@ impl Between {
         let stream = TcpStream::connect(self.address).await.expect("it listens");
         let connecting = channel::connect(stream, identity, party, |_| Ok(()));
         let passing = async {
-            let first = self.from_client().await;
+            let first = self.next_of_client().await;
             self.to_authd(&first);
-            let second = self.from_authd().await;
+            let second = self.next_of_authd().await;
             self.to_client(&second);
-            let third = self.from_client().await;
+            let third = self.next_of_client().await;
             self.to_authd(&third);
         };
         let (session, ()) = tokio::join!(connecting, passing);
         session.expect("a session").0
     }
 
-    async fn from_client(&mut self) -> Record {
+    async fn next_of_client(&mut self) -> Record {
         timeout(Duration::from_secs(5), self.from_client.recv()).await.expect("in time").expect("a record")
     }
 
-    async fn from_authd(&mut self) -> Record {
+    async fn next_of_authd(&mut self) -> Record {
         timeout(Duration::from_secs(5), self.from_authd.recv()).await.expect("in time").expect("a record")
     }
 
@@ -127,9 +127,9 @@ async fn attack_09_records_replayed_reordered_dropped_or_cut_end_the_session_and
     let mut between = Between::new(daemon.address).await;
     let ask = send(between.session(&alice, Party::Client).await);
     let asked = ask();
-    let record = between.from_client().await;
+    let record = between.next_of_client().await;
     between.to_authd(&record);
-    let answer = between.from_authd().await;
+    let answer = between.next_of_authd().await;
     between.to_authd(&record);
     between.authd_ends_it().await;
     // And the answer, played twice to the client.
@@ -143,7 +143,7 @@ async fn attack_09_records_replayed_reordered_dropped_or_cut_end_the_session_and
     let mut between = Between::new(daemon.address).await;
     let ask = send(between.session(&alice, Party::Client).await);
     let both = [ask(), ask()];
-    let (first, second) = (between.from_client().await, between.from_client().await);
+    let (first, second) = (between.next_of_client().await, between.next_of_client().await);
     between.to_authd(&second);
     between.to_authd(&first);
     between.authd_ends_it().await;
@@ -155,8 +155,8 @@ async fn attack_09_records_replayed_reordered_dropped_or_cut_end_the_session_and
     let mut between = Between::new(daemon.address).await;
     let ask = send(between.session(&alice, Party::Client).await);
     let _both = [ask(), ask()];
-    let _dropped = between.from_client().await;
-    let second = between.from_client().await;
+    let _dropped = between.next_of_client().await;
+    let second = between.next_of_client().await;
     between.to_authd(&second);
     between.authd_ends_it().await;
     assert_eq!(lender.lock().held.len(), 1, "nothing of it was done");
@@ -174,7 +174,7 @@ async fn attack_09_records_replayed_reordered_dropped_or_cut_end_the_session_and
         tokio::spawn(driver);
         let offer = offer.clone();
         let asked = tokio::spawn(async move { caller.call(CorrelationId::random(), 5000, Call::Offer(offer)).await });
-        let (first, second) = (between.from_client().await, between.from_client().await);
+        let (first, second) = (between.next_of_client().await, between.next_of_client().await);
         assert!(first.len() > 65_000, "the message takes more than one record");
         between.to_authd(&first);
         if cut == "within" {

@@ -258,7 +258,7 @@ impl History {
         borrower.rpc = Some(Rpc { id, asked_us: self.now, what });
         let session = borrower.session.expect("just made");
         self.at(u64::from(deadline_ms) * MS, Event::RpcLate(number, id));
-        self.to_authd(session, Packet::Request { id, deadline_ms, call });
+        self.send_authd(session, Packet::Request { id, deadline_ms, call });
     }
 
     pub(crate) fn rpc_late(&mut self, number: usize, rpc: u64) {

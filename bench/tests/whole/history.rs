@@ -332,13 +332,13 @@ impl History {
         Some(at + race - self.now)
     }
 
-    pub(crate) fn to_authd(&mut self, session: u64, packet: Packet) {
+    pub(crate) fn send_authd(&mut self, session: u64, packet: Packet) {
         if let Some(delay) = self.arrival(session, 0) {
             self.at(delay, Event::ToAuthd(session, packet));
         }
     }
 
-    pub(crate) fn to_peer(&mut self, session: u64, packet: Packet) {
+    pub(crate) fn send_peer(&mut self, session: u64, packet: Packet) {
         if self.sessions.get(&session).is_some_and(|session| session.at_authd)
             && let Some(delay) = self.arrival(session, 1)
         {

@@ -215,7 +215,7 @@ impl History {
         }
         for ((session, id), outcome) in effects.answers {
             if Some(session) == current && self.sessions.get(&session).is_some_and(|it| it.at_peer) {
-                self.from_lender(session, Packet::Response { id, outcome });
+                self.lender_sends(session, Packet::Response { id, outcome });
             }
         }
         self.lender_works(number);
@@ -227,8 +227,8 @@ impl History {
         self.set_alarm(number);
     }
 
-    fn from_lender(&mut self, session: u64, packet: Packet) {
-        self.to_authd(session, packet);
+    fn lender_sends(&mut self, session: u64, packet: Packet) {
+        self.send_authd(session, packet);
     }
 
     fn set_alarm(&mut self, number: usize) {
@@ -493,7 +493,7 @@ impl History {
         let id = life.next;
         life.link.calls.insert(id, asked);
         self.at(CALL, Event::CallLate(number, session, id));
-        self.from_lender(session, Packet::Request { id, deadline_ms: 5000, call });
+        self.lender_sends(session, Packet::Request { id, deadline_ms: 5000, call });
     }
 
     pub(crate) fn lender_beats(&mut self, number: usize, session: u64) {
@@ -553,7 +553,7 @@ impl History {
         match packet {
             Packet::Request { id, deadline_ms, call } => {
                 let ticket = (session, id);
-                let gate = Gate { authd: self.office.key, provider, boot: life.boot };
+                let gate = Gate { authd: self.office.key, former: Vec::new(), provider, boot: life.boot };
                 let refused = |refusal: Refusal| Packet::Response { id, outcome: Err(refusal) };
                 match call {
                     Call::Carve(carve) => {
@@ -573,11 +573,11 @@ impl History {
                                 table.bind(now, ticket, Box::new(admission), until);
                             });
                         }
-                        Err(refusal) => self.from_lender(session, refused(refusal)),
+                        Err(refusal) => self.lender_sends(session, refused(refusal)),
                     },
                     _ => {
                         let refusal = Refusal::new(RefusalCode::Invalid, "no order");
-                        self.from_lender(session, refused(refusal));
+                        self.lender_sends(session, refused(refusal));
                     }
                 }
             }

@@ -239,7 +239,7 @@ impl History {
         };
         if let Some(work) = self.office.works.remove(&id) {
             self.promised(&work, &outcome);
-            self.to_peer(work.session, Packet::Response { id: work.id, outcome });
+            self.send_peer(work.session, Packet::Response { id: work.id, outcome });
         }
     }
 
@@ -288,7 +288,7 @@ impl History {
         }
         let deadline_ms = ((until - self.now) / MS) as u32;
         self.at(until - self.now, Event::OrderLate(id));
-        self.to_peer(session, Packet::Request { id, deadline_ms, call });
+        self.send_peer(session, Packet::Request { id, deadline_ms, call });
     }
 
     pub(crate) fn order_late(&mut self, order: u64) {
@@ -367,7 +367,7 @@ impl History {
                             // Nobody waits for what comes of them.
                             self.office.next += 1;
                             let id = self.office.next;
-                            self.to_peer(session, Packet::Request { id, deadline_ms: 2000, call });
+                            self.send_peer(session, Packet::Request { id, deadline_ms: 2000, call });
                         }
                         let all: Vec<u64> = self.sessions_of(&key);
                         for session in all {

@@ -139,7 +139,8 @@ impl Real {
         let served = world.queues.values().filter(|queue| !queue.stuck).filter_map(|queue| queue.remote.as_ref());
         let mut served: Vec<_> = served.map(|(remote, _)| remote.qpn as usize - 1).collect();
         let mut bound: Vec<_> = model.leases.iter().flatten().filter_map(|lease| lease.bound).collect();
-        (served.sort_unstable(), bound.sort_unstable());
+        served.sort_unstable();
+        bound.sort_unstable();
         assert_eq!(served, bound, "who is served");
         let due = model.leases.iter().flatten().any(|lease| !lease.ending && lease.deadline <= now);
         assert_eq!(self.table.next_due().is_some_and(|due| due <= time(now)), due, "what is due");
@@ -211,8 +212,8 @@ fn the_real_table_takes_every_step_as_the_model_does() {
             path.push(act);
             let compared = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 follow(&mut real, act, &state, &next);
-                for p in 0..2 {
-                    real[p].check(&next.providers[p], next.now);
+                for (real, provider) in real.iter().zip(&next.providers) {
+                    real.check(provider, next.now);
                 }
             }));
             assert!(compared.is_ok(), "seed {seed}: the model and the table part after {path:?}");
