@@ -42,6 +42,8 @@ pub struct Hold<B: Backend> {
     /// Over all its blocks.
     region: B::Region,
     attachments: Vec<Attachment<B>>,
+    /// Most queue pairs of all attachments together.
+    room: usize,
     /// What could not be taken down. With one of these the lease takes no more attaches, and its end fails.
     faults: Vec<Fault>,
 }
@@ -87,10 +89,22 @@ impl<B: Backend> Hold<B> {
         });
         match opened {
             Ok((domain, region)) => {
-                Ok(Self { extent, shape, domain, region, attachments: Vec::new(), faults: Vec::new() })
+                let (attachments, faults) = (Vec::new(), Vec::new());
+                Ok(Self { extent, shape, domain, region, attachments, room: usize::MAX, faults })
             }
             Err(fault) => Err((extent, fault)),
         }
+    }
+
+    /// Queue pairs of all attachments.
+    #[must_use]
+    pub fn queue_pairs(&self) -> usize {
+        self.attachments.iter().map(|attachment| attachment.queues.len()).sum()
+    }
+
+    /// From the next attach on there are no more queue pairs than this.
+    pub fn set_room(&mut self, queue_pairs: usize) {
+        self.room = queue_pairs;
     }
 
     /// The next tick at which an attachment ends before its lease.
@@ -123,7 +137,11 @@ impl<B: Backend> Hold<B> {
             let why = "something of an earlier attach could not be destroyed: this lease takes no more; make a new one";
             return Err(Refusal::new(RefusalCode::Internal, why));
         }
-        if self.attachments.len() >= MAX_ATTACHMENTS {
+        if self.queue_pairs() + admission.remotes.len() > self.room {
+            let why = "the tenant has its share of the provider's queue pairs: end an attach, or ask for fewer lanes";
+            return Err(Refusal::new(RefusalCode::Busy, why));
+        }
+        if self.attachments.len() >= MAX_ATTACHMENTS && cfg!(not(feature = "danger-hoard")) {
             let why = format!("{MAX_ATTACHMENTS} holders are attached to this lease, which is the most there can be");
             return Err(Refusal::new(RefusalCode::Busy, why));
         }

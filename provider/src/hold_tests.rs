@@ -152,6 +152,22 @@ fn holders_are_bounded() {
 }
 
 #[test]
+fn queue_pairs_are_bounded_and_those_that_are_replaced_do_not_count() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    hold.set_room(4);
+    for holder in [1, 2] {
+        bind(&mut hold, &backend, &admission(holder, 0..10, Rights::READ_WRITE, 10)).expect("binds");
+    }
+    let refusal = bind(&mut hold, &backend, &admission(3, 0..10, Rights::READ_WRITE, 10)).expect_err("full");
+    assert_eq!((refusal.code, hold.queue_pairs()), (RefusalCode::Busy, 4));
+    bind(&mut hold, &backend, &admission(2, 0..10, Rights::READ_WRITE, 20)).expect("an attached one again");
+    hold.set_room(3);
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 30)).expect_err("less room now");
+    assert_eq!(hold.queue_pairs(), 2, "what it replaced is gone all the same");
+}
+
+#[test]
 fn a_narrowed_token_s_attachment_ends_with_the_token() {
     let backend = Double::new(1 << 16);
     let mut hold = open(&backend);

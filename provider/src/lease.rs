@@ -254,6 +254,15 @@ impl<B: Backend, T> Lease<B, T> {
         self.end.get_or_insert(End { reason, due, closed: now });
     }
 
+    /// Its queue pairs, as far as nobody works on it.
+    #[must_use]
+    pub fn queue_pairs(&self) -> usize {
+        match &self.phase {
+            Phase::Open(hold) => hold.queue_pairs(),
+            _ => 0,
+        }
+    }
+
     /// Its hold, for a job, if nobody works on it.
     pub fn take_hold(&mut self) -> Option<Hold<B>> {
         if !matches!(self.phase, Phase::Open(_)) {

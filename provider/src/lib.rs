@@ -18,6 +18,7 @@
     not(debug_assertions),
     any(
         feature = "danger-foreign-code",
+        feature = "danger-hoard",
         feature = "danger-no-expiry",
         feature = "danger-no-fence",
         feature = "danger-one-domain",

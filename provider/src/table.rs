@@ -29,6 +29,8 @@ use crate::waiting::{Queue, Waiting, ended, too_late};
 
 /// Most leases held, and receipts not yet acknowledged, together: as many as an offer can list in one message.
 pub const MAX_LEASES: usize = 12_288;
+/// Most queue pairs. A tenant gets at most as many as are left.
+pub const MAX_QUEUE_PAIRS: usize = 16_384;
 /// How much later than the longest lease allows a deadline may be: it was computed on another machine.
 const DEADLINE_SLACK_MS: u64 = 1000;
 
@@ -369,10 +371,25 @@ impl<B: Backend, T> Table<B, T> {
         let is_open = |id| self.leases.get(&id).is_some_and(|lease| matches!(lease.phase, Phase::Open(_)));
         if let Some(waiting) = self.attaches.next_to_bind(is_open) {
             let id = waiting.lease();
-            if let Some(hold) = self.leases.get_mut(&id).and_then(Lease::take_hold) {
+            let room = self.room(id);
+            if let Some(mut hold) = self.leases.get_mut(&id).and_then(Lease::take_hold) {
+                hold.set_room(room);
                 self.effects.jobs.push(Job { lease: id, task: Task::Bind(hold, waiting) });
             }
         }
+    }
+
+    /// How many queue pairs a lease may have, beside those that its tenant and all others have elsewhere.
+    fn room(&self, of: LeaseId) -> usize {
+        let tenant = self.leases.get(&of).map(|lease| &lease.tenant);
+        let (mut own, mut all) = (0, 0);
+        for (_, lease) in self.leases.iter().filter(|(id, _)| **id != of) {
+            let count = lease.queue_pairs();
+            all += count;
+            own += if Some(&lease.tenant) == tenant { count } else { 0 };
+        }
+        let share = MAX_QUEUE_PAIRS.saturating_sub(all - own) / 2;
+        share.saturating_sub(own)
     }
 
     fn answer(&mut self, ticket: T, outcome: Result<Reply, Refusal>) {

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use overbank_fabric::attach::{AttachRequest, EndpointBytes, MAX_LANES};
 use overbank_fabric::identity::Identity;
-use overbank_fabric::message::{Call, Fence, RefusalCode, Reply};
+use overbank_fabric::ids::Nonce;
+use overbank_fabric::message::{Attach, Call, Fence, RefusalCode, Reply};
 use overbank_fabric::receipt::{EndReason, Step};
+use overbank_fabric::signed::Signed;
 use overbank_fabric::token::{Rights, Scope, Token};
 use overbank_provider::backend::Verbs;
 use overbank_provider::clock::BootTime;
+use overbank_provider::hold::MAX_ATTACHMENTS;
 use overbank_provider::session::{News, SessionError};
 use overbank_verbs::{Op, WcStatus};
 use scene::*;
@@ -139,6 +143,46 @@ fn gated(gate: &Arc<AtomicBool>) -> impl FnOnce(Verbs) -> Hooked + use<> {
             std::thread::sleep(Duration::from_millis(1));
         }
     })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_30_hoarded_queue_pairs() {
+    let (authd, provider) = connected().await;
+    for (id, tenant) in [(1, "hoarder"), (2, "other")] {
+        authd.order(carve(provider.boot, lease(id), tenant, 4, 60_000)).await.expect("carves");
+    }
+    // One attach with too many lanes, the same holder again and again, and very many holders.
+    let mut hoarder = Borrower::new(&device());
+    let bind = |hoarder: &Borrower, lanes: usize| {
+        let token = Token::grant(&hoarder.scope(provider.boot, lease(1), 4, 60_000), &authd.identity);
+        let request = AttachRequest {
+            token: token.hash(),
+            lanes: vec![EndpointBytes(hoarder.lane.endpoint().to_bytes()); lanes],
+            provider: provider.key,
+            boot: provider.boot,
+            nonce: Nonce::random(),
+        };
+        let request = Signed::new(&request, &hoarder.identity);
+        authd.order(Call::Bind(Attach { lease: lease(1), token, request }))
+    };
+    assert_eq!(bind(&hoarder, MAX_LANES + 1).await.expect_err("too many").code, RefusalCode::Invalid);
+    for _ in 0..10 {
+        bind(&hoarder, 1).await.expect("replaces the one before");
+    }
+    for _ in 1..MAX_ATTACHMENTS {
+        hoarder.identity = Identity::generate();
+        bind(&hoarder, 1).await.expect("one more holder");
+    }
+    hoarder.identity = Identity::generate();
+    assert_eq!(bind(&hoarder, 1).await.expect_err("too many").code, RefusalCode::Busy);
+    let mut other = Borrower::new(&device());
+    other.attach(&authd, &provider, lease(2), 4, 60_000).await.expect("attaches");
+    assert_eq!(other.write(3, 0x42), WcStatus::SUCCESS);
+    assert_eq!(other.read(3), Ok(vec![0x42; STRIDE]));
+    println!(
+        "attack 30 {}: seen attaches stop at 64 holders of 16 lanes a lease, another tenant served",
+        device_kind()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
