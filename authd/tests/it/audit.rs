@@ -31,10 +31,10 @@ async fn all(operator: &mut Client) -> Vec<Line> {
 }
 
 fn records(lines: &[Line]) -> Vec<&Record> {
-    let record = |line| {
+    fn record(line: &Line) -> Option<&Record> {
         let Line::Record(hashed) = line else { return None };
         Some(&hashed.record)
-    };
+    }
     lines.iter().filter_map(record).collect()
 }
 
