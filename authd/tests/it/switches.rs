@@ -32,6 +32,10 @@ fn carves(lender: &Lender) -> usize {
     lender.lock().orders.iter().filter(|order| matches!(order, Call::Carve(_))).count()
 }
 
+/// What the crowd asks hangs for 30 s, and more of it waits. How much less than a second a switch takes is what
+/// `overbank-bench revoke` measures.
+const AHEAD: Duration = Duration::from_secs(5);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attack_35_an_order_to_fence_while_512_requests_hang() {
     let load = Load { requests_per_second: 100_000, requests_per_second_each: 100_000, ..Load::default() };
@@ -94,7 +98,7 @@ async fn attack_35_an_order_to_fence_while_512_requests_hang() {
     assert!(hers.ends().await && idle.ends().await, "her sessions end");
     let ended = begun.elapsed();
     for (what, took) in [("answered", answered), ("ordered", ordered), ("her sessions ended", ended)] {
-        assert!(took < Duration::from_secs(1), "{what} after {took:?}");
+        assert!(took < AHEAD, "{what} after {took:?}");
     }
 
     // The other switches, in the same crowd.
@@ -102,14 +106,16 @@ async fn attack_35_an_order_to_fence_while_512_requests_hang() {
     let mut second = daemon.client(&daemon.operator).await;
     let stopping = tokio::spawn(async move { second.call_for(2000, Call::LeaseStop(other)).await });
     until("the order to fence", || fence_of(other, EndReason::Stopped)).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < AHEAD, "{:?}", begun.elapsed());
     let provider = lender.identity.public().fingerprint();
     operator.call(Call::ProviderStop(provider)).await.expect("stopped");
     operator.call(Call::TenantStop("blue".parse().expect("a tenant"))).await.expect("stopped");
     assert_eq!(refused(stopping.await.expect("no panic")), RefusalCode::Deadline, "the lender says nothing");
     operator.call(Call::Shutdown).await.expect("the last one");
     drop((bob, crowd));
-    println!("attack 35 -: seen 512 requests in flight: switches answered, orders out and sessions closed within 1 s");
+    println!(
+        "attack 35 -: seen 512 requests in flight: switches answered, orders out and sessions closed ahead of them"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
