@@ -10,7 +10,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Variables that make the loader, the C library or libibverbs load code of somebody's choice. Any that begins with `LD_` is
-/// one of them, but for those in [`HARMLESS`].
+/// one of them, but for `LD_BIND_NOW`, which loads nothing.
 pub const VARIABLES: [&str; 4] = ["LD_", "GCONV_PATH", "RDMAV_DRIVERS", "IBV_DRIVERS"];
 /// These load nothing.
 const HARMLESS: [&str; 1] = ["LD_BIND_NOW"];
