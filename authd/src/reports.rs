@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use overbank_fabric::ids::LeaseId;
-use overbank_fabric::message::{LeaseInfo, LeaseState, ProviderStatus, Role, Status, TrustEntry, TrustState};
+use overbank_fabric::message::{LeaseInfo, LeaseState, ProviderStatus, Role, Status, TrustEntry};
 use overbank_fabric::signed::to_cbor;
 use serde::Serialize;
 
@@ -82,9 +82,8 @@ impl Core {
         let operator = me.role == Some(Role::Operator);
         let (leases, leased_bytes) = leases::active(self.store.read(), (!operator).then_some(&me.key))?;
         let drained = identities::drained(self.store.read())?;
-        let mut providers: Vec<ProviderStatus> = identities::list(self.store.read())?
+        let mut providers: Vec<ProviderStatus> = identities::providers(self.store.read())?
             .into_iter()
-            .filter(|entry| entry.state == TrustState::Trusted && entry.role == Some(Role::Provider))
             .map(|entry| match self.providers.get(&entry.key) {
                 Some(provider) => ProviderStatus {
                     fingerprint: entry.fingerprint,

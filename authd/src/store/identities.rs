@@ -67,6 +67,17 @@ pub(crate) fn list(db: &Connection) -> Result<Vec<TrustEntry>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// The trusted providers.
+pub(crate) fn providers(db: &Connection) -> Result<Vec<TrustEntry>, StoreError> {
+    let mut query = db.prepare_cached(&providers_sql())?;
+    let rows = query.query_map([], entry)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn providers_sql() -> String {
+    format!("{ENTRY} WHERE role = 'provider' AND state = 'trusted'")
+}
+
 /// At most `most` of those that somebody has decided on, by key, after this one.
 pub(crate) fn decided_after(
     db: &Connection,
@@ -109,10 +120,12 @@ pub(crate) fn is_drained(db: &Connection, key: &PublicKey) -> Result<bool, Store
 
 /// The providers that get no new leases.
 pub(crate) fn drained(db: &Connection) -> Result<HashSet<PublicKey>, StoreError> {
-    let mut query = db.prepare_cached("SELECT key FROM identities WHERE drained = 1")?;
+    let mut query = db.prepare_cached(DRAINED)?;
     let rows = query.query_map([], |row| Ok(PublicKey(row.get(0)?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
+
+pub(super) const DRAINED: &str = "SELECT key FROM identities WHERE role = 'provider' AND drained = 1";
 
 /// Says whether a provider gets new leases.
 pub(crate) fn drain(db: &Connection, key: &PublicKey, drained: bool) -> Result<(), StoreError> {

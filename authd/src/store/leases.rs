@@ -159,6 +159,14 @@ pub(crate) fn delete(db: &Connection, id: &LeaseId) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The condition for one holder's leases, or for all of them, on parameter 1: apart, so that an index serves each.
+fn whose(holder: Option<&PublicKey>) -> &'static str {
+    match holder {
+        Some(_) => "holder = ?1",
+        None => "?1 IS NULL",
+    }
+}
+
 /// Leases that their holders were told of, those that are not over first, then the newest first.
 pub(crate) fn granted(
     db: &Connection,
@@ -166,8 +174,9 @@ pub(crate) fn granted(
     mut each: impl FnMut(LeaseRow) -> std::ops::ControlFlow<()>,
 ) -> Result<(), StoreError> {
     let mut query = db.prepare_cached(&format!(
-        "{LEASE} WHERE stage NOT IN ('carving', 'abandoned') AND (?1 IS NULL OR holder = ?1)
-         ORDER BY stage IN ('ended', 'lost'), made_unix_ms DESC, id"
+        "{LEASE} WHERE stage NOT IN ('carving', 'abandoned') AND {}
+         ORDER BY stage IN ('ended', 'lost'), made_unix_ms DESC, id",
+        whose(holder)
     ))?;
     for row in query.query_map([holder.map(|key| key.0)], lease)? {
         if each(row?).is_break() {
@@ -227,10 +236,12 @@ pub(crate) fn hand_over(db: &Connection, old: &PublicKey, new: &PublicKey) -> Re
 
 /// Number of active leases and usable bytes in them; one holder's or all.
 pub(crate) fn active(db: &Connection, holder: Option<&PublicKey>) -> Result<(u64, u64), StoreError> {
-    let sums = "SELECT count(*), coalesce(sum(bytes), 0) FROM leases
-                WHERE stage = 'active' AND (?1 IS NULL OR holder = ?1)";
     let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    Ok(db.prepare_cached(sums)?.query_row([holder.map(|key| key.0)], row)?)
+    Ok(db.prepare_cached(&active_sql(holder))?.query_row([holder.map(|key| key.0)], row)?)
+}
+
+pub(super) fn active_sql(holder: Option<&PublicKey>) -> String {
+    format!("SELECT count(*), coalesce(sum(bytes), 0) FROM leases WHERE stage = 'active' AND {}", whose(holder))
 }
 
 /// Of a holder's leases that are over, keeps the newest `most`.

@@ -25,7 +25,13 @@ const APPLICATION_ID: i32 = 0x4f42_6164;
 /// Version 1 of the schema.
 const SCHEMA: &str = include_str!("schema.sql");
 /// Steps to version 2, 3, …: a changed schema gets one more, and none is ever changed.
-const UPGRADES: [&str; 4] = [delegates::SCHEMA, include_str!("audit.sql"), include_str!("trust.sql"), quotas::SCHEMA];
+const UPGRADES: [&str; 5] = [
+    delegates::SCHEMA,
+    include_str!("audit.sql"),
+    include_str!("trust.sql"),
+    quotas::SCHEMA,
+    include_str!("indexes.sql"),
+];
 /// Version of the schema after all of them (SQLite's `user_version`).
 const SCHEMA_VERSION: i32 = 1 + UPGRADES.len() as i32;
 
@@ -259,4 +265,29 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::from_secs(1))?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `status` comes from everybody, on the one thread of the decisions: it must not look at every identity and every lease
+    /// that ever was.
+    #[test]
+    fn what_everybody_may_ask_for_is_found_by_an_index() {
+        let me = PublicKey([1; 32]);
+        let store = Store::in_memory(&me);
+        let asked = [
+            identities::providers_sql(),
+            identities::DRAINED.to_owned(),
+            leases::active_sql(Some(&me)),
+            leases::active_sql(None),
+        ];
+        for sql in asked {
+            let mut plan = store.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("a query");
+            let steps = plan.raw_query().mapped(|row| row.get::<_, String>(3)).collect::<Result<Vec<_>, _>>();
+            let steps = steps.expect("a plan");
+            assert!(!steps.is_empty() && steps.iter().all(|step| step.contains("USING")), "{sql}: {steps:?}");
+        }
+    }
 }
