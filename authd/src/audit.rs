@@ -1,10 +1,13 @@
 //! The audit log as the decisions see it: what is recorded, in whose name, and what happens where there is no room.
 //!
 //! A record is written by [`crate::store::Tx::audit`] inside the transaction of the decision that it is about: there is no
-//! decision without its record, and no record of what was not decided. Three classes of events share the room:
+//! decision without its record, and no record of what was not decided. Classes of events share the room:
 //! what *grants* something stops where the log is full; what *ends* something has a reserve beyond that, then memory, and
-//! never stops; *notes* of what was refused, which strangers can cause, get half of the room and a bounded rate.
+//! never stops; *words* of providers are recorded at a bounded rate where there is room, and so are *notes* of what was
+//! refused, which get half of it. What a tenant may fill of it is bounded by its [`Budget`].
 
+mod budget;
+pub(crate) mod notes;
 pub(crate) mod outlet;
 
 use std::net::SocketAddr;
@@ -14,8 +17,9 @@ use std::time::{Duration, Instant};
 use overbank_fabric::audit::{Checkpoint, Line, MAX_DETAIL, Page, Query, Record};
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
-use overbank_fabric::message::{RefusalCode, Reply, Role};
+use overbank_fabric::message::{RefusalCode, Reply, Role, TrustEntry};
 use overbank_fabric::signed::to_cbor;
+use overbank_fabric::units::show_duration;
 
 use crate::clock::Now;
 use crate::core::{Asker, Core, Fault, refuse};
@@ -23,6 +27,8 @@ use crate::providers::plain;
 use crate::state::AuditFiles;
 use crate::store::leases::LeaseRow;
 use crate::store::{StoreError, audit as rows};
+use budget::Budget;
+use notes::Notes;
 
 /// A checkpoint follows after so many records.
 const SIGN_EVERY: u64 = 256;
@@ -42,7 +48,9 @@ pub(crate) enum Event {
     Started,
     /// It stops.
     Stopped,
-    /// The audit log has room again, after a time in which it had none.
+    /// The audit log has no room, its reserve included: records are missing from here on.
+    AuditFull,
+    /// It has room again, after a time in which it had none.
     AuditResumed,
     /// An operator has archived records: a checkpoint stands for them.
     Archived,
@@ -84,7 +92,7 @@ pub(crate) enum Event {
     Granted,
     /// A lease was given more time.
     Renewed,
-    /// A provider was told to bind queue pairs to a lease.
+    /// A provider has bound queue pairs to a lease.
     Attached,
     /// A lease's end has been ordered: given back, revoked, stopped, expired.
     Ending,
@@ -105,6 +113,8 @@ pub(crate) enum Class {
     Grant,
     /// It takes something away, or just is so.
     End,
+    /// A provider says it.
+    Word,
     /// It was refused.
     Note,
 }
@@ -112,10 +122,11 @@ pub(crate) enum Class {
 impl Event {
     /// Its name in the log, and its class.
     fn word(self) -> (&'static str, Class) {
-        use Class::{End, Grant, Note};
+        use Class::{End, Grant, Note, Word};
         match self {
             Self::Started => ("started", End),
             Self::Stopped => ("stopped", End),
+            Self::AuditFull => ("audit-full", End),
             Self::AuditResumed => ("audit-resumed", End),
             Self::Archived => ("archived", End),
             Self::Seen => ("seen", Note),
@@ -138,12 +149,13 @@ impl Event {
             Self::QuotaSet => ("quota-set", End),
             Self::Granted => ("granted", Grant),
             Self::Renewed => ("renewed", Grant),
-            Self::Attached => ("attached", Grant),
+            // It is so by then; there was room for it when it was ordered.
+            Self::Attached => ("attached", End),
             Self::Ending => ("ending", End),
             Self::Ended => ("ended", End),
             Self::Lost => ("lost", End),
-            Self::Offered => ("offered", End),
-            Self::ProviderAway => ("provider-away", End),
+            Self::Offered => ("offered", Word),
+            Self::ProviderAway => ("provider-away", Word),
         }
     }
 
@@ -173,7 +185,7 @@ impl Bounds {
     pub(crate) fn of(self, class: Class) -> Self {
         let share = |all: u64, reserve: u64| match class {
             Class::Note => all / 2,
-            Class::Grant => all,
+            Class::Grant | Class::Word => all,
             Class::End => all.saturating_add((all / 8).max(reserve)),
         };
         Self { records: share(self.records, 64), bytes: share(self.bytes, 64 << 10) }
@@ -258,9 +270,12 @@ impl Entry {
         Self { detail, ..self }
     }
 
-    /// And so many before it that were not recorded.
+    /// And so many like it, of anybody's, that were not recorded before it.
     pub(crate) fn unrecorded(self, count: u64) -> Self {
-        let detail = format!("{} (and {count} refusals before it, not recorded)", self.detail);
+        if count == 0 {
+            return self;
+        }
+        let detail = format!("{} (and {count} like it before, not recorded)", self.detail);
         self.detail(detail)
     }
 
@@ -283,38 +298,6 @@ impl Entry {
     }
 }
 
-/// What strangers can cause is recorded at this rate, and the rest counted.
-#[derive(Debug)]
-pub(crate) struct Notes {
-    left: f64,
-    filled: Option<Instant>,
-    unrecorded: u64,
-}
-
-impl Default for Notes {
-    fn default() -> Self {
-        Self { left: Self::BURST, filled: None, unrecorded: 0 }
-    }
-}
-
-impl Notes {
-    const BURST: f64 = 64.0;
-    const EACH_SECOND: f64 = 1.0;
-
-    /// Whether one more is recorded now, and how many were not since the last that was.
-    pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
-        let since = self.filled.map_or(Duration::ZERO, |filled| now.saturating_duration_since(filled));
-        self.left = (self.left + since.as_secs_f64() * Self::EACH_SECOND).min(Self::BURST);
-        self.filled = Some(now);
-        if self.left < 1.0 {
-            self.unrecorded += 1;
-            return None;
-        }
-        self.left -= 1.0;
-        Some(std::mem::take(&mut self.unrecorded))
-    }
-}
-
 /// Keeping the log in order between decisions.
 pub(crate) struct Keeping {
     /// The last record that a checkpoint covers.
@@ -323,17 +306,28 @@ pub(crate) struct Keeping {
     unsigned_since: Option<Instant>,
     /// Nothing is tried before this, after a failure.
     not_before: Option<Instant>,
-    /// When memory began to take what the store had no room for.
-    full_since_unix_ms: Option<u64>,
+    /// It was said that there is no room.
+    said_full: bool,
     pub(crate) outlets: Vec<outlet::Outlet>,
     /// Bounds what is recorded of those who come in.
-    pub(crate) arrivals: Notes,
+    pub(crate) arrivals: Notes<()>,
+    /// Bounds what is recorded of each provider's coming and going.
+    pub(crate) lenders: Notes<PublicKey>,
+    budget: Budget,
 }
 
 impl Keeping {
-    pub(crate) fn new(signed: u64) -> Self {
-        let (outlets, arrivals) = (Vec::new(), Notes::default());
-        Self { signed, unsigned_since: None, not_before: None, full_since_unix_ms: None, outlets, arrivals }
+    pub(crate) fn new(signed: u64, bounds: Bounds, now: Instant) -> Self {
+        Self {
+            signed,
+            unsigned_since: None,
+            not_before: None,
+            said_full: false,
+            outlets: Vec::new(),
+            arrivals: Notes::new(notes::STRANGERS, now),
+            lenders: Notes::new(notes::TRUSTED, now),
+            budget: Budget::new(bounds, now),
+        }
     }
 }
 
@@ -347,9 +341,38 @@ impl Core {
     pub(crate) fn note(&mut self, cause: Cause, entry: Entry) -> Result<(), StoreError> {
         self.on_behalf(cause);
         match entry.event.class() {
-            Class::Note => self.store.note(|tx| tx.audit(entry)),
-            Class::Grant | Class::End => self.store.write(|tx| tx.audit(entry)),
+            Class::Note => self.store.note(|tx| tx.audit(entry.clone())),
+            Class::Grant | Class::End | Class::Word => self.store.write(|tx| tx.audit(entry.clone())),
         }
+    }
+
+    /// Records what a provider says or does, at a bounded rate.
+    pub(crate) fn word(
+        &mut self,
+        cause: Cause,
+        provider: &PublicKey,
+        entry: Entry,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        match self.keeping.lenders.pass(provider, now.instant) {
+            Some(unrecorded) => self.note(cause, entry.unrecorded(unrecorded)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a member of a tenant may be granted one thing more: before anything of it is ordered.
+    pub(crate) fn may_grant(&mut self, me: &TrustEntry, now: Now) -> Result<(), Fault> {
+        if let Some(none) = self.store.trail.no_grants() {
+            return Err(none.into());
+        }
+        let Some(tenant) = &me.tenant else { return Ok(()) };
+        self.keeping.budget.take(tenant, &me.key, now.instant).map_err(|wait| {
+            let text = format!(
+                "you, or tenant {tenant}, have made as many grants lately as the audit log has room for: try again in {}",
+                show_duration(Duration::from_secs(wait.as_secs() + 1))
+            );
+            refuse(RefusalCode::Busy, text)
+        })
     }
 
     /// The daemon begins to serve.
@@ -421,12 +444,13 @@ impl Core {
             return;
         }
         self.keeping.not_before = None;
-        let kept = self.store.trail.kept.len() as u64 + self.store.trail.lost;
-        if kept > 0 && self.keeping.full_since_unix_ms.is_none() {
-            self.keeping.full_since_unix_ms = Some(now.unix_ms);
+        self.store.look_at_disk();
+        let full = self.store.trail.gap.is_some();
+        if full && !self.keeping.said_full {
             tracing::error!("the audit log is full: nothing is granted, what ends things is kept in memory");
         }
-        let done = self.write_kept(now).and_then(|()| {
+        self.keeping.said_full = full;
+        let done = self.close_gap(now).and_then(|()| {
             let head = self.store.trail.head.seq;
             if head == self.keeping.signed {
                 return Ok(());
@@ -443,23 +467,11 @@ impl Core {
     }
 
     /// Writes what memory kept, now that there is room, and that there was none.
-    fn write_kept(&mut self, now: Now) -> Result<(), StoreError> {
-        if !self.store.trail.can_write_kept() {
-            return Ok(());
+    fn close_gap(&mut self, now: Now) -> Result<(), StoreError> {
+        if self.store.trail.can_close_gap() {
+            self.store.write(|tx| tx.close_gap(now.unix_ms))?;
+            tracing::warn!("the audit log has room again");
         }
-        let records: Vec<Record> = self.store.trail.kept.iter().cloned().collect();
-        let (kept, lost) = (records.len(), self.store.trail.lost);
-        let since = self.keeping.full_since_unix_ms.unwrap_or(now.unix_ms);
-        let gap = Entry::new(Event::AuditResumed)
-            .detail(format!(
-                "no room since {since} (unix ms): {kept} records kept in memory and written now, {lost} lost"
-            ))
-            .record(&Cause::own(now), None);
-        self.store.write(|tx| records.into_iter().chain([gap]).try_for_each(|record| tx.append(record)))?;
-        self.store.trail.kept.clear();
-        self.store.trail.lost = 0;
-        self.keeping.full_since_unix_ms = None;
-        tracing::warn!(kept, lost, "the audit log has room again");
         Ok(())
     }
 
@@ -501,8 +513,9 @@ impl Core {
         self.store.trail.stopped = self.keeping.outlets.iter().find_map(outlet::Outlet::why_stopped);
     }
 
-    /// Forgets the records up to a head that the asker has, so that there is room. The head stays, and stands for them.
-    pub(crate) fn audit_forget(&mut self, head: &Checkpoint) -> Result<Reply, Fault> {
+    /// Forgets the records up to a head that the asker has, so that there is room. The head stays, and stands for them. Only
+    /// what the audit file has on its disk is forgotten: no operator takes the daemon's last copy away.
+    pub(crate) fn audit_forget(&mut self, head: &Checkpoint, now: Now) -> Result<Reply, Fault> {
         let invalid = |text: String| refuse(RefusalCode::Invalid, text);
         if head.verify().is_err() || head.authd() != self.identity.public() {
             return Err(invalid("that head is not signed by this auth daemon".to_owned()));
@@ -512,15 +525,24 @@ impl Core {
         let Some(at) = at.filter(|at| at.hash == head.hash) else {
             return Err(invalid(format!("record {seq} is not in this log, or is another")));
         };
-        if self.keeping.outlets.iter().any(|outlet| !outlet.has(seq)) {
-            return Err(refuse(RefusalCode::Busy, "the audit file does not have those records yet: try again"));
+        match self.keeping.outlets.iter().find_map(outlet::Outlet::on_disk) {
+            Some(on_disk) if on_disk >= seq => {}
+            Some(_) => {
+                let text = format!("the audit file does not have record {seq} on its disk yet: try again in a moment");
+                return Err(refuse(RefusalCode::Busy, text));
+            }
+            None => {
+                let text = "records are forgotten once a file of the auth daemon's own has them: start it with \
+                            --audit-file FILE, a file on a disk, and archive again";
+                return Err(invalid(text.to_owned()));
+            }
         }
         self.store.write(|tx| {
             rows::insert_checkpoint(tx, head)?;
-            let count = rows::forget(tx, seq)?;
+            let count = tx.forget(at)?;
+            tx.close_gap(now.unix_ms)?;
             tx.audit(Entry::new(Event::Archived).detail(format!("{count} records, to record {seq}")))
         })?;
-        self.store.trail.forgotten(at);
         tracing::info!(to = seq, "records of the audit log are forgotten");
         Ok(Reply::Done)
     }
@@ -530,7 +552,7 @@ impl Core {
         let db = self.store.read();
         let head = self.head(now);
         let first = rows::first_seq(db)?.unwrap_or(head.seq + 1);
-        let from = query.from_seq.max(first);
+        let from = query.from_seq.max(first).min(head.seq + 1);
         let mut page = Page { lines: Vec::new(), next_seq: from, head };
         let mut room = PAGE;
         if query.all && from > 1 && query.from_seq <= first {

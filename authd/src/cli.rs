@@ -175,7 +175,8 @@ pub struct Serve {
     /// not start; off.
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = str::parse::<Mode>)]
     pub sandbox: Mode,
-    /// Also write the audit log to this file, as JSON lines. As long as it cannot be written, nothing is granted.
+    /// Also write the audit log to this file, as JSON lines. As long as it cannot be written, nothing is granted. What it has on a
+    /// disk, operators can have the daemon forget.
     #[arg(long, value_name = "FILE")]
     pub audit_file: Option<PathBuf>,
     /// Append the signed heads of the audit log to this file, on a disk of another machine, for `overbank audit verify`.
@@ -187,11 +188,12 @@ pub struct Serve {
     /// Most bytes in the audit log.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = str::parse::<Size>)]
     pub audit_max_bytes: Size,
-    /// How many operators must approve what --critical names. With more than one, making and revoking operators takes as many
-    /// also.
+    /// How many operators must approve what --critical names. With more than one, making and revoking operators, and
+    /// forgetting audit records, takes as many also.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub approvals: u32,
-    /// What takes several operators: any of trust, revoke, stop-lease, stop-tenant, stop-provider, drain, shutdown, with commas.
+    /// What takes several operators: any of trust, revoke, stop-lease, stop-tenant, stop-provider, drain, shutdown, quota,
+    /// with commas.
     #[arg(long, value_name = "OPERATIONS", value_delimiter = ',', value_parser = str::parse::<Critical>)]
     pub critical: Vec<Critical>,
     /// How log lines look.

@@ -15,7 +15,7 @@ use crate::audit::{Bounds, Cause, Keeping};
 use crate::clock::Now;
 use crate::proposals::Consent;
 use crate::providers::Provider;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Undone};
 
 /// What an operator of the daemon may set.
 #[derive(Debug, Clone, Copy)]
@@ -142,8 +142,8 @@ pub(crate) enum Then {
     CaughtUp(LeaseId),
     /// A lease is being ended; whether its holder waits for it.
     Fenced(Fencing, Waiting),
-    /// Queue pairs are being bound.
-    Bound,
+    /// Queue pairs are being bound to a lease.
+    Bound(LeaseId),
     /// Somebody with whom a lease was shared is being detached.
     Detached(LeaseId, PublicKey),
 }
@@ -208,13 +208,19 @@ pub(crate) enum Fault {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::AuditStopped(why) => refuse(
-                RefusalCode::AuditFull,
-                format!(
-                    "nothing is granted: {why}; what is there goes on, and an operator can make room (overbank audit archive FILE)"
-                ),
-            ),
+            StoreError::AuditStopped(why) => {
+                refuse(RefusalCode::AuditFull, format!("nothing is granted: {why}; what is there goes on"))
+            }
             error => Self::Store(error),
+        }
+    }
+}
+
+impl Undone for Fault {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Refused(_) => None,
         }
     }
 }
@@ -246,7 +252,7 @@ impl Core {
     /// Takes up where the store left off.
     pub(crate) fn new(mut store: Store, identity: Arc<Identity>, limits: Limits, now: Now) -> Self {
         store.trail.bounds = limits.audit;
-        let keeping = Keeping::new(store.trail.head.seq);
+        let keeping = Keeping::new(store.trail.head.seq, limits.audit, now.instant);
         Self {
             store,
             identity,
@@ -282,7 +288,7 @@ impl Core {
             Call::TrustApprove(approve) => Reply::Trust(vec![self.approve(approve)?]),
             Call::TrustRevoke(fingerprint) => Reply::Trust(vec![self.revoke(&fingerprint, now)?]),
             Call::TrustInvite(invite) => Reply::Invitation(self.invite(&me.key, invite, now)?),
-            Call::AuditForget(head) => self.audit_forget(&head)?,
+            Call::AuditForget(head) => self.audit_forget(&head, now)?,
             Call::Audit(query) => Reply::Audit(Box::new(self.audit_page(&query, now)?)),
             Call::TrustShow(fingerprint) => Reply::Trust(vec![self.trust_show(&fingerprint)?]),
             Call::TrustDeny(fingerprint) => Reply::Trust(vec![self.deny(&fingerprint)?]),
@@ -328,7 +334,7 @@ impl Core {
             Then::Extended(lease, tick) => self.extended(&lease, tick, outcome, now),
             Then::CaughtUp(lease) => self.caught_up(&lease, outcome),
             Then::Fenced(fencing, waiting) => self.fenced(&fencing, waiting, outcome, now),
-            Then::Bound => bound(outcome),
+            Then::Bound(lease) => self.bound(&lease, outcome),
             Then::Detached(lease, holder) => self.detached(lease, holder, outcome),
         }
     }
@@ -346,14 +352,6 @@ impl Core {
     /// The entry of an identity that the session has proven and [`Core::admit`] has written down.
     pub(crate) fn entry(&self, key: &PublicKey) -> Result<Option<TrustEntry>, StoreError> {
         crate::store::identities::find(self.store.read(), key)
-    }
-}
-
-/// A provider's answer to an attach goes through as it came.
-fn bound(outcome: Result<Reply, OrderError>) -> Result<Next, Fault> {
-    match outcome {
-        Ok(reply @ Reply::Attached(_)) => Ok(Next::Answer(reply)),
-        other => Err(crate::leases::provider_failed(other).into()),
     }
 }
 

@@ -14,7 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
-use crate::audit::{Cause, Entry, Notes};
+use crate::audit::notes::{self, Notes};
+use crate::audit::{Cause, Entry};
 use crate::clock::{Now, millis};
 use crate::core::Load;
 use crate::core::{Asker, Core, Effect, Next, Order, OrderError, SessionId};
@@ -44,8 +45,8 @@ pub(crate) struct Hub {
     pub(crate) strangers: Shares<Host>,
     pub(crate) rates: Rates,
     load: Load,
-    /// Bounds what of it is recorded in the audit log.
-    notes: Mutex<Notes>,
+    /// Bounds what of it is recorded in the audit log: of strangers, and of those who are trusted.
+    notes: Mutex<(Notes<()>, Notes<PublicKey>)>,
     links: Mutex<HashMap<SessionId, Link>>,
     next_session: AtomicU64,
     changed: Notify,
@@ -72,15 +73,16 @@ pub(crate) struct Signals {
 
 impl Hub {
     pub(crate) fn new(desk: Desk, load: Load) -> Self {
+        let now = std::time::Instant::now();
         Self {
             desk,
             rejections: Gate::default(),
             answers: Gate::default(),
             requests: Shares::new(load.requests),
             strangers: Shares::new(load.strangers),
-            rates: Rates::new(&load, std::time::Instant::now()),
+            rates: Rates::new(&load, now),
             load,
-            notes: Mutex::default(),
+            notes: Mutex::new((Notes::new(notes::STRANGERS, now), Notes::new(notes::TRUSTED, now))),
             links: Mutex::default(),
             next_session: AtomicU64::new(0),
             changed: Notify::new(),
@@ -98,11 +100,18 @@ impl Hub {
         }
     }
 
-    /// Records what was refused, at a bounded rate, without waiting for it.
-    pub(crate) fn note(self: &Arc<Self>, cause: Cause, entry: Entry) {
-        let pass = self.notes.lock().unwrap_or_else(PoisonError::into_inner).pass(std::time::Instant::now());
+    /// Records what was refused, to a stranger or to somebody trusted, at a bounded rate, without waiting for it.
+    pub(crate) fn note(self: &Arc<Self>, trusted: Option<PublicKey>, cause: Cause, entry: Entry) {
+        let now = std::time::Instant::now();
+        let pass = {
+            let (strangers, members) = &mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            match trusted {
+                None => strangers.pass(&(), now),
+                Some(key) => members.pass(&key, now),
+            }
+        };
         let Some(unrecorded) = pass else { return };
-        let entry = if unrecorded > 0 { entry.unrecorded(unrecorded) } else { entry };
+        let entry = entry.unrecorded(unrecorded);
         let desk = self.desk.clone();
         // Where it fails, the desk has logged why.
         tokio::spawn(async move { desk.run(move |core| core.note(cause, entry)).await });

@@ -91,9 +91,7 @@ impl Core {
         self.check_ttl(wish.ttl_ms)?;
         let made = leases::find_by_nonce(self.store.read(), &me.key, &wish.nonce)?;
         let Some(row) = made.filter(|_| !cfg!(feature = "danger-no-nonce")) else {
-            if let Some(full) = self.store.trail.no_grants() {
-                return Err(full.into());
-            }
+            self.may_grant(me, now)?;
             return self.carve(&me.key, wish, Vec::new(), now);
         };
         if (row.bytes, row.block) != (wish.bytes, wish.block) {
@@ -354,6 +352,7 @@ impl Core {
         if tick <= row.deadline {
             return self.granted(&row, now);
         }
+        self.may_grant(me, now)?;
         let call = Call::Extend(Extend { lease: row.id, deadline: Deadline { boot: row.boot, tick } });
         Ok(Next::Order(Box::new(Order { session, call, then: Then::Extended(row.id, tick) })))
     }
@@ -487,9 +486,22 @@ impl Core {
         let row = row.ok_or_else(|| no_such_lease(&attach.lease))?;
         self.left_of_active(&row, now)?;
         let (_, session) = self.provider_of(&row, now)?;
+        self.may_grant(me, now)?;
         self.hand_on(&row, chain.holders())?;
-        self.store.write(|tx| tx.audit(Entry::new(Event::Attached).about(&row)))?;
-        Ok(Next::Order(Box::new(Order { session, call: Call::Bind(attach), then: Then::Bound })))
+        let then = Then::Bound(row.id);
+        Ok(Next::Order(Box::new(Order { session, call: Call::Bind(attach), then })))
+    }
+
+    /// The provider's answer to an attach goes through as it came. What it refuses is not on record.
+    pub(crate) fn bound(&mut self, lease: &LeaseId, outcome: Result<Reply, OrderError>) -> Result<Next, Fault> {
+        let Ok(reply @ Reply::Attached(_)) = outcome else { return Err(provider_failed(outcome).into()) };
+        let attached = Entry::new(Event::Attached);
+        let attached = match leases::find(self.store.read(), lease)? {
+            Some(row) => attached.about(&row),
+            None => attached.lease(*lease),
+        };
+        self.store.write(|tx| tx.audit(attached.clone()))?;
+        Ok(Next::Answer(reply))
     }
 }
 

@@ -42,12 +42,22 @@ pub enum Critical {
     Drain,
     /// Stop the auth daemon.
     Shutdown,
+    /// Set a tenant's quota.
+    Quota,
 }
 
 impl Critical {
     /// All there are.
-    pub const ALL: [Self; 7] =
-        [Self::Trust, Self::Revoke, Self::StopLease, Self::StopTenant, Self::StopProvider, Self::Drain, Self::Shutdown];
+    pub const ALL: [Self; 8] = [
+        Self::Trust,
+        Self::Revoke,
+        Self::StopLease,
+        Self::StopTenant,
+        Self::StopProvider,
+        Self::Drain,
+        Self::Shutdown,
+        Self::Quota,
+    ];
 
     fn bit(self) -> u8 {
         1 << self as u8
@@ -63,6 +73,7 @@ impl Critical {
             Call::ProviderStop(_) => Self::StopProvider,
             Call::ProviderDrain(_) | Call::ProviderUndrain(_) => Self::Drain,
             Call::Shutdown => Self::Shutdown,
+            Call::TenantQuota(_) => Self::Quota,
             Call::WhoAmI
             | Call::Join(_)
             | Call::Rotate(_)
@@ -77,7 +88,6 @@ impl Critical {
             | Call::Audit(_)
             | Call::AuditForget(_)
             | Call::TenantList
-            | Call::TenantQuota(_)
             | Call::Status
             | Call::TrustList
             | Call::TrustShow(_)
@@ -108,6 +118,7 @@ impl fmt::Display for Critical {
             Self::StopProvider => "stop-provider",
             Self::Drain => "drain",
             Self::Shutdown => "shutdown",
+            Self::Quota => "quota",
         })
     }
 }
@@ -137,7 +148,7 @@ impl Default for Consent {
 
 impl Consent {
     /// These operations take `approvals` operators. Where that is more than one, making and revoking operators does too:
-    /// else one of them would make himself the others.
+    /// else one of them would make himself the others. So does forgetting what they did.
     #[must_use]
     pub fn new(approvals: u32, critical: &[Critical]) -> Self {
         Self { approvals, critical: critical.iter().fold(0, |bits, it| bits | it.bit()) }
@@ -179,8 +190,8 @@ impl Core {
         Ok(Some(self.shown(&row, now)?))
     }
 
-    /// How many operators a call takes. What makes or ends operators takes all there are where those are too few: who has
-    /// no others makes them alone, and of two neither gets rid of the other.
+    /// How many operators a call takes. What makes or ends operators, or forgets what they did, takes all there are where
+    /// those are too few: who has no others makes them alone, and of two neither gets rid of the other.
     fn needed(&self, call: &Call) -> Result<u32, Fault> {
         let Consent { approvals, critical } = self.limits.consent;
         if approvals > 1 && self.is_about_operators(call)? {
@@ -191,7 +202,7 @@ impl Core {
         Ok(if marked { approvals.max(1) } else { 1 })
     }
 
-    /// Whether somebody becomes an operator by it, or an operator ceases to be one.
+    /// Whether somebody becomes an operator by it, an operator ceases to be one, or records of theirs are forgotten.
     fn is_about_operators(&self, call: &Call) -> Result<bool, Fault> {
         Ok(match call {
             Call::TrustApprove(approve) => approve.role == Role::Operator,
@@ -201,6 +212,7 @@ impl Core {
                 let whom = self.newest(fingerprint)?;
                 (whom.state, whom.role) == (TrustState::Trusted, Some(Role::Operator))
             }
+            Call::AuditForget(_) => true,
             _ => false,
         })
     }

@@ -16,7 +16,7 @@ use crate::clock::{Now, ProviderClock};
 use crate::core::{Asker, Core, Effect, Fault, Fencing, Next, Order, OrderError, SessionId, Then, Waiting, refuse};
 use crate::leases::provider_failed;
 use crate::store::leases::{self, LeaseRow, Stage};
-use crate::store::{StoreError, delegates, identities, successions};
+use crate::store::{StoreError, Tx, delegates, identities, successions};
 
 /// A provider that was not heard of for this long gets no leases and no attaches.
 const AWAY: Duration = Duration::from_secs(5);
@@ -87,16 +87,21 @@ struct Compared {
 }
 
 /// Writes down that a provider does not hold a lease that the store has it hold.
-fn give_up(db: &Connection, row: &LeaseRow, offer: &Offer) -> Result<(), StoreError> {
+fn give_up(tx: &Tx<'_>, row: &LeaseRow, offer: &Offer) -> Result<(), StoreError> {
     let same_life = row.boot == offer.boot;
-    match row.stage {
+    let (event, why) = match row.stage {
         // Ended there while the session was down, well or not: its receipt, or the next order to fence it, says which.
         Stage::Active if same_life && row.deadline <= offer.heartbeat.tick => {
-            leases::update(db, &Core::stopped(row, EndReason::Expired))
+            leases::update(tx, &Core::stopped(row, EndReason::Expired))?;
+            (Event::Ending, "expired while its provider was away")
         }
-        Stage::Ending if same_life => Ok(()),
-        _ => lose(db, row, None),
-    }
+        Stage::Ending if same_life => return Ok(()),
+        _ => {
+            lose(tx, row, None)?;
+            (Event::Lost, "its provider does not hold it")
+        }
+    };
+    tx.audit(Entry::new(event).about(row).detail(why))
 }
 
 impl Core {
@@ -111,7 +116,7 @@ impl Core {
             return Err(refuse(RefusalCode::Invalid, "a lease of another life cannot be held"));
         }
         check(&offer.heartbeat)?;
-        let Compared { unknown, behind, missing } = self.compare(&asker.key, &offer)?;
+        let Compared { unknown, behind, missing } = self.compare(&asker.key, &offer, now)?;
         let (boot, holds) = (offer.boot, offer.leases.len());
         let (to_fence, to_extend) = (unknown.len(), behind.len());
         tracing::info!(%boot, holds, missing, to_fence, to_extend, "a provider offers its pool");
@@ -139,7 +144,7 @@ impl Core {
     }
 
     /// Compares what a provider holds with what the store has it hold. The store gives up what is not there.
-    fn compare(&mut self, provider: &PublicKey, offer: &Offer) -> Result<Compared, StoreError> {
+    fn compare(&mut self, provider: &PublicKey, offer: &Offer, now: Now) -> Result<Compared, StoreError> {
         let open = leases::open_at(self.store.read(), provider)?;
         let held: HashMap<LeaseId, Tick> = offer.leases.iter().map(|held| (held.lease, held.deadline.tick)).collect();
         let known: HashSet<LeaseId> = open.iter().map(|row| row.id).collect();
@@ -160,13 +165,13 @@ impl Core {
             }
         }
         let lost = missing.iter().filter(|row| row.stage == Stage::Active).count();
+        let unrecorded = self.keeping.lenders.pass(provider, now.instant);
         self.store.write(|tx| {
-            let detail = format!("{} bytes, life {}, holds {}", offer.pool_bytes, offer.boot, offer.leases.len());
-            tx.audit(Entry::new(Event::Offered).detail(detail))?;
-            missing.into_iter().try_for_each(|row| {
-                tx.audit(Entry::new(Event::Lost).about(row).detail("its provider does not hold it"))?;
-                give_up(tx, row, offer)
-            })
+            if let Some(unrecorded) = unrecorded {
+                let detail = format!("{} bytes, life {}, holds {}", offer.pool_bytes, offer.boot, offer.leases.len());
+                tx.audit(Entry::new(Event::Offered).detail(detail).unrecorded(unrecorded))?;
+            }
+            missing.iter().try_for_each(|row| give_up(tx, row, offer))
         })?;
         Ok(Compared { unknown, behind, missing: lost })
     }

@@ -202,12 +202,12 @@ impl Coming {
         let (channel, peer) = match timeout(porter.handshake_time, channel::accept_at(stream, &identity, &place)).await
         {
             Err(_) => {
-                hub.note(Cause::from(from, Now::read()), Entry::new(Event::HandshakeFailed).detail("too slow"));
+                hub.note(None, Cause::from(from, Now::read()), Entry::new(Event::HandshakeFailed).detail("too slow"));
                 return hub.rejected("handshake-time", &from);
             }
             Ok(Err(error)) => {
                 let entry = Entry::new(Event::HandshakeFailed).detail(error.to_string());
-                hub.note(Cause::from(from, Now::read()), entry);
+                hub.note(None, Cause::from(from, Now::read()), entry);
                 return hub.rejected("handshake", &format_args!("{from}: {error}"));
             }
             Ok(Ok(proven)) => proven,

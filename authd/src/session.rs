@@ -54,7 +54,7 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
     let key = peer.key;
     if entry.state == TrustState::Revoked {
         let cause = Cause { who: Some(key), ..Cause::from(from, Now::read()) };
-        hub.note(cause, Entry::refused("session", RefusalCode::Revoked));
+        hub.note(None, cause, Entry::refused("session", RefusalCode::Revoked));
     }
     let Ok(mut standing) = Standing::of(&hub, &entry, from) else {
         return hub.rejected("strangers", &from);
@@ -117,9 +117,9 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
     // In this order: no new orders come this way, then the provider is away.
     hub.leave(id);
     drop(incoming);
-    let closed = move |core: &mut Core| match core.session_closed(id) {
-        true => core.note(Cause::of(&asker, Now::read()), Entry::new(Event::ProviderAway)),
-        false => Ok(()),
+    let closed = move |core: &mut Core| match (core.session_closed(id), Now::read()) {
+        (true, now) => core.word(Cause::of(&asker, now), &key, Entry::new(Event::ProviderAway), now),
+        (false, _) => Ok(()),
     };
     // Fails only where the desk has ended, and then there is nothing to tell it.
     let _ = hub.desk.run(closed).await;
@@ -189,6 +189,10 @@ async fn respond(
     let (name, _) = rule(&call);
     let peer = asker.key.fingerprint();
     let span = tracing::error_span!("request", %correlation, %peer, call = name, lease = tracing::field::Empty);
+    let trusted = match turn {
+        Turn::Request(Lane::Strangers, _) => None,
+        _ => Some(asker.key),
+    };
     let about = lease_of(&call);
     if let Some(lease) = about {
         span.record("lease", tracing::field::display(lease));
@@ -225,6 +229,7 @@ async fn respond(
             if matters(refusal.code) {
                 let entry = Entry::refused(name, refusal.code);
                 hub.note(
+                    trusted,
                     Cause::of(&asker, received),
                     about.map_or_else(|| entry.clone(), |it| entry.clone().lease(it)),
                 );

@@ -47,7 +47,7 @@ impl Core {
     pub(crate) fn stop_tenant(&mut self, tenant: &Tenant) -> Result<u64, Fault> {
         let rows = leases::live_of_tenant(self.store.read(), tenant)?;
         let what = Entry::new(Event::StopOrdered).tenant(Some(tenant.clone())).detail("a tenant");
-        let stopped = self.stop_all(&rows, what)?;
+        let stopped = self.stop_all(&rows, &what)?;
         tracing::info!(%tenant, leases = stopped, "a tenant was stopped");
         Ok(stopped)
     }
@@ -58,16 +58,16 @@ impl Core {
         let key = self.trust_show(fingerprint)?.key;
         let rows = leases::open_at(self.store.read(), &key)?;
         let what = Entry::new(Event::StopOrdered).target(*fingerprint).detail("a provider");
-        let stopped = self.stop_all(&rows, what)?;
+        let stopped = self.stop_all(&rows, &what)?;
         tracing::info!(provider = %fingerprint, leases = stopped, "a provider was stopped");
         Ok(stopped)
     }
 
     /// Ends those of these leases that are not ending yet; how many of them somebody was told of.
-    fn stop_all(&mut self, rows: &[LeaseRow], what: Entry) -> Result<u64, Fault> {
+    fn stop_all(&mut self, rows: &[LeaseRow], what: &Entry) -> Result<u64, Fault> {
         let live: Vec<_> = rows.iter().filter(|row| matches!(row.stage, Stage::Carving | Stage::Active)).collect();
         self.store.write(|tx| {
-            tx.audit(what)?;
+            tx.audit(what.clone())?;
             live.iter().try_for_each(|row| {
                 leases::update(tx, &Self::stopped(row, EndReason::Stopped))?;
                 tx.audit(Entry::new(Event::Ending).about(row).detail("stopped"))

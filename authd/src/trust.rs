@@ -139,11 +139,14 @@ impl Core {
         self.on_behalf(Cause { who: Some(*key), from: from.parse().ok(), ..Cause::own(now) });
         match identities::find(self.store.read(), key)? {
             None => {
-                let seen =
-                    self.keeping.arrivals.pass(now.instant).map(|_| Entry::new(Event::Seen).detail("the first time"));
+                let seen = self
+                    .keeping
+                    .arrivals
+                    .pass(&(), now.instant)
+                    .map(|_| Entry::new(Event::Seen).detail("the first time"));
                 self.store.note(|tx| {
                     identities::insert_pending(tx, key, from, now.unix_ms, most)?;
-                    seen.map_or(Ok(()), |seen| tx.audit(seen))
+                    seen.as_ref().map_or(Ok(()), |seen| tx.audit(seen.clone()))
                 })?;
             }
             Some(entry) => {
@@ -151,7 +154,7 @@ impl Core {
                 let host = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
                 let moved = entry.last_seen_from.as_deref().and_then(host) != host(from);
                 if moved || now.unix_ms.abs_diff(noted) >= SEEN_AGAIN_MS {
-                    let seen = if moved { self.keeping.arrivals.pass(now.instant) } else { None };
+                    let seen = if moved { self.keeping.arrivals.pass(&(), now.instant) } else { None };
                     self.store.note(|tx| {
                         identities::seen(tx, key, from, now.unix_ms)?;
                         seen.map_or(Ok(()), |_| tx.audit(Entry::new(Event::Seen).detail("from another host")))

@@ -9,11 +9,11 @@ use overbank_fabric::audit;
 use overbank_fabric::channel::{self, CallError, Channel};
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::{Identity, PublicKey};
-use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId, Tenant};
+use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId};
 use overbank_fabric::keyfile;
 use overbank_fabric::message::{
-    Allowance, Attach, Call, CreateLease, Granted, Invitation, Join, LeaseInfo, RefusalCode, RenewLease, Reply, Status,
-    TenantInfo, TenantQuota, TrustEntry,
+    Attach, Call, CreateLease, Granted, Invitation, Join, LeaseInfo, RefusalCode, RenewLease, Reply, Status,
+    TenantInfo, TrustEntry,
 };
 use overbank_fabric::signed::Signed;
 use overbank_fabric::succession::{follow, learn};
@@ -253,17 +253,6 @@ impl Client {
         }
     }
 
-    /// Has the auth daemon forget the records of its audit log to this head, which is kept elsewhere. Operators only.
-    ///
-    /// # Errors
-    /// [`Error::NotTrusted`], [`Error::Refused`] where that head is not of this log, and what [`Client::who_am_i`] says.
-    pub fn audit_forget(&self, head: &audit::Checkpoint) -> Result<(), Error> {
-        match self.call("making room in the audit log", None, Repeat::Harmless, Call::AuditForget(head.clone()))? {
-            Reply::Done => Ok(()),
-            reply => Err(odd(&reply)),
-        }
-    }
-
     /// A part of the audit log. Operators only.
     ///
     /// # Errors
@@ -282,18 +271,6 @@ impl Client {
     pub fn tenants(&self) -> Result<Vec<TenantInfo>, Error> {
         match self.call("listing tenants", None, Repeat::Harmless, Call::TenantList)? {
             Reply::Tenants(tenants) => Ok(tenants),
-            reply => Err(odd(&reply)),
-        }
-    }
-
-    /// Sets how much a tenant may have, from its next lease on. Operators only.
-    ///
-    /// # Errors
-    /// [`Error::NotTrusted`], and what [`Client::who_am_i`] says.
-    pub fn tenant_quota(&self, tenant: Tenant, bytes: Allowance, leases: Allowance) -> Result<TenantInfo, Error> {
-        let quota = TenantQuota { tenant, bytes, leases };
-        match self.call("setting the quota", None, Repeat::Harmless, Call::TenantQuota(quota))? {
-            Reply::Tenants(mut tenants) if tenants.len() == 1 => Ok(tenants.remove(0)),
             reply => Err(odd(&reply)),
         }
     }

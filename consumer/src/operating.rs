@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use overbank_fabric::approval::Proposal;
+use overbank_fabric::audit;
 use overbank_fabric::ids::{Fingerprint, LeaseId, Name, Tenant};
 use overbank_fabric::message::{
-    Approve, Call, Import, Imported, Invitation, Invite, LeaseInfo, Rename, Reply, Role, TrustEntry,
+    Allowance, Approve, Call, Import, Imported, Invitation, Invite, LeaseInfo, Rename, Reply, Role, TenantInfo,
+    TenantQuota, TrustEntry,
 };
 use overbank_fabric::signed::Signed;
 
@@ -167,6 +169,30 @@ impl Client {
     /// See above; [`Error::Proposed`].
     pub fn shutdown(&self) -> Result<(), Error> {
         done(self.order("stopping the auth daemon", Repeat::Never, Call::Shutdown)?)
+    }
+
+    /// Has the auth daemon forget the records of its audit log to this head. It forgets only what its own file
+    /// (`overbank-authd serve --audit-file`) has on a disk, and is busy as long as that is a moment away.
+    ///
+    /// # Errors
+    /// See above; [`Error::Proposed`].
+    pub fn audit_forget(&self, head: &audit::Checkpoint) -> Result<(), Error> {
+        match self.order("making room in the audit log", Repeat::Harmless, Call::AuditForget(head.clone()))? {
+            Reply::Done => Ok(()),
+            reply => Err(odd(&reply)),
+        }
+    }
+
+    /// Sets how much a tenant may have, from its next lease on.
+    ///
+    /// # Errors
+    /// See above; [`Error::Proposed`].
+    pub fn tenant_quota(&self, tenant: Tenant, bytes: Allowance, leases: Allowance) -> Result<TenantInfo, Error> {
+        let quota = TenantQuota { tenant, bytes, leases };
+        match self.order("setting the quota", Repeat::Harmless, Call::TenantQuota(quota))? {
+            Reply::Tenants(mut tenants) if tenants.len() == 1 => Ok(tenants.remove(0)),
+            reply => Err(odd(&reply)),
+        }
     }
 
     /// What waits for more operators.

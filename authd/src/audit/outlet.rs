@@ -1,18 +1,19 @@
 //! Files that get the audit log as it grows: all of it as JSON lines, or its signed heads for a witness.
 //!
 //! Each has a thread, so that no decision waits for its disk. What could not be written is tried again until it can be;
-//! nothing is left out in between.
+//! nothing is left out in between. What was written is on the disk a second later at the latest.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use overbank_fabric::audit::Line;
 use rusqlite::Connection;
 
@@ -24,6 +25,10 @@ const QUEUE: usize = 4096;
 const BATCH: u32 = 512;
 /// A line that could not be written is tried again after this long.
 const AGAIN: Duration = Duration::from_millis(200);
+/// A line is on the disk after this long, where the disk takes it.
+const SYNC: Duration = Duration::from_secs(1);
+/// And where so many bytes are not there yet.
+const UNSYNCED: usize = 1 << 20;
 /// What is still to be written at the end has this long.
 const LAST: Duration = Duration::from_secs(1);
 /// A line is never longer.
@@ -47,8 +52,18 @@ pub(crate) struct Outlet {
     /// The last checkpoint handed over.
     signed: u64,
     lags: bool,
-    failed: Arc<AtomicBool>,
+    /// Neither a pipe nor a device.
+    is_file: bool,
+    state: Arc<State>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a file's thread says of it.
+#[derive(Default)]
+struct State {
+    failed: AtomicBool,
+    /// The last record of which the disk has said that it has it.
+    on_disk: AtomicU64,
 }
 
 /// Why a file is of no use.
@@ -82,7 +97,8 @@ impl Outlet {
         let mut file =
             OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
         let (mut sent, mut signed) = (head, head);
-        if file.metadata().map_err(failed)?.is_file() {
+        let is_file = file.metadata().map_err(failed)?.is_file();
+        if is_file {
             (sent, signed) = match last_line(&mut file).map_err(failed)? {
                 None => (0, 0),
                 Some(text) => resume(&text, kind, db).map_err(|error| match error {
@@ -91,12 +107,19 @@ impl Outlet {
                 })?,
             };
         }
+        let length = file.metadata().map_err(failed)?.len();
+        let state = Arc::new(State::default());
+        // A process before this one may have died before it knew.
+        match file.sync_data() {
+            Ok(()) => state.on_disk.store(sent, Ordering::Relaxed),
+            Err(error) if has_no_disk(&error) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let writer = Writer::new(path, file, length, sent, Arc::clone(&state));
         let (lines, queue) = sync_channel(QUEUE);
-        let flag = Arc::new(AtomicBool::new(false));
-        let writer = Writer { path: path.to_owned(), file, failed: Arc::clone(&flag), syncs: kind };
-        let thread = std::thread::Builder::new().name("audit-file".to_owned()).spawn(move || writer.run(&queue));
+        let thread = std::thread::Builder::new().name("audit-file".to_owned()).spawn(move || writer.run(&queue, kind));
         let thread = Some(thread.map_err(failed)?);
-        Ok(Self { kind, lines: Some(lines), sent, signed, lags: false, failed: flag, thread })
+        Ok(Self { kind, lines: Some(lines), sent, signed, lags: false, is_file, state, thread })
     }
 
     /// Hands over what the log has beyond what was handed over, as far as the queue takes it.
@@ -109,6 +132,8 @@ impl Outlet {
             // A checkpoint that stands for records that were archived comes before all that is left.
             let first = rows::first_seq(db)?.unwrap_or(head + 1);
             match checkpoint {
+                // Signed when later records were in the file already: it would stand out of its order there.
+                Some(it) if self.kind == Kind::Export && it.seq < self.sent => self.signed = it.seq,
                 Some(it) if it.seq <= self.sent || it.seq < first => {
                     let seq = it.seq;
                     if !self.offer(Line::Checkpoint(it)) {
@@ -153,17 +178,20 @@ impl Outlet {
         }
     }
 
-    /// Whether it was handed all that it is to have, to this record.
-    pub(crate) fn has(&self, seq: u64) -> bool {
-        self.kind == Kind::Witness || self.sent >= seq
+    /// To which record it has the log on a disk; none: it is nothing that keeps it.
+    pub(crate) fn on_disk(&self) -> Option<u64> {
+        let keeps = self.kind == Kind::Export && self.is_file;
+        keeps.then(|| self.state.on_disk.load(Ordering::Relaxed))
     }
 
     /// Why nothing may be granted as long as this file is as it is.
     pub(crate) fn why_stopped(&self) -> Option<&'static str> {
         match self.kind {
             Kind::Witness => None,
-            Kind::Export if self.failed.load(Ordering::Relaxed) => Some("the audit file cannot be written"),
-            Kind::Export if self.lags => Some("the audit file lags behind"),
+            Kind::Export if self.state.failed.load(Ordering::Relaxed) => {
+                Some("the audit file cannot be written: see the auth daemon's log")
+            }
+            Kind::Export if self.lags => Some("the audit file lags behind: try again in a moment"),
             Kind::Export => None,
         }
     }
@@ -234,59 +262,232 @@ fn last_line(file: &mut File) -> io::Result<Option<String>> {
     Ok(text.trim_end().lines().next_back().map(str::to_owned))
 }
 
-/// Writes lines, each until it is written.
-struct Writer {
-    path: PathBuf,
-    file: File,
-    failed: Arc<AtomicBool>,
-    syncs: Kind,
+/// Whether it cannot be synchronised at all, as a pipe or a device cannot.
+fn has_no_disk(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP))
 }
 
-impl Writer {
-    fn run(mut self, queue: &Receiver<Line>) {
+/// What is written to.
+trait Disk {
+    /// Adds bytes at the end; how many of these.
+    fn add(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Has all that was added on the disk.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Cuts off what is beyond this length. How long it is then.
+    fn cut(&mut self, to: u64) -> io::Result<u64>;
+}
+
+impl Disk for File {
+    fn add(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn cut(&mut self, to: u64) -> io::Result<u64> {
+        let length = self.metadata()?.len();
+        if length > to {
+            self.set_len(to)?;
+        }
+        Ok(length.min(to))
+    }
+}
+
+/// Writes lines, each until it is written, and all of them until they are on the disk.
+struct Writer<D> {
+    path: PathBuf,
+    disk: D,
+    state: Arc<State>,
+    /// Said that it cannot be written.
+    said: bool,
+    /// Bytes that are on the disk.
+    length: u64,
+    /// Those that follow, and since when there are any.
+    unsynced: Vec<u8>,
+    since: Option<Instant>,
+    /// The last record written.
+    last: u64,
+}
+
+impl<D: Disk> Writer<D> {
+    fn new(path: &Path, disk: D, length: u64, last: u64, state: Arc<State>) -> Self {
+        let (said, unsynced, since) = (false, Vec::new(), None);
+        Self { path: path.to_owned(), disk, state, said, length, unsynced, since, last }
+    }
+
+    fn run(mut self, queue: &Receiver<Line>, kind: Kind) {
         loop {
-            let line = match queue.recv_timeout(Duration::from_secs(3600)) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => continue,
+            let wait = self.since.map_or(Duration::from_secs(3600), |since| SYNC.saturating_sub(since.elapsed()));
+            match queue.recv_timeout(wait) {
+                Ok(line) => {
+                    self.line(&line);
+                    if kind == Kind::Witness || self.unsynced.len() >= UNSYNCED {
+                        self.sync();
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) if self.since.is_some() => return self.sync(),
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            let sync = matches!(line, Line::Checkpoint(_)) || self.syncs == Kind::Witness;
-            let Ok(mut text) = serde_json::to_vec(&line) else { continue };
-            text.push(b'\n');
-            self.write(&text, sync);
+            }
+            if self.since.is_some_and(|since| since.elapsed() >= SYNC) {
+                self.sync();
+            }
         }
     }
 
-    /// Writes one line, however long that takes.
-    fn write(&mut self, text: &[u8], sync: bool) {
+    fn line(&mut self, line: &Line) {
+        let Ok(mut text) = serde_json::to_vec(line) else { return };
+        text.push(b'\n');
+        self.write(&text);
+        self.unsynced.extend(text);
+        self.since.get_or_insert_with(Instant::now);
+        self.last = match line {
+            Line::Record(hashed) => hashed.record.seq,
+            Line::Checkpoint(checkpoint) => checkpoint.seq,
+        };
+    }
+
+    /// Writes bytes, however long that takes.
+    fn write(&mut self, text: &[u8]) {
         let mut done = 0;
-        let mut said = false;
-        loop {
-            match self.file.write(&text[done..]) {
+        while done < text.len() {
+            match self.disk.add(&text[done..]) {
                 Ok(0) => std::thread::sleep(AGAIN),
                 Ok(written) => done += written,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.failed(&error),
+            }
+        }
+        // Whether the disk has it is known when it is synchronised.
+        if self.since.is_none() {
+            self.good();
+        }
+    }
+
+    /// Has all of it on the disk, however long that takes. Where that fails the system may have dropped what it could not
+    /// write, and says so once: all since the last time that it went well is written again.
+    fn sync(&mut self) {
+        loop {
+            match self.disk.sync() {
+                Ok(()) => {
+                    self.length += self.unsynced.len() as u64;
+                    self.unsynced.clear();
+                    self.state.on_disk.store(self.last, Ordering::Relaxed);
+                    break;
+                }
+                Err(error) if has_no_disk(&error) => {
+                    self.unsynced.clear();
+                    break;
+                }
                 Err(error) => {
-                    if !said {
-                        tracing::error!(path = %self.path.display(), %error, "an audit file cannot be written; tried again");
-                        said = true;
+                    self.failed(&error);
+                    match self.disk.cut(self.length) {
+                        Ok(length) => self.length = length,
+                        Err(error) => {
+                            self.failed(&error);
+                            continue;
+                        }
                     }
-                    self.failed.store(true, Ordering::Relaxed);
-                    std::thread::sleep(AGAIN);
-                    continue;
+                    let again = std::mem::take(&mut self.unsynced);
+                    self.write(&again);
+                    self.unsynced = again;
                 }
             }
-            if done == text.len() {
-                break;
-            }
         }
-        if sync && let Err(error) = self.file.sync_data() {
-            // Pipes and some devices cannot.
-            tracing::debug!(path = %self.path.display(), %error, "an audit file is not synchronised");
+        self.since = None;
+        self.good();
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        if !self.said {
+            tracing::error!(path = %self.path.display(), %error, "an audit file cannot be written; tried again");
         }
-        if said {
+        self.said = true;
+        self.state.failed.store(true, Ordering::Relaxed);
+        std::thread::sleep(AGAIN);
+    }
+
+    fn good(&mut self) {
+        if std::mem::take(&mut self.said) {
             tracing::warn!(path = %self.path.display(), "an audit file can be written again");
         }
-        self.failed.store(false, Ordering::Relaxed);
+        self.state.failed.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use overbank_fabric::audit::{Checkpoint, Hash};
+    use overbank_fabric::identity::Identity;
+
+    use super::*;
+
+    /// A disk that loses what it could not synchronise, as a system's page cache does, and says so once.
+    #[derive(Default)]
+    struct Faulty {
+        on_disk: Vec<u8>,
+        cached: Vec<u8>,
+        fails: VecDeque<i32>,
+    }
+
+    impl Disk for &mut Faulty {
+        fn add(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let some = bytes.len().min(10);
+            self.cached.extend(&bytes[..some]);
+            Ok(some)
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            let cached = std::mem::take(&mut self.cached);
+            if let Some(error) = self.fails.pop_front() {
+                self.on_disk.resize(self.on_disk.len() + cached.len(), 0);
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            self.on_disk.extend(cached);
+            Ok(())
+        }
+
+        fn cut(&mut self, to: u64) -> io::Result<u64> {
+            self.on_disk.truncate(usize::try_from(to).expect("a length"));
+            Ok(self.on_disk.len() as u64)
+        }
+    }
+
+    fn line(seq: u64) -> Line {
+        Line::Checkpoint(Checkpoint::new(seq, Hash::genesis(), 0, &Identity::generate()))
+    }
+
+    #[test]
+    fn what_a_disk_failed_to_take_is_written_again() {
+        let lines: Vec<Line> = (1..=3).map(line).collect();
+        let mut disk = Faulty { fails: VecDeque::from([libc::EIO, libc::ENOSPC]), ..Faulty::default() };
+        let state = Arc::new(State::default());
+        let mut writer = Writer::new(Path::new("x"), &mut disk, 0, 0, Arc::clone(&state));
+        writer.line(&lines[0]);
+        writer.line(&lines[1]);
+        assert_eq!(state.on_disk.load(Ordering::Relaxed), 0, "written is not on the disk");
+        writer.sync();
+        assert_eq!(state.on_disk.load(Ordering::Relaxed), 2);
+        writer.line(&lines[2]);
+        writer.sync();
+        assert!(!state.failed.load(Ordering::Relaxed));
+        let text = String::from_utf8(disk.on_disk).expect("text");
+        let read: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect();
+        assert_eq!(read, lines);
+    }
+
+    #[test]
+    fn what_has_no_disk_is_never_taken_for_one_that_has() {
+        let mut disk = Faulty { fails: VecDeque::from([libc::EINVAL]), ..Faulty::default() };
+        let state = Arc::new(State::default());
+        let mut writer = Writer::new(Path::new("x"), &mut disk, 0, 0, Arc::clone(&state));
+        writer.line(&line(7));
+        writer.sync();
+        assert_eq!(state.on_disk.load(Ordering::Relaxed), 0);
+        assert!(!state.failed.load(Ordering::Relaxed));
     }
 }

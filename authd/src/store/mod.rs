@@ -3,6 +3,7 @@
 //! WAL mode with `synchronous=FULL`: a transaction that returned is on the disk. One connection, one writer.
 
 pub(crate) mod audit;
+mod ballast;
 mod columns;
 pub(crate) mod delegates;
 pub(crate) mod identities;
@@ -19,18 +20,20 @@ use overbank_fabric::identity::PublicKey;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
 pub(crate) use audit::{Trail, Tx};
+use ballast::Ballast;
 
 /// Marks the file as ours (SQLite's `application_id`): "OBad".
 const APPLICATION_ID: i32 = 0x4f42_6164;
 /// Version 1 of the schema.
 const SCHEMA: &str = include_str!("schema.sql");
 /// Steps to version 2, 3, …: a changed schema gets one more, and none is ever changed.
-const UPGRADES: [&str; 5] = [
+const UPGRADES: [&str; 6] = [
     delegates::SCHEMA,
     include_str!("audit.sql"),
     include_str!("trust.sql"),
     quotas::SCHEMA,
     include_str!("indexes.sql"),
+    audit::GAP,
 ];
 /// Version of the schema after all of them (SQLite's `user_version`).
 const SCHEMA_VERSION: i32 = 1 + UPGRADES.len() as i32;
@@ -94,9 +97,42 @@ pub enum StoreError {
     Sqlite(#[from] rusqlite::Error),
 }
 
+impl StoreError {
+    /// Whether it may be for want of room on the disk.
+    fn is_full(&self) -> bool {
+        let Self::Sqlite(error) = self else { return false };
+        matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure))
+    }
+}
+
+/// Why a transaction was undone: for a reason of its own, or because the store failed.
+pub(crate) trait Undone: From<StoreError> {
+    /// How the store failed, if it did.
+    fn store(&self) -> Option<&StoreError>;
+}
+
+impl Undone for StoreError {
+    fn store(&self) -> Option<&StoreError> {
+        Some(self)
+    }
+}
+
+/// When a transaction is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    /// Once it is committed.
+    AtOnce,
+    /// Within seconds.
+    Soon,
+}
+
 /// The database, open.
 pub(crate) struct Store {
     connection: Connection,
+    /// What the connection is set to.
+    durable: Option<Durable>,
+    /// None: it is on no disk.
+    ballast: Option<Ballast>,
     pub(crate) trail: Trail,
 }
 
@@ -151,7 +187,7 @@ impl Store {
         tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         tx.commit()?;
         let trail = Trail::of(&connection)?;
-        Ok(Self { connection, trail })
+        Ok(Self { connection, durable: None, ballast: None, trail })
     }
 
     /// Opens the database that [`Store::create`] made for this identity.
@@ -193,8 +229,10 @@ impl Store {
         match database.map(PublicKey) {
             Some(key) if key == *authd => {
                 upgrade(&mut connection, found)?;
-                let trail = Trail::of(&connection)?;
-                Ok(Self { connection, trail })
+                let mut trail = Trail::of(&connection)?;
+                let ballast = Ballast::new(path.with_extension("ballast"));
+                trail.disk_full = !ballast.is_there();
+                Ok(Self { connection, durable: None, ballast: Some(ballast), trail })
             }
             Some(key) => Err(StoreError::OtherIdentity {
                 path: path.to_owned(),
@@ -210,8 +248,29 @@ impl Store {
         &self.connection
     }
 
-    /// Does `work` as one transaction: on the disk when this returns `Ok`, undone otherwise.
-    pub(crate) fn write<T, E: From<StoreError>>(&mut self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+    /// Does `work` as one transaction: on the disk when this returns `Ok`, undone otherwise. Where the disk is full, what is
+    /// kept back of it makes way, and `work` is tried again: it then grants nothing.
+    pub(crate) fn write<T, E: Undone>(&mut self, work: impl Fn(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        self.transact(Durable::AtOnce, work)
+    }
+
+    /// As [`Store::write`], but lost where the machine, not the process alone, dies within seconds. For what is no
+    /// decision and what strangers can cause: it waits for no disk.
+    pub(crate) fn note<T, E: Undone>(&mut self, work: impl Fn(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        self.transact(Durable::Soon, work)
+    }
+
+    fn transact<T, E: Undone>(&mut self, durable: Durable, work: impl Fn(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        match self.attempt(durable, &work) {
+            Err(undone) if undone.store().is_some_and(StoreError::is_full) && self.make_way() => {
+                self.attempt(durable, &work)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn attempt<T, E: Undone>(&mut self, durable: Durable, work: impl Fn(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        self.set(durable)?;
         let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let tx = Tx::new(begun.map_err(StoreError::Sqlite)?, &self.trail);
         let done = work(&tx)?;
@@ -220,17 +279,32 @@ impl Store {
         Ok(done)
     }
 
-    /// As [`Store::write`], but lost where the machine, not the process alone, dies within seconds. For what is no
-    /// decision and what strangers can cause: it waits for no disk.
-    pub(crate) fn note<T, E: From<StoreError>>(&mut self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
-        self.synchronous("NORMAL")?;
-        let done = self.write(work);
-        self.synchronous("FULL")?;
-        done
+    /// Nothing is begun at all where this fails.
+    fn set(&mut self, durable: Durable) -> Result<(), StoreError> {
+        if self.durable.replace(durable) != Some(durable) {
+            let how = if durable == Durable::AtOnce { "FULL" } else { "NORMAL" };
+            let set = self.connection.pragma_update(None, "synchronous", how);
+            set.inspect_err(|_| self.durable = None)?;
+        }
+        Ok(())
     }
 
-    fn synchronous(&self, how: &str) -> Result<(), StoreError> {
-        Ok(self.connection.pragma_update(None, "synchronous", how)?)
+    /// Has what is kept back of the disk make way. Whether there is more room by that.
+    fn make_way(&mut self) -> bool {
+        let made = self.ballast.as_mut().is_some_and(Ballast::make_way);
+        if made {
+            tracing::error!("the disk of the state is full: nothing is granted, what ends things goes on");
+            self.trail.disk_full = true;
+        }
+        made
+    }
+
+    /// Keeps part of the disk back again, once there is room: then things are granted again.
+    pub(crate) fn look_at_disk(&mut self) {
+        if self.trail.disk_full && self.ballast.as_mut().is_none_or(Ballast::look_again) {
+            tracing::warn!("the disk of the state has room again");
+            self.trail.disk_full = false;
+        }
     }
 }
 
@@ -289,5 +363,19 @@ mod tests {
             let steps = steps.expect("a plan");
             assert!(!steps.is_empty() && steps.iter().all(|step| step.contains("USING")), "{sql}: {steps:?}");
         }
+    }
+
+    #[test]
+    fn a_decision_is_on_the_disk_at_once_whatever_was_noted_before() {
+        let mut store = Store::in_memory(&PublicKey([1; 32]));
+        let how = |tx: &Tx<'_>| Ok::<i64, StoreError>(tx.pragma_query_value(None, "synchronous", |row| row.get(0))?);
+        for _ in 0..2 {
+            assert_eq!(store.note(how).expect("noted"), 1);
+            assert_eq!(store.write(how).expect("decided"), 2);
+        }
+        // Also after a note that failed.
+        let failed: Result<(), StoreError> = store.note(|_| Err(StoreError::AuditStopped("for the test")));
+        assert!(failed.is_err());
+        assert_eq!(store.write(how).expect("decided"), 2);
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     pub(crate) directory: tempfile::TempDir,
     pub(crate) operator: Identity,
-    limits: Limits,
+    pub(crate) limits: Limits,
     files: AuditFiles,
     running: Option<Running>,
 }

@@ -5,6 +5,7 @@ mod audit;
 mod calls;
 mod consent;
 mod daemon;
+mod disk;
 mod hoard;
 mod hostile;
 mod leases;

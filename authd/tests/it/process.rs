@@ -22,14 +22,19 @@ use tokio::net::TcpStream;
 use crate::daemon::MIB;
 use crate::lender::Lender;
 
-fn authd(arguments: &[&str]) -> Command {
+pub(crate) fn authd(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_overbank-authd"));
-    command.args(arguments).env_remove("RUST_LOG").env_remove("OVERBANK_AUTHD_STATE");
+    clean(command.args(arguments));
+    command
+}
+
+/// Without what these tests' own surroundings say.
+pub(crate) fn clean(command: &mut Command) {
+    command.env_remove("RUST_LOG").env_remove("OVERBANK_AUTHD_STATE");
     // cargo tells its tests where libraries are; a daemon refuses that.
     std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LD_")).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command
 }
 
 /// Runs it to its end, which must come by itself.
@@ -101,10 +106,14 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn serve(dir: &Path, more: &[&str]) -> Self {
-        let log = dir.with_extension("log");
-        let file = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let mut command = authd(&["serve", "--state", text(dir), "--listen", "127.0.0.1:0"]);
-        let mut child = command.args(more).stdout(Stdio::piped()).stderr(file).spawn().expect("it starts");
+        Self::start(command.args(more), dir.with_extension("log"))
+    }
+
+    /// One that a command becomes.
+    pub(crate) fn start(command: &mut Command, log: PathBuf) -> Self {
+        let file = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
+        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().expect("it starts");
         let mut ready = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a line");
         let words: Vec<&str> = ready.split_whitespace().collect();
@@ -140,7 +149,7 @@ pub(crate) async fn call(channel: &mut Channel<TcpStream>, call: Call) -> Reply 
 }
 
 /// Trusts somebody new.
-async fn approved(process: &Process, operator: &Identity, role: Role, tenant: Option<&str>) -> Identity {
+pub(crate) async fn approved(process: &Process, operator: &Identity, role: Role, tenant: Option<&str>) -> Identity {
     let identity = Identity::generate();
     let party = if role == Role::Provider { Party::Provider } else { Party::Client };
     call(&mut process.connect(&identity, party).await, Call::WhoAmI).await;

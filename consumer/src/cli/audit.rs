@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use overbank::audit::{Line, Page, Query, Record, Verified, Verifier};
-use overbank::{Client, Fingerprint, LeaseId, parse_duration, pinned_authd};
+use overbank::audit::{Checkpoint, Line, Page, Query, Record, Verified, Verifier};
+use overbank::{Client, Error, Fingerprint, LeaseId, RefusalCode, parse_duration, pinned_authd};
 use serde_json::json;
 
 use super::Context;
@@ -17,6 +17,8 @@ use super::output::printable;
 
 /// A line of a log is never longer, bytes.
 const LONGEST: u64 = 64 << 10;
+/// How long the auth daemon's own file has to be on its disk.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often `tail -f` looks.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -61,7 +63,7 @@ Examples:
     /// Write the whole log to a new file, and have the auth daemon forget it: there is room again
     ///
     /// What it goes on with begins with a signature that stands for what is in the file. Keep the file: together they are the
-    /// log.
+    /// log. The auth daemon forgets only what its own --audit-file has on a disk as well.
     Archive {
         /// A new file
         file: PathBuf,
@@ -249,8 +251,21 @@ fn archive(context: &Context, path: &Path) -> Result<(), Failure> {
     let verified = verifier.finish(Some(&head)).map_err(Failure::log)?;
     let file = file.into_inner().map_err(|error| Failure::file("write", path)(error.into_error()))?;
     file.sync_all().map_err(Failure::file("write", path))?;
-    client.audit_forget(&head)?;
+    forget(&client, &head)?;
     say(context, &verified)
+}
+
+/// The auth daemon's own file has on its disk a moment later what it has just been given.
+fn forget(client: &Client, head: &Checkpoint) -> Result<(), Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match client.audit_forget(head) {
+            Err(Error::Refused { refusal, .. }) if refusal.code == RefusalCode::Busy && Instant::now() < until => {
+                std::thread::sleep(LOOK);
+            }
+            forgotten => return Ok(forgotten?),
+        }
+    }
 }
 
 fn verify_file(
@@ -346,7 +361,7 @@ fn words(it: &Record) -> String {
 }
 
 /// A time as `2026-09-21T13:46:40.000Z`.
-fn utc(unix_ms: u64) -> String {
+pub(super) fn utc(unix_ms: u64) -> String {
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     // Days since 1 March of the year 0, in cycles of 400 years of the Gregorian calendar.
     let day = days + 719_468;

@@ -1,11 +1,12 @@
 //! `provider`, `tenant`, `proposal` and `shutdown`: what operators do with lenders, tenants, each other and the daemon.
 
 use clap::Subcommand;
-use overbank::{Call, Client, Proposal, Reply, Size, Tenant, show_duration};
+use overbank::{Allowance, Call, Client, Proposal, Reply, Size, Tenant, show_duration};
 use serde_json::{Value, json};
 use std::time::Duration;
 
 use super::Context;
+use super::audit::utc;
 use super::exit::Failure;
 use super::identity::{describe, entry_json, provider_json};
 use super::lease::info_json;
@@ -234,6 +235,22 @@ fn effect(call: &Call) -> String {
         Call::ProviderDrain(fingerprint) => format!("drain provider {fingerprint}"),
         Call::ProviderUndrain(fingerprint) => format!("undrain provider {fingerprint}"),
         Call::Shutdown => "stop the auth daemon".to_owned(),
+        Call::AuditForget(head) => {
+            format!(
+                "forget the audit log to record {}, of hash {} and signed at {}",
+                head.seq,
+                head.hash,
+                utc(head.unix_ms)
+            )
+        }
+        Call::TenantQuota(it) => {
+            let word = |allowance| match allowance {
+                Allowance::AsItIs => "as it is".to_owned(),
+                Allowance::AsForAll => "as for all".to_owned(),
+                Allowance::Most(most) => most.to_string(),
+            };
+            format!("set the quota of tenant {}: bytes {}, leases {}", it.tenant, word(it.bytes), word(it.leases))
+        }
         // Not by this version of the auth daemon.
         other => format!("{other:?}").chars().filter(|c| !c.is_control()).collect(),
     }

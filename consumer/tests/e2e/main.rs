@@ -5,6 +5,7 @@
 //! to trace other processes; without it those steps are skipped, by name.
 
 mod amnesia;
+mod audit;
 mod ends;
 mod faults;
 mod library;

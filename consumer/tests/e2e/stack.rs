@@ -59,7 +59,8 @@ impl Stack {
         Self::with(&[])
     }
 
-    fn with(more: &[&str]) -> Self {
+    /// The same, with these arguments more for the auth daemon; see [`Stack::loud`].
+    pub(crate) fn with(more: &[&str]) -> Self {
         let root = tempfile::tempdir().expect("a directory");
         let init = run(program_with("overbank-authd", &["init", "--json", "--state"]).arg(root.path().join("authd")));
         let init = init.expect(0).json();

@@ -1,4 +1,5 @@
 use overbank_fabric::audit::{AuditError, Line, Query, Record, Verified, Verifier};
+use overbank_fabric::message::RenewLease;
 
 use super::*;
 
@@ -84,4 +85,164 @@ fn what_is_decided_is_on_record_and_what_is_not_is_not() {
     assert_eq!(desk.core.store.trail.head, before);
     desk.consumer("blue");
     assert!(verify(&mut desk).is_ok());
+}
+
+#[test]
+fn a_providers_words_are_recorded_at_a_bounded_rate_and_once_each() {
+    let mut desk = Desk::new();
+    let mut lender = desk.lender(64 * MIB);
+    let alice = desk.consumer("red");
+    let lease = desk.create(&alice, wish(MIB)).lease;
+    desk.operate(Call::TenantStop(tenant("red")));
+    let before = desk.core.store.trail.head.seq;
+    // It is ending, and the lender never holds it.
+    for _ in 0..500 {
+        desk.reconnect(&mut lender);
+        desk.offer(&lender, 64 * MIB, &[]);
+    }
+    let grown = desk.core.store.trail.head.seq - before;
+    assert!(grown <= 16, "{grown}");
+    let lost = |desk: &mut Desk| records(desk).into_iter().filter(|it| it.event == "lost").count();
+    assert_eq!(lost(&mut desk), 0, "{lease} is ending, not lost");
+    // Another one's are not hidden by that, and say how many were.
+    let other = desk.lender(64 * MIB);
+    let last = |desk: &mut Desk| records(desk).into_iter().rfind(|it| it.event == "offered").expect("one");
+    let it = last(&mut desk);
+    assert_eq!(it.who, Some(other.person.key().fingerprint()));
+    assert!(it.detail.ends_with("(and 485 like it before, not recorded)"), "{it:?}");
+    desk.pass(Duration::from_secs(61));
+    desk.offer(&lender, 64 * MIB, &[]);
+    assert_eq!(last(&mut desk).who, Some(lender.person.key().fingerprint()));
+    // In another life it has nothing of what it had: that is on record once.
+    lender.boot = BootId::random();
+    desk.offer(&lender, 64 * MIB, &[]);
+    desk.offer(&lender, 64 * MIB, &[]);
+    assert_eq!(lost(&mut desk), 1);
+}
+
+fn attach(asker: &Person, granted: &Granted) -> Call {
+    let request = overbank_fabric::attach::AttachRequest {
+        token: granted.token.hash(),
+        lanes: vec![overbank_fabric::attach::EndpointBytes([1; 32])],
+        provider: granted.provider,
+        boot: granted.boot,
+        nonce: Nonce::random(),
+    };
+    Call::Attach(overbank_fabric::message::Attach {
+        lease: granted.lease,
+        token: granted.token.clone(),
+        request: Signed::new(&request, &asker.identity),
+    })
+}
+
+#[test]
+fn an_attach_is_on_record_once_its_provider_has_done_it() {
+    let mut desk = Desk::new();
+    let lender = desk.lender(64 * MIB);
+    let alice = desk.consumer("red");
+    let lease = desk.create(&alice, wish(MIB));
+    let attached = |desk: &mut Desk| events(desk).iter().filter(|event| *event == "attached").count();
+    for outcome in [refused(RefusalCode::BadSignature), Err(OrderError::Late), Err(OrderError::Gone)] {
+        let order = order(desk.ask(&alice.asker, attach(&alice, &lease)));
+        assert!(desk.answered(order, outcome).is_err());
+    }
+    assert_eq!(attached(&mut desk), 0);
+    let order = order(desk.ask(&alice.asker, attach(&alice, &lease)));
+    let answer = overbank_fabric::attach::AttachAnswer {
+        request: [0; 32],
+        lease: lease.lease,
+        lanes: vec![overbank_fabric::attach::EndpointBytes([2; 32])],
+        address: 0,
+        rkey: 1,
+        first_block: 0,
+        blocks: 1,
+        stride: 4096,
+        rights: overbank_fabric::token::Rights::READ,
+        left_ms: 1,
+    };
+    let answer = Reply::Attached(Signed::new(&answer, &lender.person.identity));
+    desk.core.on_behalf(crate::audit::Cause::of(&alice.asker, desk.now));
+    reply(desk.answered(order, Ok(answer)));
+    assert_eq!(attached(&mut desk), 1);
+    let record = records(&mut desk).into_iter().rfind(|it| it.event == "attached").expect("it");
+    assert_eq!((record.lease, record.who), (Some(lease.lease), Some(alice.key().fingerprint())));
+}
+
+#[test]
+fn a_tenant_fills_so_much_of_the_log_in_a_while_and_the_others_go_on() {
+    let audit = crate::audit::Bounds { records: 10_000, ..crate::audit::Bounds::default() };
+    let mut desk = Desk::with(Limits { audit, ..Limits::default() });
+    let lender = desk.lender(64 * MIB);
+    let (alice, ann, bob) = (desk.consumer("red"), desk.consumer("red"), desk.consumer("blue"));
+    let leases = [&alice, &ann, &bob].map(|who| desk.create(who, wish(MIB)));
+    let before = desk.core.store.trail.head.seq;
+    // Each millisecond a little longer, as fast as may be.
+    let mut renewed = |who: &Person, lease: &Granted| {
+        let mut count = 0;
+        for ms in 0..500 {
+            let renew = RenewLease { lease: lease.lease, ttl_ms: 70_000 + ms };
+            match desk.ask(&who.asker, Call::RenewLease(renew)) {
+                Ok(next) => {
+                    granted(desk.done(order(Ok(next))));
+                    count += 1;
+                }
+                busy => assert_eq!(code(busy), RefusalCode::Busy),
+            }
+        }
+        count
+    };
+    // What it took to make the lease counts.
+    assert_eq!([renewed(&alice, &leases[0]), renewed(&ann, &leases[1]), renewed(&bob, &leases[2])], [99, 99, 99]);
+    assert_eq!(desk.core.store.trail.head.seq - before, 297);
+    for call in [Call::CreateLease(wish(MIB)), attach(&alice, &leases[0])] {
+        assert_eq!(code(desk.ask(&alice.asker, call)), RefusalCode::Busy);
+    }
+    desk.pass(Duration::from_secs(40));
+    desk.heartbeat(&lender, 32 * MIB);
+    order(desk.ask(&alice.asker, attach(&alice, &leases[0])));
+    // What ends things is nobody's to refuse.
+    order(desk.ask(&ann.asker, Call::ReleaseLease(leases[1].lease)));
+}
+
+#[test]
+fn records_are_forgotten_once_a_file_has_them_on_its_disk() {
+    let mut desk = Desk::new();
+    desk.consumer("red");
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = crate::state::AuditFiles { export: Some(directory.path().join("export")), witness: None };
+    let head = |desk: &mut Desk| match desk.operate(Call::Audit(Query::default())) {
+        Reply::Audit(page) => page.head,
+        other => panic!("{other:?}"),
+    };
+    let forget = |desk: &mut Desk, head: &overbank_fabric::audit::Checkpoint| {
+        let asker = desk.operator.asker;
+        desk.ask(&asker, Call::AuditForget(head.clone()))
+    };
+    let wanted = head(&mut desk);
+    assert_eq!(code(forget(&mut desk, &wanted)), RefusalCode::Invalid, "there is no file");
+    desk.core.let_out_to(&files).expect("a file");
+    assert_eq!(code(forget(&mut desk, &wanted)), RefusalCode::Busy, "it has nothing yet");
+    assert_eq!(records(&mut desk)[0].seq, 1);
+    desk.core.settle(desk.now);
+    let begun = Instant::now();
+    while let Err(busy) = forget(&mut desk, &wanted) {
+        assert_eq!(code::<()>(Err(busy)), RefusalCode::Busy);
+        assert!(begun.elapsed() < Duration::from_secs(20), "it has them");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let records = records(&mut desk);
+    assert_eq!((records[0].seq, records[0].event.as_str()), (wanted.seq + 1, "archived"));
+    assert!(verify(&mut desk).is_ok());
+}
+
+#[test]
+fn a_page_begins_within_the_log_wherever_it_is_asked_for() {
+    let mut desk = Desk::new();
+    let last = desk.core.store.trail.head.seq;
+    for from_seq in [last + 1, u64::MAX] {
+        let query = Query { from_seq, ..Query::default() };
+        let Reply::Audit(page) = desk.operate(Call::Audit(query)) else { panic!("no page") };
+        assert_eq!((page.lines.len(), page.next_seq, page.head.seq), (0, last + 1, last));
+        assert!(page.is_last());
+    }
 }
