@@ -41,6 +41,8 @@ type Alive = mpsc::Sender<Infallible>;
 pub struct Caller {
     session: Arc<Session>,
     requests: mpsc::Sender<Encoded>,
+    /// Sent before those.
+    ahead: mpsc::Sender<Encoded>,
     _alive: Alive,
 }
 
@@ -126,6 +128,30 @@ impl Caller {
     /// # Errors
     /// [`CallError`]. After a refusal, and after [`ChannelError::TooLong`], the session goes on.
     pub async fn call(&self, correlation: CorrelationId, deadline_ms: u32, call: Call) -> Result<Reply, CallError> {
+        self.ask(&self.requests, correlation, deadline_ms, call).await
+    }
+
+    /// Like [`Caller::call`], but sent ahead of all calls of this end that have not been sent yet. It needs one of the
+    /// `in_flight` places like any other.
+    ///
+    /// # Errors
+    /// As [`Caller::call`].
+    pub async fn call_ahead(
+        &self,
+        correlation: CorrelationId,
+        deadline_ms: u32,
+        call: Call,
+    ) -> Result<Reply, CallError> {
+        self.ask(&self.ahead, correlation, deadline_ms, call).await
+    }
+
+    async fn ask(
+        &self,
+        queue: &mpsc::Sender<Encoded>,
+        correlation: CorrelationId,
+        deadline_ms: u32,
+        call: Call,
+    ) -> Result<Reply, CallError> {
         let Ok(_slot) = self.session.slots.acquire().await else { return Err(self.session.reason().into()) };
         let id = self.session.next_id.fetch_add(1, Ordering::Relaxed);
         let message = to_cbor(&Message::Request(Request { id, correlation, deadline_ms, call }));
@@ -141,7 +167,7 @@ impl Caller {
             calls.waiting.insert(id, answer);
         }
         let mut open = OpenCall { session: &self.session, id, queued: false };
-        if self.requests.send(Encoded { id, message, held: None }).await.is_err() {
+        if queue.send(Encoded { id, message, held: None }).await.is_err() {
             return Err(self.session.reason().into());
         }
         open.queued = true;
@@ -240,6 +266,7 @@ pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
         calls: Mutex::default(),
     });
     let (requests, requests_out) = mpsc::channel(in_flight);
+    let (ahead, ahead_out) = mpsc::channel(in_flight);
     let (incoming, requests_in) = mpsc::channel(in_flight);
     let (responses, responses_out) = mpsc::channel(in_flight);
     let (busy, busy_out) = mpsc::channel(in_flight);
@@ -266,6 +293,7 @@ pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
         session: Arc::clone(&session),
         open,
         requests: requests_out,
+        ahead: ahead_out,
         responses: responses_out,
         busy: busy_out,
         anybody,
@@ -283,7 +311,7 @@ pub(super) fn multiplex<S: AsyncRead + AsyncWrite + Unpin>(
         ending.0.end(reason.clone());
         reason
     };
-    let caller = Caller { session, requests, _alive: alive.clone() };
+    let caller = Caller { session, requests, ahead, _alive: alive.clone() };
     (caller, Incoming { requests: requests_in, longest, bytes, bounds, _alive: alive }, driver)
 }
 
@@ -352,6 +380,16 @@ impl<S: AsyncRead> Reading<S> {
     }
 }
 
+/// What goes out next.
+enum Outgoing {
+    Response(Encoded),
+    Request(Encoded),
+    /// The id of a request that there was no room for.
+    Busy(u64),
+    /// Nothing any more.
+    End,
+}
+
 /// What goes out.
 struct Writing<S> {
     stream: WriteHalf<S>,
@@ -359,6 +397,7 @@ struct Writing<S> {
     session: Arc<Session>,
     open: OpenRequests,
     requests: mpsc::Receiver<Encoded>,
+    ahead: mpsc::Receiver<Encoded>,
     responses: mpsc::Receiver<Encoded>,
     busy: mpsc::Receiver<u64>,
     anybody: mpsc::Receiver<Infallible>,
@@ -367,11 +406,24 @@ struct Writing<S> {
 impl<S: AsyncWrite> Writing<S> {
     async fn run(mut self) -> ChannelError {
         loop {
-            let sent = tokio::select! {
-                Some(response) = self.responses.recv() => self.respond(response).await,
-                Some(request) = self.requests.recv() => self.request(request).await,
-                Some(id) = self.busy.recv() => self.refuse(id).await,
-                _ = self.anybody.recv() => return self.finish().await,
+            let others = async {
+                tokio::select! {
+                    Some(response) = self.responses.recv() => Outgoing::Response(response),
+                    Some(request) = self.requests.recv() => Outgoing::Request(request),
+                    Some(id) = self.busy.recv() => Outgoing::Busy(id),
+                    _ = self.anybody.recv() => Outgoing::End,
+                }
+            };
+            let next = tokio::select! {
+                biased;
+                Some(request) = self.ahead.recv() => Outgoing::Request(request),
+                next = others => next,
+            };
+            let sent = match next {
+                Outgoing::Response(response) => self.respond(response).await,
+                Outgoing::Request(request) => self.request(request).await,
+                Outgoing::Busy(id) => self.refuse(id).await,
+                Outgoing::End => return self.finish().await,
             };
             if let Err(reason) = sent {
                 return reason;

@@ -141,6 +141,27 @@ async fn open_requests_have_few_bytes_together() {
 }
 
 #[tokio::test]
+async fn a_call_ahead_is_sent_before_all_that_wait() {
+    let (near, mut far) = pair(1 << 16);
+    let (caller, _incoming, driver) = near.multiplex(100);
+    let mut calls = JoinSet::new();
+    for number in 0..60 {
+        let caller = caller.clone();
+        calls.spawn(async move {
+            match number {
+                50.. => caller.call_ahead(CORRELATION, 5000, numbered(number)).await,
+                _ => caller.call(CORRELATION, 5000, numbered(number)).await,
+            }
+        });
+    }
+    settle().await;
+    let _driver = tokio::spawn(driver);
+    for wanted in (50..60).chain(0..50) {
+        assert_eq!(number(&receive_request(&mut far).await), wanted);
+    }
+}
+
+#[tokio::test]
 async fn a_call_beyond_the_limit_waits() {
     let (near, mut far) = pair(1 << 16);
     let (caller, _incoming, driver) = near.multiplex(2);
