@@ -13,7 +13,7 @@ use tracing::Span;
 use crate::bucket::{Bucket, Rate};
 use crate::clock::Now;
 use crate::core::{Core, Effect, Fault};
-use crate::door::Host;
+use crate::door::{Class, Host};
 use crate::line::{Due, Line, Queue};
 use crate::shares::Lane;
 use crate::turns::Turns;
@@ -29,8 +29,8 @@ pub(crate) enum Turn {
     Word(PublicKey),
     /// A request: lanes take turns, then identities, and all together are held to the daemon's rate.
     Request(Lane, PublicKey),
-    /// Somebody has just come in, from a host of trusted identities or not.
-    Arrival(bool, Host),
+    /// Somebody has just come in, from a host of this class: classes take turns, then hosts.
+    Arrival(Class, Host),
 }
 
 /// What waits, by who waits.
@@ -38,7 +38,7 @@ struct Waiting {
     first: VecDeque<Job>,
     words: Turns<(), PublicKey, Job>,
     requests: Turns<Lane, PublicKey, Job>,
-    arrivals: Turns<bool, Host, Job>,
+    arrivals: Turns<Class, Host, Job>,
     /// Which of the three is next.
     next: usize,
     rate: Rate,
@@ -54,7 +54,7 @@ impl Waiting {
                 self.requests.push(Lane::Strangers, PublicKey([0; 32]), job);
             }
             Turn::Request(lane, member) => self.requests.push(lane, member, job),
-            Turn::Arrival(known, host) => self.arrivals.push(known, host, job),
+            Turn::Arrival(class, host) => self.arrivals.push(class, host, job),
         }
     }
 }
@@ -227,7 +227,7 @@ mod tests {
             waiting.put(Turn::Request(red(), key(1)), Box::new(|_| ()));
             waiting.put(Turn::Word(key(2)), Box::new(|_| ()));
             waiting.put(Turn::First, Box::new(|_| ()));
-            waiting.put(Turn::Arrival(true, Host::from(std::net::IpAddr::from([10, 0, 0, 1]))), Box::new(|_| ()));
+            waiting.put(Turn::Arrival(Class::Known, Host::from(std::net::IpAddr::from([10, 0, 0, 1]))), Box::new(|_| ()));
         }
         assert_eq!(done(&mut waiting, now), 350);
         let Due::In(wait) = waiting.next(now) else { panic!("50 requests wait") };

@@ -2,7 +2,7 @@
 //!
 //! Decided when a connection comes, before a byte of it is read, any memory is set aside or anything is computed. Hosts
 //! from which a trusted identity came lately are counted apart from all others, so that a flood of strangers, from however
-//! many addresses, does not keep them out.
+//! many addresses, does not keep them out; and those of operators apart from these, whatever other trusted ones do.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,10 +13,11 @@ use crate::core::Load;
 
 /// Hosts whose rates are told apart.
 const HOSTS: usize = 16_384;
-/// Connections of a host that has not come lately, and how soon it is one again.
-const WELCOME: Rate = Rate::every(Duration::from_secs(10), 4);
-/// Hosts that are remembered as those of trusted identities.
+/// Hosts that are remembered as those of operators, and as those of others who are trusted; and how long.
 const KNOWN: usize = 4096;
+const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+/// What all known hosts of a class may do together, in hosts: one has a quarter of it at most.
+const HOSTS_OF_KNOWN: u32 = 4;
 
 /// What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which is what one machine can easily have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,13 +38,18 @@ pub(crate) struct Door {
     /// In order of arrival.
     open: BTreeMap<u64, Coming>,
     hosts: Buckets<Host>,
+    /// By class.
+    all: [All; Class::ALL.len()],
+    operators: Known,
+    others: Known,
+}
+
+/// All hosts of a class together.
+struct All {
+    rate: Rate,
+    bucket: Bucket,
     /// What a host gets of the half that is kept for who has not come lately.
     welcomes: Buckets<Host>,
-    rate: Rate,
-    /// Of all hosts of a class together.
-    classes: [Bucket; 2],
-    /// When a trusted identity was last seen there.
-    known: HashMap<Host, Instant>,
 }
 
 struct Coming {
@@ -51,17 +57,54 @@ struct Coming {
     class: Class,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
+/// Which hosts share what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Class {
+    /// An operator came from there lately.
+    Operators,
+    /// Somebody else who is trusted did.
     Known,
+    /// All others.
     Unknown,
+}
+
+impl Class {
+    pub(crate) const ALL: [Self; 3] = [Self::Operators, Self::Known, Self::Unknown];
+
+    fn all(self, load: &Load, now: Instant) -> All {
+        let (hosts, welcome) = match self {
+            Self::Unknown => (1, Rate::every(Duration::from_secs(10), 4)),
+            Self::Operators | Self::Known => (HOSTS_OF_KNOWN, Rate::every(Duration::from_secs(1), 8)),
+        };
+        let of_hosts = |of_one: u32| of_one.saturating_mul(hosts);
+        let rate = Rate::new(of_hosts(load.handshakes_per_second), of_hosts(load.handshake_burst));
+        All { rate, bucket: Bucket::full(now), welcomes: Buckets::new(welcome, HOSTS, now) }
+    }
+}
+
+/// Hosts, and when somebody trusted was last seen there.
+#[derive(Default)]
+struct Known(HashMap<Host, Instant>);
+
+impl Known {
+    fn has(&self, host: &Host, now: Instant) -> bool {
+        self.0.get(host).is_some_and(|seen| now.saturating_duration_since(*seen) < KNOWN_FOR)
+    }
+
+    fn add(&mut self, host: Host, now: Instant) {
+        if self.0.len() >= KNOWN && !self.0.contains_key(&host) {
+            let oldest = self.0.iter().min_by_key(|(_, seen)| **seen).map(|(host, _)| *host);
+            oldest.and_then(|host| self.0.remove(&host));
+        }
+        self.0.insert(host, now);
+    }
 }
 
 /// A connection that may come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entered {
-    /// From a host of a trusted identity.
-    pub(crate) known: bool,
+    /// Of the host that it comes from.
+    pub(crate) class: Class,
     /// The connection that must go for it, and why.
     pub(crate) instead_of: Option<(u64, &'static str)>,
 }
@@ -73,10 +116,17 @@ impl Door {
             load,
             open: BTreeMap::new(),
             hosts: Buckets::new(each, HOSTS, now),
-            welcomes: Buckets::new(WELCOME, HOSTS, now),
-            rate: each,
-            classes: [Bucket::full(now); 2],
-            known: HashMap::new(),
+            all: Class::ALL.map(|class| class.all(&load, now)),
+            operators: Known::default(),
+            others: Known::default(),
+        }
+    }
+
+    fn class(&self, host: &Host, now: Instant) -> Class {
+        match host {
+            _ if self.operators.has(host, now) => Class::Operators,
+            _ if self.others.has(host, now) => Class::Known,
+            _ => Class::Unknown,
         }
     }
 
@@ -84,15 +134,15 @@ impl Door {
     pub(crate) fn enter(&mut self, number: u64, host: Host, now: Instant) -> Result<Entered, &'static str> {
         if cfg!(feature = "danger-open-door") {
             self.open.insert(number, Coming { host, class: Class::Unknown });
-            return Ok(Entered { known: false, instead_of: None });
+            return Ok(Entered { class: Class::Unknown, instead_of: None });
         }
-        let class = if self.known.contains_key(&host) { Class::Known } else { Class::Unknown };
+        let class = self.class(&host, now);
         if !self.hosts.take(&host, now) {
             return Err("handshakes-of-address");
         }
         // The second half of what there is belongs to who has not come lately.
-        let all = &mut self.classes[class as usize];
-        if !(all.is_half_full(self.rate, now) || self.welcomes.take(&host, now)) || !all.take(self.rate, now) {
+        let All { rate, bucket, welcomes } = &mut self.all[class as usize];
+        if !(bucket.is_half_full(*rate, now) || welcomes.take(&host, now)) || !bucket.take(*rate, now) {
             return Err("handshakes");
         }
         let of_host = self.open.values().filter(|coming| coming.host == host).count();
@@ -110,7 +160,7 @@ impl Door {
             self.open.remove(&number);
         }
         self.open.insert(number, Coming { host, class });
-        Ok(Entered { known: class == Class::Known, instead_of })
+        Ok(Entered { class, instead_of })
     }
 
     fn oldest(&self, which: impl Fn(&Coming) -> bool) -> Option<u64> {
@@ -131,13 +181,10 @@ impl Door {
         self.open.remove(&number);
     }
 
-    /// A trusted identity has proven that it is there.
-    pub(crate) fn trust(&mut self, host: Host, now: Instant) {
-        if self.known.len() >= KNOWN && !self.known.contains_key(&host) {
-            let oldest = self.known.iter().min_by_key(|(_, seen)| **seen).map(|(host, _)| *host);
-            oldest.and_then(|host| self.known.remove(&host));
-        }
-        self.known.insert(host, now);
+    /// A trusted identity, an operator or not, has proven that it is there.
+    pub(crate) fn trust(&mut self, host: Host, operator: bool, now: Instant) {
+        let known = if operator { &mut self.operators } else { &mut self.others };
+        known.add(host, now);
     }
 
     pub(crate) fn is_open(&self, number: u64) -> bool {
@@ -181,7 +228,7 @@ mod tests {
         let now = Instant::now();
         let mut door = door(now);
         for number in 0..4 {
-            assert_eq!(door.enter(number, nth(1), now), Ok(Entered { known: false, instead_of: None }));
+            assert_eq!(door.enter(number, nth(1), now), Ok(Entered { class: Class::Unknown, instead_of: None }));
         }
         let entered = door.enter(4, nth(1), now).expect("it may");
         assert_eq!(entered.instead_of, Some((0, "connections-of-address")));
@@ -218,7 +265,7 @@ mod tests {
     fn a_flood_from_many_addresses_leaves_room_for_the_known_and_the_new() {
         let start = Instant::now();
         let mut door = door(start);
-        door.trust(nth(7), start);
+        door.trust(nth(7), false, start);
         let mut came_in = 0;
         for ms in 0..1000_u32 {
             let now = start + Duration::from_millis(ms.into());
@@ -230,7 +277,7 @@ mod tests {
         assert!((100..=250).contains(&came_in), "{came_in}");
         let now = start + Duration::from_secs(1);
         for number in 0..50 {
-            assert!(door.enter(10_000 + number, nth(7), now).expect("it may").known);
+            assert_eq!(door.enter(10_000 + number, nth(7), now).expect("it may").class, Class::Known);
             assert!(door.enter(20_000 + number, nth(5000 + number as u32), now).is_ok(), "who never asked before");
         }
     }
@@ -240,9 +287,52 @@ mod tests {
         let start = Instant::now();
         let mut door = door(start);
         for number in 0..5000_u32 {
-            door.trust(nth(number), start + Duration::from_millis(number.into()));
+            door.trust(nth(number), false, start + Duration::from_millis(number.into()));
         }
-        assert_eq!(door.known.len(), KNOWN);
-        assert!(door.known.contains_key(&nth(4999)) && !door.known.contains_key(&nth(0)));
+        door.trust(nth(10_000), true, start);
+        let now = start + Duration::from_secs(5);
+        assert_eq!(door.others.0.len(), KNOWN);
+        assert_eq!(
+            [4999, 0, 10_000].map(|number| door.class(&nth(number), now)),
+            [Class::Known, Class::Unknown, Class::Operators]
+        );
+    }
+
+    #[test]
+    fn a_host_is_known_for_a_day_and_an_operators_host_is_one_whoever_else_comes_from_it() {
+        let start = Instant::now();
+        let mut door = door(start);
+        door.trust(nth(1), true, start);
+        door.trust(nth(1), false, start + KNOWN_FOR / 2);
+        let at = |part| door.class(&nth(1), start + KNOWN_FOR / 4 * part);
+        assert_eq!([at(3), at(4), at(6)], [Class::Operators, Class::Known, Class::Unknown]);
+    }
+
+    #[test]
+    fn trusted_hosts_that_connect_without_a_pause_keep_out_no_other_one_and_no_operator() {
+        let start = Instant::now();
+        let mut door = door(start);
+        let (operator, calm) = (nth(1000), nth(1001));
+        door.trust(operator, true, start);
+        door.trust(calm, false, start);
+        (0..8).for_each(|number| door.trust(nth(number), false, start));
+        let mut number = 0;
+        let mut enter = |host, now| {
+            number += 1;
+            let came = door.enter(number, host, now).is_ok();
+            door.leave(number);
+            came
+        };
+        for ms in 0..20_000_u64 {
+            let now = start + Duration::from_millis(ms);
+            for hoarder in 0..8 {
+                enter(nth(hoarder), now);
+            }
+            // One command a second.
+            if ms % 1000 == 999 {
+                assert!(enter(calm, now), "after {ms} ms");
+                assert!((0..10).all(|_| enter(operator, now)), "an operator after {ms} ms");
+            }
+        }
     }
 }

@@ -1,28 +1,25 @@
-//! The thread on which handshakes are reckoned, so that sessions never wait for strangers' arithmetic. Hosts of trusted
-//! identities come first, and hosts take turns.
+//! The thread on which handshakes are reckoned, so that sessions never wait for strangers' arithmetic. Hosts of operators
+//! come first, then those of others who are trusted, and hosts take turns.
 
 use std::time::Instant;
 
 use overbank_fabric::channel::Workplace;
 use tokio::sync::oneshot;
 
-use crate::door::Host;
+use crate::door::{Class, Host};
 use crate::line::{Due, Line, Queue};
 use crate::turns::Turns;
 
 type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct Waiting {
-    known: Turns<(), Host, Job>,
-    unknown: Turns<(), Host, Job>,
-}
+struct Waiting([Turns<(), Host, Job>; Class::ALL.len()]);
 
 impl Queue for Waiting {
     type Job = Job;
 
     fn next(&mut self, _: Instant) -> Due<Job> {
-        self.known.pop().or_else(|| self.unknown.pop()).map_or(Due::Nothing, Due::Now)
+        self.0.iter_mut().find_map(Turns::pop).map_or(Due::Nothing, Due::Now)
     }
 }
 
@@ -41,8 +38,8 @@ impl Prover {
     }
 
     /// Where the handshakes of one host are reckoned.
-    pub(crate) fn place(&self, host: Host, known: bool) -> Place<'_> {
-        Place { prover: self, host, known }
+    pub(crate) fn place(&self, host: Host, class: Class) -> Place<'_> {
+        Place { prover: self, host, class }
     }
 }
 
@@ -50,7 +47,7 @@ impl Prover {
 pub(crate) struct Place<'a> {
     prover: &'a Prover,
     host: Host,
-    known: bool,
+    class: Class,
 }
 
 impl Workplace for Place<'_> {
@@ -62,10 +59,7 @@ impl Workplace for Place<'_> {
                 let _ = done.send(work());
             }
         });
-        let pushed = self.prover.0.push(|waiting| match self.known {
-            true => waiting.known.push((), self.host, job),
-            false => waiting.unknown.push((), self.host, job),
-        });
+        let pushed = self.prover.0.push(|waiting| waiting.0[self.class as usize].push((), self.host, job));
         if !pushed {
             return None;
         }

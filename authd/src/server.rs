@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use overbank_fabric::channel;
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::Fingerprint;
-use overbank_fabric::message::TrustState;
+use overbank_fabric::message::{Role, TrustState};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -22,7 +22,7 @@ use crate::audit::{Cause, Entry, Event};
 use crate::clock::Now;
 use crate::core::{Core, Effect, Limits, Load};
 use crate::desk::{Desk, Turn};
-use crate::door::{Door, Host};
+use crate::door::{Class, Door, Host};
 use crate::hub::Hub;
 use crate::prover::Prover;
 use crate::session::{self, Guest};
@@ -132,11 +132,11 @@ impl Server {
                         let host = Host::from(from.ip());
                         match porter.enter(number, host) {
                             Err(reason) => self.hub.rejected(reason, &from),
-                            Ok((known, instead_of)) => {
+                            Ok((class, instead_of)) => {
                                 if let Some(reason) = instead_of {
                                     self.hub.rejected(reason, &from);
                                 }
-                                let coming = Coming { stream, from, known, number, porter: Arc::clone(&porter) };
+                                let coming = Coming { stream, from, class, number, porter: Arc::clone(&porter) };
                                 let (hub, identity) = (Arc::clone(&self.hub), Arc::clone(&self.identity));
                                 let task = peers.spawn(coming.serve(hub, identity, stopped.clone()));
                                 porter.spawned(number, task);
@@ -182,8 +182,8 @@ impl Server {
 struct Coming {
     stream: TcpStream,
     from: SocketAddr,
-    /// From a host of trusted identities.
-    known: bool,
+    /// Of the host that it comes from.
+    class: Class,
     number: u64,
     porter: Arc<Porter>,
 }
@@ -191,14 +191,14 @@ struct Coming {
 impl Coming {
     /// The handshake, then the session.
     async fn serve(self, hub: Arc<Hub>, identity: Arc<Identity>, stopped: watch::Receiver<bool>) {
-        let Self { stream, from, known, number, porter } = self;
+        let Self { stream, from, class, number, porter } = self;
         let leaving = Leaving(porter, number);
         let porter = &leaving.0;
         let host = Host::from(from.ip());
         if let Err(error) = tune(&stream) {
             tracing::debug!(%from, %error, "a connection is not tuned");
         }
-        let place = porter.prover.place(host, known);
+        let place = porter.prover.place(host, class);
         let (channel, peer) = match timeout(porter.handshake_time, channel::accept_at(stream, &identity, &place)).await
         {
             Err(_) => {
@@ -214,10 +214,10 @@ impl Coming {
         };
         let admitted = hub
             .desk
-            .turn(Turn::Arrival(known, host), None, move |core| core.admit(&peer.key, &from.to_string(), Now::read()));
+            .turn(Turn::Arrival(class, host), None, move |core| core.admit(&peer.key, &from.to_string(), Now::read()));
         let Ok(entry) = admitted.await else { return };
         if entry.state == TrustState::Trusted {
-            porter.trust(host);
+            porter.trust(host, entry.role == Some(Role::Operator));
         }
         drop(leaving);
         let span = tracing::error_span!("session", peer = %peer.key.fingerprint(), %from);
@@ -263,13 +263,13 @@ impl Porter {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a connection may come in: then whether its host is known, and why another one was dropped for it, if one was.
-    fn enter(&self, number: u64, host: Host) -> Result<(bool, Option<&'static str>), &'static str> {
+    /// Whether a connection may come in: then the class of its host, and why another one was dropped for it, if one was.
+    fn enter(&self, number: u64, host: Host) -> Result<(Class, Option<&'static str>), &'static str> {
         let mut inside = self.lock();
         let entered = inside.0.enter(number, host, std::time::Instant::now())?;
-        let Some((dropped, reason)) = entered.instead_of else { return Ok((entered.known, None)) };
+        let Some((dropped, reason)) = entered.instead_of else { return Ok((entered.class, None)) };
         inside.1.remove(&dropped).inspect(AbortHandle::abort);
-        Ok((entered.known, Some(reason)))
+        Ok((entered.class, Some(reason)))
     }
 
     /// The task that serves it, which may have left already.
@@ -286,7 +286,7 @@ impl Porter {
         inside.1.remove(&number);
     }
 
-    fn trust(&self, host: Host) {
-        self.lock().0.trust(host, std::time::Instant::now());
+    fn trust(&self, host: Host, operator: bool) {
+        self.lock().0.trust(host, operator, std::time::Instant::now());
     }
 }
