@@ -205,25 +205,27 @@ pub struct Serve {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Load")]
 pub struct LoadOptions {
-    /// Connections at once that have not proven who they are; as many again from addresses of trusted identities.
+    /// Connections at once that have not proven who they are; as many again from addresses of operators, and of others who are
+    /// trusted.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_handshakes: u32,
     /// Of those, from one address (an IPv4 address, an IPv6 network of 64 bits).
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_handshakes_each: u32,
-    /// Handshakes a second: from one address, and from all that no trusted identity came from lately.
+    /// Handshakes a second: from one address, and from all that no trusted identity came from lately. From those of operators, and
+    /// of others who are trusted, four times as many each.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub handshakes_per_second: u32,
     /// Handshakes at once, where there were none for some time.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub handshake_burst: u32,
-    /// Sessions at once. Operators and providers find room beyond it.
+    /// Sessions of consumers at once; a tenant gets at most as many as are still free. Operators and providers find room beyond.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_sessions: u32,
     /// Sessions of identities that are not trusted; one address gets at most as many as are still free.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_strangers: u32,
-    /// Requests of consumers and operators in flight; a tenant gets at most as many as are still free, an identity half.
+    /// Requests of consumers in flight; a tenant gets at most as many as are still free, an identity half.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_requests: u32,
     /// Requests of consumers and operators that are decided on a second; tenants take turns.

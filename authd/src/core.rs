@@ -53,21 +53,23 @@ impl Default for Limits {
 /// How much of everything there may be at once, and how much a second.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
-    /// Connections at once whose peer has not proven who it is; as many again from hosts of trusted identities.
+    /// Connections at once whose peer has not proven who it is; as many again from hosts of operators, and of others who are
+    /// trusted.
     pub unproven: usize,
     /// Of those, from one address.
     pub unproven_each: usize,
     /// Time to prove it.
     pub handshake_time: Duration,
-    /// Handshakes a second from one address; from all that no trusted identity came from lately; and from all others.
+    /// Handshakes a second from one address; from all that no trusted identity came from lately. From those of operators, and of
+    /// others who are trusted, four times as many each.
     pub handshakes_per_second: u32,
     /// Handshakes at once, where there were none for some time.
     pub handshake_burst: u32,
-    /// Sessions at once.
+    /// Sessions of consumers at once.
     pub sessions: usize,
     /// Sessions of identities that are not trusted.
     pub strangers: usize,
-    /// Requests of clients in flight at once, over all sessions.
+    /// Requests of consumers in flight at once, over all sessions.
     pub requests: usize,
     /// Requests of clients that are decided on a second.
     pub requests_per_second: u32,

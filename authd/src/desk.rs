@@ -23,9 +23,11 @@ type Job = Box<dyn FnOnce(&mut Core) + Send>;
 /// Who waits for the desk with something new.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// What was begun goes on, kill switches: before all others.
+    /// What was begun goes on: before all others.
     First,
-    /// A provider's word: providers take turns, and as many of them are heard as requests.
+    /// An operator's kill switch: next. Operators take turns.
+    Switch(PublicKey),
+    /// A provider's word, or its answer to an order that nobody waits for: providers take turns, and as many of them are heard as requests.
     Word(PublicKey),
     /// A request: lanes take turns, then identities, and all together are held to the daemon's rate.
     Request(Lane, PublicKey),
@@ -36,19 +38,35 @@ pub(crate) enum Turn {
 /// What waits, by who waits.
 struct Waiting {
     first: VecDeque<Job>,
+    switches: Turns<(), PublicKey, Job>,
     words: Turns<(), PublicKey, Job>,
     requests: Turns<Lane, PublicKey, Job>,
     arrivals: Turns<Class, Host, Job>,
-    /// Which of the three is next.
+    /// Which of these three is next.
     next: usize,
     rate: Rate,
     bucket: Bucket,
 }
 
 impl Waiting {
+    /// Nothing yet; so many requests a second.
+    fn new(per_second: u32, now: Instant) -> Self {
+        Self {
+            first: VecDeque::new(),
+            switches: Turns::default(),
+            words: Turns::default(),
+            requests: Turns::default(),
+            arrivals: Turns::default(),
+            next: 0,
+            rate: Rate::new(per_second, per_second),
+            bucket: Bucket::full(now),
+        }
+    }
+
     fn put(&mut self, turn: Turn, job: Job) {
         match turn {
             Turn::First => self.first.push_back(job),
+            Turn::Switch(operator) => self.switches.push((), operator, job),
             Turn::Word(provider) => self.words.push((), provider, job),
             Turn::Request(..) if cfg!(feature = "danger-no-turns") => {
                 self.requests.push(Lane::Strangers, PublicKey([0; 32]), job);
@@ -63,7 +81,7 @@ impl Queue for Waiting {
     type Job = Job;
 
     fn next(&mut self, now: Instant) -> Due<Job> {
-        if let Some(job) = self.first.pop_front() {
+        if let Some(job) = self.first.pop_front().or_else(|| self.switches.pop()) {
             return Due::Now(job);
         }
         let mut wait = None;
@@ -96,16 +114,7 @@ pub(crate) struct Desk {
 impl Desk {
     /// Starts the thread. What must happen outside comes out of the receiver, which ends when the thread does.
     pub(crate) fn open(core: Core) -> std::io::Result<(Self, mpsc::UnboundedReceiver<Effect>, JoinHandle<()>)> {
-        let rate = Rate::new(core.limits.load.requests_per_second, core.limits.load.requests_per_second);
-        let waiting = Waiting {
-            first: VecDeque::new(),
-            words: Turns::default(),
-            requests: Turns::default(),
-            arrivals: Turns::default(),
-            next: 0,
-            rate,
-            bucket: Bucket::full(Instant::now()),
-        };
+        let waiting = Waiting::new(core.limits.load.requests_per_second, Instant::now());
         let mut desk = Closing(core);
         let (effects, happening) = mpsc::unbounded_channel();
         let (line, thread) = Line::start("desk", waiting, move |job: Job| {
@@ -190,18 +199,6 @@ mod tests {
 
     use super::*;
 
-    fn waiting(per_second: u32, now: Instant) -> Waiting {
-        Waiting {
-            first: VecDeque::new(),
-            words: Turns::default(),
-            requests: Turns::default(),
-            arrivals: Turns::default(),
-            next: 0,
-            rate: Rate::new(per_second, per_second),
-            bucket: Bucket::full(now),
-        }
-    }
-
     fn key(number: u8) -> PublicKey {
         PublicKey([number; 32])
     }
@@ -222,12 +219,13 @@ mod tests {
     #[test]
     fn requests_are_held_to_the_rate_and_nothing_else_is() {
         let now = Instant::now();
-        let mut waiting = waiting(50, now);
+        let mut waiting = Waiting::new(50, now);
         for _ in 0..100 {
             waiting.put(Turn::Request(red(), key(1)), Box::new(|_| ()));
             waiting.put(Turn::Word(key(2)), Box::new(|_| ()));
             waiting.put(Turn::First, Box::new(|_| ()));
-            waiting.put(Turn::Arrival(Class::Known, Host::from(std::net::IpAddr::from([10, 0, 0, 1]))), Box::new(|_| ()));
+            waiting
+                .put(Turn::Arrival(Class::Known, Host::from(std::net::IpAddr::from([10, 0, 0, 1]))), Box::new(|_| ()));
         }
         assert_eq!(done(&mut waiting, now), 350);
         let Due::In(wait) = waiting.next(now) else { panic!("50 requests wait") };
@@ -238,7 +236,7 @@ mod tests {
     #[test]
     fn a_flood_of_words_or_arrivals_leaves_requests_their_turns() {
         let now = Instant::now();
-        let mut waiting = waiting(50, now);
+        let mut waiting = Waiting::new(50, now);
         for _ in 0..1000 {
             waiting.put(Turn::Word(key(2)), Box::new(|_| ()));
         }
@@ -247,5 +245,26 @@ mod tests {
             let Due::Now(_) = waiting.next(now) else { panic!("there is something") };
         }
         assert!(waiting.requests.is_empty());
+    }
+
+    #[test]
+    fn what_was_begun_and_switches_go_before_what_operators_look_at_and_no_operator_holds_up_another() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new(50, now);
+        let (list, offered) = (Turn::Request(Lane::Operator(key(1)), key(1)), Turn::Word(key(2)));
+        for _ in 0..1000 {
+            waiting.put(list.clone(), Box::new(|_| ()));
+            waiting.put(offered.clone(), Box::new(|_| ()));
+            waiting.put(Turn::Switch(key(1)), Box::new(|_| ()));
+        }
+        waiting.put(Turn::Switch(key(3)), Box::new(|_| ()));
+        waiting.put(Turn::First, Box::new(|_| ()));
+        for left in [(1000, 1), (999, 1), (999, 0)] {
+            let Due::Now(_) = waiting.next(now) else { panic!("there is something") };
+            assert!(waiting.first.is_empty(), "first what was begun");
+            assert_eq!([1, 3].map(|number| waiting.switches.of(&(), &key(number))), [left.0, left.1]);
+        }
+        assert_eq!(waiting.words.of(&(), &key(2)), 1000);
+        assert_eq!(waiting.requests.of(&Lane::Operator(key(1)), &key(1)), 1000);
     }
 }

@@ -9,7 +9,7 @@ use overbank_fabric::channel::{CallError, Caller, ChannelError};
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::CorrelationId;
 use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, Role};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
@@ -27,6 +27,11 @@ use crate::shares::{Lane, Shares};
 
 /// Sessions of one identity.
 const MAX_SESSIONS_EACH: usize = 256;
+/// Requests of operators in flight, switches not counted: what consumers ask for takes none of their places.
+const OPERATORS_REQUESTS: usize = 64;
+/// Orders that end nothing, open at one provider: half of what a session takes, and with at most 4 KiB each half of
+/// the bytes. So there is always room for orders to fence and to detach.
+const OTHER_ORDERS: usize = 512;
 /// How long a provider has for an order that nobody waits for.
 const ORDER_TIME: Duration = Duration::from_secs(5);
 /// How long a revoked provider has to fence.
@@ -39,12 +44,15 @@ pub(crate) struct Hub {
     pub(crate) rejections: Gate,
     /// Bounds what is logged of requests that were answered.
     pub(crate) answers: Gate,
-    /// Requests of clients in flight.
+    /// Requests in flight of all but operators.
     pub(crate) requests: Shares<Lane>,
+    /// Requests in flight of operators.
+    pub(crate) operators: Shares<Lane>,
+    /// Sessions of consumers.
+    pub(crate) sessions: Shares<Lane>,
     /// Sessions of identities that are not trusted.
     pub(crate) strangers: Shares<Host>,
     pub(crate) rates: Rates,
-    load: Load,
     /// Bounds what of it is recorded in the audit log: of strangers, and of those who are trusted.
     notes: Mutex<(Notes<()>, Notes<PublicKey>)>,
     links: Mutex<HashMap<SessionId, Link>>,
@@ -59,6 +67,8 @@ struct Link {
     close: watch::Sender<bool>,
     orders: Arc<Notify>,
     standing: Arc<Notify>,
+    /// See [`OTHER_ORDERS`].
+    others: Arc<Semaphore>,
 }
 
 /// What a session hears from outside of it.
@@ -79,9 +89,10 @@ impl Hub {
             rejections: Gate::default(),
             answers: Gate::default(),
             requests: Shares::new(load.requests),
+            operators: Shares::new(OPERATORS_REQUESTS),
+            sessions: Shares::new(load.sessions),
             strangers: Shares::new(load.strangers),
             rates: Rates::new(&load, now),
-            load,
             notes: Mutex::new((Notes::new(notes::STRANGERS, now), Notes::new(notes::TRUSTED, now))),
             links: Mutex::default(),
             next_session: AtomicU64::new(0),
@@ -123,26 +134,18 @@ impl Hub {
         tokio::spawn(async move { desk.run(|_| Ok::<_, Refusal>(())).await });
     }
 
-    /// A new session of this identity; the error is the reason why there is none. Providers and operators always find
-    /// room, as long as they have not too many themselves.
-    pub(crate) fn enter(
-        &self,
-        key: PublicKey,
-        lane: &Lane,
-        caller: Caller,
-    ) -> Result<(SessionId, Signals), &'static str> {
+    /// A new session of this identity; the error is the reason why there is none.
+    pub(crate) fn enter(&self, key: PublicKey, caller: Caller) -> Result<(SessionId, Signals), &'static str> {
         let mut links = self.links();
         if links.values().filter(|link| link.key == key).count() >= MAX_SESSIONS_EACH {
             return Err("sessions-of-identity");
-        }
-        if links.len() >= self.load.sessions && !matches!(lane, Lane::Operators | Lane::Providers) {
-            return Err("sessions");
         }
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let (close, closed) = watch::channel(false);
         let orders = Arc::new(Notify::new());
         let standing = Arc::new(Notify::new());
-        let link = Link { key, caller, close, orders: Arc::clone(&orders), standing: Arc::clone(&standing) };
+        let others = Arc::new(Semaphore::new(OTHER_ORDERS));
+        let link = Link { key, caller, close, orders: Arc::clone(&orders), standing: Arc::clone(&standing), others };
         links.insert(id, link);
         Ok((id, Signals { close: closed, orders, standing }))
     }
@@ -211,7 +214,7 @@ impl Hub {
         loop {
             next = match next {
                 Next::Answer(reply) => return Ok(self.with_totals(reply)),
-                Next::Order(order) => self.order(*order, Some(asker), correlation, until).await?,
+                Next::Order(order) => self.order(*order, Some(asker), Turn::First, correlation, until).await?,
                 Next::Wait => {
                     let changed = self.changed.notified();
                     tokio::pin!(changed);
@@ -240,11 +243,12 @@ impl Hub {
         }
     }
 
-    /// Gives one order, and hands its outcome to the decisions.
+    /// Gives one order, and hands its outcome to the decisions in that turn.
     async fn order(
         &self,
         order: Order,
         asker: Option<Asker>,
+        turn: Turn,
         correlation: CorrelationId,
         until: Instant,
     ) -> Result<Next, Refusal> {
@@ -256,7 +260,7 @@ impl Hub {
             core.on_behalf(asker.map_or(own, |asker| Cause::of(&asker, now)));
             core.answered(then, outcome, now)
         };
-        self.desk.run(goes_on).await
+        self.desk.turn(turn, None, goes_on).await
     }
 
     /// Sends one order over a provider's session.
@@ -267,10 +271,18 @@ impl Hub {
         call: Call,
         until: Instant,
     ) -> Result<Reply, OrderError> {
-        let caller = self.links().get(&session).map(|link| link.caller.clone()).ok_or(OrderError::Gone)?;
-        let left = until.saturating_duration_since(Instant::now());
-        let deadline_ms = u32::try_from(millis(left)).unwrap_or(u32::MAX);
-        match timeout_at(until, caller.call(correlation, deadline_ms, call)).await {
+        let link = self.links().get(&session).map(|link| (link.caller.clone(), Arc::clone(&link.others)));
+        let (caller, others) = link.ok_or(OrderError::Gone)?;
+        let asking = async {
+            let left = || u32::try_from(millis(until.saturating_duration_since(Instant::now()))).unwrap_or(u32::MAX);
+            if matches!(call, Call::Fence(_) | Call::Detach(_)) && !cfg!(feature = "danger-no-switches") {
+                return caller.call_ahead(correlation, left(), call).await;
+            }
+            // Never closed; whoever waits here when the session ends is told so next.
+            let _room = others.acquire().await;
+            caller.call(correlation, left(), call).await
+        };
+        match timeout_at(until, asking).await {
             Err(_) => Err(OrderError::Late),
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(CallError::Refused(refusal))) => Err(OrderError::Refused(refusal)),
@@ -283,14 +295,21 @@ impl Hub {
     }
 
     /// Gives a provider the orders that are due and that nobody waits for, all at once.
-    pub(crate) async fn give_due_orders(self: &Arc<Self>, session: SessionId, orders: &mut JoinSet<()>) {
+    pub(crate) async fn give_due_orders(
+        self: &Arc<Self>,
+        provider: PublicKey,
+        session: SessionId,
+        orders: &mut JoinSet<()>,
+    ) {
         let Ok(due) = self.desk.run(move |core| core.due_orders(session, Now::read())).await else { return };
         for order in due {
             let hub = Arc::clone(self);
             let correlation = CorrelationId::random();
             let span = tracing::error_span!("order", %correlation);
             let given = async move {
-                if let Err(refusal) = hub.order(order, None, correlation, Instant::now() + ORDER_TIME).await {
+                // Nobody waits for the outcome: it is one more word of that provider's.
+                let (turn, until) = (Turn::Word(provider), Instant::now() + ORDER_TIME);
+                if let Err(refusal) = hub.order(order, None, turn, correlation, until).await {
                     hub.rejected("order", &refusal);
                 }
             };

@@ -439,6 +439,10 @@ impl Core {
         if let Some(provider) = self.providers.get_mut(provider) {
             provider.unknown.remove(lease);
         }
+        // It may be more than are ordered at once.
+        if waiting == Waiting::Nobody && !self.fencing.iter().any(|other| other.provider == *provider) {
+            self.order_fences(provider);
+        }
         // Who claims to hold another's lease is told to end it, and decides nothing about it.
         let row = leases::find(self.store.read(), lease)?.filter(|row| row.provider == *provider);
         let Some(mut row) = row else {

@@ -22,7 +22,7 @@ use crate::store::{StoreError, Tx, delegates, identities, successions};
 const AWAY: Duration = Duration::from_secs(5);
 /// A lease that is over by this long without a receipt is ordered to be fenced.
 const OVERDUE_MS: u64 = 2000;
-/// Most orders in one go.
+/// Most orders of a kind in one go.
 const MAX_ORDERS: u32 = 256;
 /// Longest receipt that is kept, bytes. A real one has some 600.
 const MAX_RECEIPT: usize = 4096;
@@ -297,9 +297,13 @@ impl Core {
                 })
             })?;
         }
-        fences.extend(provider.unknown.iter().map(|lease| (*lease, EndReason::Unknown)));
         let key = provider.key;
         fences.retain(|(lease, _)| self.fencing.insert(Fencing { provider: key, lease: *lease }));
+        // It may claim to hold any number of leases that nobody knows: these come last, and never more at once.
+        let here = self.fencing.iter().filter(|fencing| fencing.provider == key).count();
+        let claimed = provider.unknown.iter().map(|lease| (*lease, EndReason::Unknown));
+        let claimed = claimed.filter(|(lease, _)| self.fencing.insert(Fencing { provider: key, lease: *lease }));
+        fences.extend(claimed.take((MAX_ORDERS as usize).saturating_sub(here)));
         let mut orders: Vec<Order> = fences
             .into_iter()
             .map(|(lease, reason)| Order {
@@ -315,7 +319,9 @@ impl Core {
                 orders.push(Order { session, call, then: Then::Detached(lease, holder) });
             }
         }
-        for lease in std::mem::take(&mut provider.behind) {
+        let behind: Vec<LeaseId> = provider.behind.iter().copied().take(MAX_ORDERS as usize).collect();
+        for lease in behind {
+            provider.behind.remove(&lease);
             let row = leases::find(self.store.read(), &lease)?;
             if let Some(row) = row.filter(|row| row.stage == Stage::Active && row.boot == boot) {
                 let call = Call::Extend(Extend { lease, deadline: Deadline { boot, tick: row.deadline } });

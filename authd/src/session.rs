@@ -56,12 +56,13 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
         let cause = Cause { who: Some(key), ..Cause::from(from, Now::read()) };
         hub.note(None, cause, Entry::refused("session", RefusalCode::Revoked));
     }
-    let Ok(mut standing) = Standing::of(&hub, &entry, from) else {
-        return hub.rejected("strangers", &from);
+    let mut standing = match Standing::of(&hub, key, Host::from(from.ip()), lane(&entry)) {
+        Ok(standing) => standing,
+        Err(reason) => return hub.rejected(reason, &from),
     };
     let in_flight = if peer.party == Party::Provider { IN_FLIGHT_PROVIDER } else { IN_FLIGHT_CLIENT };
     let (caller, mut incoming, driver) = channel.multiplex_within(in_flight, standing.bounds());
-    let (id, mut signals) = match hub.enter(key, &standing.lane, caller) {
+    let (id, mut signals) = match hub.enter(key, caller) {
         Ok(entered) => entered,
         Err(reason) => return hub.rejected(reason, &from),
     };
@@ -87,7 +88,10 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
                     // One at a time: guessing is slow.
                     Call::Join(_) => match joins.answer(&hub, asker, &standing, request, answer).await {
                         Joined::Yes => {
-                            standing.look_again(&hub, key).await;
+                            if let Err(reason) = standing.look_again(&hub, key).await {
+                                hub.rejected(reason, &from);
+                                break;
+                            }
                             incoming.widen(standing.bounds());
                         }
                         Joined::No => {}
@@ -101,10 +105,13 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
             },
             _ = signals.close.changed() => { cut_off = true; break }
             _ = stop.changed() => break,
-            () = signals.orders.notified() => hub.give_due_orders(id, &mut orders).await,
-            _ = clock.tick(), if peer.party == Party::Provider => hub.give_due_orders(id, &mut orders).await,
+            () = signals.orders.notified() => hub.give_due_orders(key, id, &mut orders).await,
+            _ = clock.tick(), if peer.party == Party::Provider => hub.give_due_orders(key, id, &mut orders).await,
             () = signals.standing.notified() => {
-                standing.look_again(&hub, key).await;
+                if let Err(reason) = standing.look_again(&hub, key).await {
+                    hub.rejected(reason, &from);
+                    break;
+                }
                 incoming.widen(standing.bounds());
             }
             () = standing.time_is_up() => {
@@ -113,6 +120,11 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
             }
             Some(_) = orders.join_next() => {}
         }
+    }
+    if cut_off {
+        // First: what it asked last is given up below, and it is told nothing more.
+        driver.abort();
+        let _ = (&mut driver).await;
     }
     // In this order: no new orders come this way, then the provider is away.
     hub.leave(id);
@@ -123,7 +135,7 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
     };
     // Fails only where the desk has ended, and then there is nothing to tell it.
     let _ = hub.desk.run(closed).await;
-    if cut_off || timeout(LAST_WORDS, &mut driver).await.is_err() {
+    if !cut_off && timeout(LAST_WORDS, &mut driver).await.is_err() {
         driver.abort();
     }
     // Orders under way see the session's end and settle what they were for.
@@ -133,9 +145,10 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
 
 /// Works on a request in a task of its own.
 fn take(hub: &Arc<Hub>, asker: Asker, standing: &Standing, request: Request, answer: Answer) {
-    let turn = standing.turn(asker, &request.call);
+    let turn = standing.turn(hub, asker, &request.call);
     let admitted = match &turn {
         Turn::Request(lane, member) => admit(hub, lane, member, standing.host, &request),
+        Turn::Word(provider) if matches!(request.call, Call::Offer(_)) => may_offer(hub, provider),
         _ => Ok((None, Duration::ZERO)),
     };
     match admitted {
@@ -162,15 +175,28 @@ type Limit = (&'static str, &'static str);
 /// A place among the requests in flight, and how long a request must wait because of what was asked before; else which
 /// limit stands against it.
 fn admit(hub: &Hub, lane: &Lane, member: &PublicKey, host: Host, request: &Request) -> Result<Admitted, Limit> {
-    let place = hub.requests.take(lane, member).map_err(|full| match full {
+    // What consumers do, at an operator's address also, keeps no operator from looking.
+    let (places, host) = match lane {
+        Lane::Operator(_) => (&hub.operators, None),
+        _ => (&hub.requests, Some(&host)),
+    };
+    let place = places.take(lane, member).map_err(|full| match full {
         Full::All => ("requests", "too many requests are being worked on: try again in a moment"),
         Full::Lane => ("requests-of-tenant", "your tenant has its share of requests in flight: wait for their answers"),
         Full::Member => ("requests-of-identity", "you have your share of requests in flight: wait for their answers"),
     })?;
     let most = Duration::from_millis(request.deadline_ms.into()).min(MAX_DEADLINE);
-    match hub.rates.reserve(member, &host, most, std::time::Instant::now()) {
+    match hub.rates.reserve(member, host, most, std::time::Instant::now()) {
         Some(wait) => Ok((Some(place), wait)),
         None => Err(("request-rate", "you ask more often than is allowed: ask again later, and more slowly")),
+    }
+}
+
+/// Whether a provider may offer again. Each offer is held against all its leases.
+fn may_offer(hub: &Hub, provider: &PublicKey) -> Result<Admitted, Limit> {
+    match hub.rates.offer(provider, std::time::Instant::now()) {
+        true => Ok((None, Duration::ZERO)),
+        false => Err(("offer-rate", "you offer more often than is allowed: keep your session, or offer again later")),
     }
 }
 
@@ -331,32 +357,50 @@ enum Joined {
 struct Standing {
     host: Host,
     lane: Lane,
-    /// Of somebody who is not trusted: its place among those, and until when.
-    stranger: Option<(Place<Host>, Instant)>,
+    seat: Seat,
+}
+
+/// A session's place among those of its kind.
+enum Seat {
+    /// Of somebody who is not trusted, and until when.
+    Stranger(#[expect(dead_code, reason = "held")] Place<Host>, Instant),
+    Consumer(#[expect(dead_code, reason = "held")] Place<Lane>),
+    /// Operators and providers find one, as long as they have not too many themselves.
+    Reserved,
 }
 
 impl Standing {
-    fn of(hub: &Hub, entry: &TrustEntry, from: SocketAddr) -> Result<Self, Full> {
-        let (host, lane) = (Host::from(from.ip()), lane(entry));
-        let stranger = match lane {
-            Lane::Strangers => Some((hub.strangers.take(&host, &entry.key)?, Instant::now() + STRANGER_TIME)),
-            _ => None,
+    /// The error is the reason why there is no place.
+    fn of(hub: &Hub, key: PublicKey, host: Host, lane: Lane) -> Result<Self, &'static str> {
+        let seat = match lane {
+            Lane::Strangers => {
+                let place = hub.strangers.take(&host, &key).map_err(|_| "strangers")?;
+                Seat::Stranger(place, Instant::now() + STRANGER_TIME)
+            }
+            Lane::Tenant(_) => Seat::Consumer(hub.sessions.take(&lane, &key).map_err(|full| match full {
+                Full::All => "sessions",
+                Full::Lane => "sessions-of-tenant",
+                Full::Member => "sessions-of-identity",
+            })?),
+            Lane::Operator(_) | Lane::Providers => Seat::Reserved,
         };
-        Ok(Self { host, lane, stranger })
+        Ok(Self { host, lane, seat })
     }
 
-    /// Who is not a stranger any more gives the place back.
-    async fn look_again(&mut self, hub: &Hub, key: PublicKey) {
+    /// Who is not a stranger any more gives its place back for another one, if there is one.
+    async fn look_again(&mut self, hub: &Hub, key: PublicKey) -> Result<(), &'static str> {
         let entry = hub.desk.run(move |core| core.entry(&key)).await.ok().flatten();
-        if let Some(lane) = entry.as_ref().map(lane).filter(|lane| *lane != Lane::Strangers) {
-            (self.lane, self.stranger) = (lane, None);
+        let lane = entry.as_ref().map(lane).filter(|lane| *lane != Lane::Strangers && *lane != self.lane);
+        if let Some(lane) = lane {
+            *self = Self::of(hub, key, self.host, lane)?;
         }
+        Ok(())
     }
 
     async fn time_is_up(&self) {
-        match &self.stranger {
-            Some((_, until)) => tokio::time::sleep_until(*until).await,
-            None => std::future::pending().await,
+        match &self.seat {
+            Seat::Stranger(_, until) => tokio::time::sleep_until(*until).await,
+            Seat::Consumer(_) | Seat::Reserved => std::future::pending().await,
         }
     }
 
@@ -365,15 +409,17 @@ impl Standing {
         match self.lane {
             Lane::Strangers if cfg!(not(feature = "danger-open-door")) => Bounds { message: 4 << 10, open: 16 << 10 },
             Lane::Tenant(_) => Bounds { message: 64 << 10, open: 256 << 10 },
-            Lane::Operators | Lane::Providers | Lane::Strangers => Bounds::default(),
+            Lane::Operator(_) | Lane::Providers | Lane::Strangers => Bounds::default(),
         }
     }
 
-    /// When a call's turn is. Only [`Turn::Request`] can be refused because of load.
-    fn turn(&self, asker: Asker, call: &Call) -> Turn {
+    /// When a call's turn is. Only [`Turn::Request`] and offers can be refused because of load.
+    fn turn(&self, hub: &Hub, asker: Asker, call: &Call) -> Turn {
         match self.lane {
             Lane::Providers if asker.party == Party::Provider => Turn::Word(asker.key),
-            Lane::Operators if stops(call) => Turn::First,
+            Lane::Operator(key) if stops(call) && hub.rates.switch(&key, std::time::Instant::now()) => {
+                Turn::Switch(key)
+            }
             _ => Turn::Request(self.lane.clone(), asker.key),
         }
     }
@@ -381,29 +427,25 @@ impl Standing {
 
 fn lane(entry: &TrustEntry) -> Lane {
     match (entry.state, entry.role, &entry.tenant) {
-        (TrustState::Trusted, Some(Role::Operator), _) => Lane::Operators,
+        (TrustState::Trusted, Some(Role::Operator), _) => Lane::Operator(entry.key),
         (TrustState::Trusted, Some(Role::Provider), _) => Lane::Providers,
         (TrustState::Trusted, Some(Role::Consumer), Some(tenant)) => Lane::Tenant(tenant.clone()),
         _ => Lane::Strangers,
     }
 }
 
-/// Whether a call is a kill switch: an operator's is never refused because of load, and never waits behind any.
+/// Whether a call is a kill switch: an operator's is not refused because of load, and waits behind no request.
 fn stops(call: &Call) -> bool {
     !cfg!(feature = "danger-no-switches")
         && matches!(
             call,
             Call::TrustRevoke(_)
-            | Call::TrustDeny(_)
-            | Call::LeaseStop(_)
-            | Call::TenantStop(_)
-            | Call::ProviderStop(_)
-            | Call::ProviderDrain(_)
-            | Call::Shutdown
-            | Call::ProposalApprove(_)
-            // By which the others find what to stop.
-            | Call::TrustList
-            | Call::ListLeases
-            | Call::ProposalList
+                | Call::TrustDeny(_)
+                | Call::LeaseStop(_)
+                | Call::TenantStop(_)
+                | Call::ProviderStop(_)
+                | Call::ProviderDrain(_)
+                | Call::Shutdown
+                | Call::ProposalApprove(_)
         )
 }

@@ -1,6 +1,6 @@
-//! Places of which there are so many, and who may have how many of them: requests in flight, strangers' sessions.
+//! Places of which there are so many, and who may have how many of them: requests in flight, sessions.
 //!
-//! Each lane (a tenant, the operators, an address) may have as many as are still free, and each identity half as many:
+//! Each lane (a tenant, an operator, an address) may have as many as are still free, and each identity half as many:
 //! one that takes all it can get leaves half to the others, and two of them a third.
 
 use std::collections::HashMap;
@@ -15,8 +15,8 @@ use overbank_fabric::ids::Tenant;
 pub(crate) enum Lane {
     /// Consumers of this tenant.
     Tenant(Tenant),
-    /// Operators.
-    Operators,
+    /// An operator: none of them is held up by another.
+    Operator(PublicKey),
     /// Providers.
     Providers,
     /// Who is not trusted.
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(shares.take(&tenant("red"), &PublicKey([0; 32])).err(), Some(Full::Lane));
         let blue = all(&shares, &tenant("blue"), 20);
         assert_eq!((blue.len(), shares.free()), (128, 128));
-        assert!(shares.take(&Lane::Operators, &PublicKey([99; 32])).is_ok());
+        assert!(shares.take(&tenant("late"), &PublicKey([99; 32])).is_ok());
         drop((red, blue));
         assert_eq!(shares.free(), 512);
         let counts = shares.lock();

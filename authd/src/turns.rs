@@ -63,6 +63,13 @@ impl<L: Clone + Eq + Hash, M: Clone + Eq + Hash, T> Turns<L, M, T> {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.order.is_empty()
     }
+
+    /// How much of one member's waits.
+    #[cfg(test)]
+    pub(crate) fn of(&self, lane: &L, member: &M) -> usize {
+        let members = self.0.waiting.get(lane).map(|lane| &lane.waiting);
+        members.and_then(|members| members.get(member)).map_or(0, VecDeque::len)
+    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use overbank_authd::{Limits, Load};
 use overbank_fabric::channel::{CallError, Caller};
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::CorrelationId;
-use overbank_fabric::message::{Allowance, Call, RefusalCode, Reply, Role, TenantInfo, TenantQuota};
+use overbank_fabric::message::{Allowance, Call, Invite, Join, RefusalCode, Reply, Role, TenantInfo, TenantQuota};
 use tokio::task::JoinSet;
 
-use crate::daemon::{Daemon, MIB, refused, wish};
+use crate::daemon::{Daemon, MIB, invitation, refused, wish};
 use crate::lender::Lender;
 
 /// Sessions of one identity, each asking as much at once as it likes.
@@ -117,6 +117,64 @@ async fn attack_30_requests_in_flight_are_shared() {
     daemon.operate(Call::TrustRevoke(hoarding.public().fingerprint())).await;
     assert_eq!(daemon.rejected().await["requests-of-identity"], busy);
     println!("attack 30 -: seen one identity held to a third of the requests in flight, others served");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_30_sessions_are_shared() {
+    let daemon = Daemon::with(Limits { load: Load { sessions: 40, ..Load::default() }, ..Limits::default() }).await;
+    let mut hoarders = Vec::new();
+    for _ in 0..4 {
+        hoarders.push(daemon.approved(Role::Consumer, Some("red")).await);
+    }
+    let blue = daemon.approved(Role::Consumer, Some("blue")).await;
+    let (mut open, mut turned_away) = (Vec::new(), 0);
+    for number in 0..80 {
+        let mut session = daemon.client(&hoarders[number % hoarders.len()]).await;
+        match session.call(Call::WhoAmI).await {
+            Ok(_) => open.push(session),
+            Err(CallError::Channel(_)) => turned_away += 1,
+            Err(refused) => panic!("{refused:?}"),
+        }
+    }
+    assert_eq!((open.len(), turned_away), (20, 60), "a tenant leaves half to the others");
+    for _ in 0..10 {
+        daemon.client(&blue).await.leases().await;
+    }
+    // Who is let in while the tenant has its share finds no place either, and the next one does when one is free.
+    let fifth = daemon.approved(Role::Consumer, Some("red")).await;
+    assert!(matches!(daemon.client(&fifth).await.call(Call::WhoAmI).await, Err(CallError::Channel(_))));
+    assert_eq!(daemon.rejected().await["sessions-of-tenant"], 61);
+    open.truncate(10);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    daemon.client(&fifth).await.leases().await;
+    println!("attack 30 -: seen one tenant held to half of all sessions, others let in");
+}
+
+/// What one operator looks at, again and again, keeps neither another one nor a consumer from anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_that_lists_without_a_pause_holds_nobody_up() {
+    let daemon = Daemon::start().await;
+    let code = invitation(
+        daemon.operate(Call::TrustInvite(Invite { role: Role::Operator, tenant: None, ttl_ms: 60_000 })).await,
+    );
+    let rogue = Identity::generate();
+    daemon.client(&rogue).await.call(Call::Join(Join { secret: code.secret })).await.expect("the second operator");
+    let (_, mut blue) = daemon.consumer("blue").await;
+    let hoarder = Hoarder::new(&daemon, &rogue, 12).await;
+    let mut asked = hoarder.ask(60, || Call::TrustList);
+    let mut operator = daemon.client(&daemon.operator).await;
+    for _ in 0..10 {
+        let begun = Instant::now();
+        operator.call(Call::TrustList).await.expect("there is always a place");
+        blue.leases().await;
+        operator.call(Call::TenantStop("nobody".parse().expect("a tenant"))).await.expect("a switch");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+    let mut busy = 0;
+    while let Some(outcome) = asked.join_next().await {
+        busy += u64::from(outcome.expect("no panic").is_err());
+    }
+    assert!(busy > 0 && daemon.rejected().await["requests-of-identity"] >= busy, "{busy} were refused");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

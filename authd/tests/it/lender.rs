@@ -38,6 +38,8 @@ pub(crate) struct Inside {
     pub(crate) orders: Vec<Call>,
     /// Orders are never answered.
     pub(crate) hangs: bool,
+    /// Attaches are never answered.
+    pub(crate) keeps_attaches: bool,
     /// Nothing is said by itself: no heartbeat, no receipt.
     pub(crate) silent: bool,
     pub(crate) fenced: Vec<(LeaseId, EndReason)>,
@@ -63,6 +65,7 @@ impl Lender {
             held: HashMap::new(),
             orders: Vec::new(),
             hangs: false,
+            keeps_attaches: false,
             silent: false,
             fenced: Vec::new(),
         };
@@ -145,7 +148,8 @@ impl Lender {
         let (hangs, silent) = {
             let mut inside = self.lock();
             inside.orders.push(call.clone());
-            (inside.hangs, inside.silent)
+            let keeps = inside.keeps_attaches && matches!(call, Call::Bind(_));
+            (inside.hangs || keeps, inside.silent)
         };
         if hangs {
             return Some(answer);

@@ -136,3 +136,22 @@ async fn a_restart_of_the_daemon_keeps_everything() {
     assert_eq!(infos[0].reason, Some(EndReason::Released));
     daemon.until(active.lease, |info| info.state == LeaseState::Ended).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lender_that_offers_without_a_pause_is_held_to_a_rate() {
+    let daemon = Daemon::start().await;
+    let lender = Lender::new(daemon.approved(Role::Provider, None).await);
+    let session = lender.connect(daemon.address).await;
+    let mut taken = 0;
+    for _ in 0..100 {
+        match ask(&session.caller, Call::Offer(lender.offer())).await {
+            Ok(_) => taken += 1,
+            refusal => assert_eq!(refused(refusal), RefusalCode::Busy),
+        }
+    }
+    assert!((15..30).contains(&taken), "{taken}");
+    assert_eq!(daemon.rejected().await["offer-rate"], 100 - taken);
+    // It is heard as before.
+    ask(&session.caller, Call::Heartbeat(lender.heartbeat())).await.expect("heard");
+    daemon.consumer("red").await.1.create(wish(MIB)).await;
+}

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use overbank_authd::{Limits, Load};
+use overbank_fabric::attach::{AttachRequest, EndpointBytes, MAX_LANES};
 use overbank_fabric::channel;
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::Identity;
-use overbank_fabric::ids::CorrelationId;
-use overbank_fabric::message::{Call, LeaseState, RefusalCode, Reply, Role};
+use overbank_fabric::ids::{CorrelationId, Nonce};
+use overbank_fabric::message::{Attach, Call, LeaseState, RefusalCode, Reply, Role};
 use overbank_fabric::receipt::EndReason;
+use overbank_fabric::signed::Signed;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -47,7 +49,6 @@ async fn attack_35_an_order_to_fence_while_512_requests_hang() {
     let (bob, mut his) = daemon.consumer("blue").await;
     let (lease, other) = (hers.create(wish(MIB)).await.lease, his.create(wish(MIB)).await.lease);
     let mut late = daemon.client(&daemon.approved(Role::Consumer, Some("late")).await).await;
-    let mut operator = daemon.client(&daemon.operator).await;
     let (idle, hers) = (daemon.client(&alice).await, hers);
     let mut people: Vec<Identity> = Vec::new();
     for number in 0..CONSUMERS {
@@ -84,6 +85,8 @@ async fn attack_35_an_order_to_fence_while_512_requests_hang() {
     }
     until("the crowd fills it up", || carves(&lender) >= 2 + 512).await;
     assert_eq!(refused(late.call(Call::Status).await), RefusalCode::Busy, "there is no place left");
+    let mut operator = daemon.client(&daemon.operator).await;
+    let Ok(Reply::Trust(_)) = operator.call(Call::TrustList).await else { panic!("an operator sees what to stop") };
 
     let begun = Instant::now();
     let revoked = operator.call(Call::TrustRevoke(alice.public().fingerprint())).await;
@@ -114,8 +117,57 @@ async fn attack_35_an_order_to_fence_while_512_requests_hang() {
     operator.call(Call::Shutdown).await.expect("the last one");
     drop((bob, crowd));
     println!(
-        "attack 35 -: seen 512 requests in flight: switches answered, orders out and sessions closed ahead of them"
+        "attack 35 -: seen 512 requests hang and no place is free: switches of an operator who comes then answered, orders out and sessions closed ahead of them"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lender_full_of_attaches_is_told_at_once_what_to_fence() {
+    // More requests in flight than a session with a lender has places.
+    let load =
+        Load { requests: 8192, requests_per_second: 100_000, requests_per_second_each: 100_000, ..Load::default() };
+    let daemon = Daemon::with(Limits { load, ..Limits::default() }).await;
+    let lender = Lender::new(daemon.approved(Role::Provider, None).await);
+    let _lending = lender.connect(daemon.address).await;
+    let (alice, mut hers) = daemon.consumer("red").await;
+    let lease = hers.create(wish(MIB)).await.lease;
+    let mut people = Vec::new();
+    for number in 0..20 {
+        let (bob, mut his) = daemon.consumer(&format!("crowd-{number}")).await;
+        let granted = his.create(wish(4096)).await;
+        people.push((bob, his, granted));
+    }
+    lender.lock().keeps_attaches = true;
+    let mut crowd = JoinSet::new();
+    for (bob, his, granted) in people {
+        let (caller, _incoming, driver) = his.into_channel().multiplex(64);
+        crowd.spawn(async move {
+            let _incoming = _incoming;
+            driver.await;
+        });
+        for _ in 0..64 {
+            let request = AttachRequest {
+                token: granted.token.hash(),
+                lanes: vec![EndpointBytes([1; 32]); MAX_LANES],
+                provider: granted.provider,
+                boot: granted.boot,
+                nonce: Nonce::random(),
+            };
+            let request = Signed::new(&request, &bob);
+            let attach = Call::Attach(Attach { lease: granted.lease, token: granted.token.clone(), request });
+            let caller = caller.clone();
+            crowd.spawn(async move { drop(caller.call(CorrelationId::random(), 30_000, attach).await) });
+        }
+    }
+    let binds = || lender.lock().orders.iter().filter(|order| matches!(order, Call::Bind(_))).count();
+    until("the lender is full of attaches", || binds() >= 512).await;
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(binds(), 512, "half of what its session takes");
+    let begun = Instant::now();
+    daemon.operate(Call::TrustRevoke(alice.public().fingerprint())).await;
+    until("it is told", || lender.lock().fenced == [(lease, EndReason::Revoked)]).await;
+    assert!(begun.elapsed() < AHEAD, "{:?}", begun.elapsed());
+    daemon.until(lease, |info| info.state == LeaseState::Ended).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,11 @@
+use overbank_authd::{Limits, Load};
 use overbank_fabric::channel::CallError;
 use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::Identity;
+use overbank_fabric::ids::CorrelationId;
 use overbank_fabric::message::{Approve, Call, Invite, Join, RefusalCode, Reply, Role, TrustState};
+
+use tokio::task::JoinSet;
 
 use crate::daemon::{Daemon, invitation, refused};
 
@@ -22,14 +26,49 @@ async fn a_stranger_waits_is_approved_and_revoked() {
 
     let idle = daemon.client(&alice).await;
     daemon.operate(Call::TrustRevoke(fingerprint)).await;
-    // Refused, as one that is revoked or as one that has no standing any more, or cut off: whatever comes first.
-    if let Ok(reply) = session.call(Call::ListLeases).await {
-        panic!("answered after the revocation: {reply:?}");
+    // Refused or cut off, whatever comes first.
+    match session.call(Call::ListLeases).await {
+        Err(CallError::Channel(_)) => {}
+        other => assert_eq!(refused(other), RefusalCode::Revoked),
     }
     assert!(session.ends().await && idle.ends().await);
     let mut back = daemon.client(&alice).await;
     assert_eq!(back.who_am_i().await.state, TrustState::Revoked);
     assert_eq!(refused(back.call(Call::ListLeases).await), RefusalCode::Revoked);
+}
+
+/// Who asks much at the moment of its revocation is told that it is revoked, or nothing more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_revoked_session_asked_last_is_not_answered_otherwise() {
+    let load = Load { requests_per_second: 100_000, requests_per_second_each: 100_000, ..Load::default() };
+    let daemon = Daemon::with(Limits { load, ..Limits::default() }).await;
+    for _ in 0..10 {
+        let (alice, session) = daemon.consumer("red").await;
+        let (caller, _incoming, driver) = session.into_channel().multiplex(64);
+        let mut asking = JoinSet::new();
+        asking.spawn(async {
+            driver.await;
+            None
+        });
+        for _ in 0..64 {
+            let caller = caller.clone();
+            asking.spawn(async move {
+                loop {
+                    match caller.call(CorrelationId::random(), 5000, Call::ListLeases).await {
+                        Ok(_) => {}
+                        Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Revoked => {}
+                        Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Busy => {}
+                        Err(CallError::Refused(refusal)) => return Some(refusal),
+                        Err(CallError::Channel(_)) => return None,
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        daemon.operate(Call::TrustRevoke(alice.public().fingerprint())).await;
+        let others: Vec<_> = asking.join_all().await.into_iter().flatten().collect();
+        assert!(others.is_empty(), "{others:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -367,3 +367,49 @@ fn a_status_shows_a_consumer_its_own_share() {
     desk.core.session_closed(lender.person.asker.session);
     assert!(!status(&mut desk, operator).providers[0].connected);
 }
+
+#[test]
+fn leases_that_a_lender_claims_to_hold_are_fenced_few_at_a_time_and_after_its_own() {
+    let mut desk = Desk::new();
+    let (lender, alice) = (desk.lender(64 * MIB), desk.consumer("red"));
+    let lease = desk.create(&alice, wish(MIB));
+    let deadline = desk.stored_deadline(lease.lease);
+    let claims =
+        || (0..5000).map(|_| (LeaseId::random(), deadline)).chain([(lease.lease, deadline)]).collect::<Vec<_>>();
+    desk.offer(&lender, 64 * MIB, &claims());
+    let claimed = desk.due(&lender);
+    assert_eq!(claimed.len(), 256);
+    for _ in 0..5 {
+        desk.offer(&lender, 64 * MIB, &claims());
+        assert!(desk.due(&lender).is_empty(), "as long as those are under way");
+    }
+    desk.revoke(&alice);
+    let due = desk.due(&lender);
+    assert_eq!(due.iter().map(fence_of).collect::<Vec<_>>(), [(lease.lease, EndReason::Revoked)]);
+    for order in claimed.into_iter().chain(due) {
+        reply(desk.done(order));
+    }
+    assert_eq!(desk.due(&lender).len(), 256);
+}
+
+#[test]
+fn more_leases_than_are_ordered_at_once_are_fenced_without_a_pause() {
+    let mut desk = Desk::new();
+    let (lender, alice) = (desk.lender(1024 * MIB), desk.consumer("red"));
+    for _ in 0..300 {
+        desk.create(&alice, wish(MIB));
+    }
+    desk.revoke(&alice);
+    let due = desk.due(&lender);
+    assert_eq!(due.len(), 256);
+    desk.core.take_effects();
+    for order in due {
+        assert!(!desk.core.take_effects().contains(&Effect::Orders(lender.person.asker.session)), "once");
+        reply(desk.done(order));
+    }
+    assert!(
+        desk.core.take_effects().contains(&Effect::Orders(lender.person.asker.session)),
+        "at once, not in a second"
+    );
+    assert_eq!(desk.due(&lender).len(), 44);
+}
