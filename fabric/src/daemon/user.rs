@@ -1,14 +1,14 @@
 //! How a daemon that was started as root gives up what root can do, before it opens or listens to anything.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use nix::unistd::{Uid, User, chown, geteuid, initgroups, setresgid, setresuid};
+use nix::unistd::{Uid, User, geteuid, initgroups, setresgid, setresuid};
 
 /// Why the process keeps rights that it should not have.
 #[derive(Debug, thiserror::Error)]
@@ -80,13 +80,26 @@ pub fn give_up_the_rest() {
     let _ = caps::clear(None, CapSet::Permitted);
 }
 
+/// Gives a directory that was just made to a user. Not by its name: who may write to the directory above could have put
+/// something else there, and get that.
+fn hand_over(made: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let made = OpenOptions::new().read(true).custom_flags(flags).open(made)?;
+    let found = made.metadata()?;
+    if found.uid() != geteuid().as_raw() || found.mode() & 0o077 != 0 {
+        return Err(io::Error::other("another directory was put in its place: who may write to the one above it?"));
+    }
+    fchown(&made, Some(uid), Some(gid))
+}
+
 fn become_user(name: &str, state: Option<&Path>, keep: &[Capability]) -> Result<(), UserError> {
     let user = User::from_name(name).map_err(system("look the user up"))?;
     let user = user.ok_or_else(|| UserError::Unknown(name.to_owned()))?;
     if let Some(state) = state.filter(|state| !state.exists()) {
-        let failed = |source| UserError::State { path: state.to_owned(), user: name.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
-        chown(state, Some(user.uid), Some(user.gid)).map_err(|error| failed(error.into()))?;
+        // What is above it is not this daemon's to make.
+        let made = DirBuilder::new().mode(0o700).create(state);
+        made.and_then(|()| hand_over(state, user.uid.as_raw(), user.gid.as_raw()))
+            .map_err(|source| UserError::State { path: state.to_owned(), user: name.to_owned(), source })?;
     }
     let groups = std::ffi::CString::new(name).map_err(|_| UserError::Unknown(name.to_owned()))?;
     initgroups(&groups, user.gid).map_err(system("take on the user's groups"))?;
@@ -100,4 +113,35 @@ fn become_user(name: &str, state: Option<&Path>, keep: &[Capability]) -> Result<
         return Err(UserError::System { what: "become the user", why: "it could become root again".to_owned() });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn only_the_directory_that_was_made_is_handed_over() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| folder.path().join(name);
+        // Root alone can give away what is its own.
+        let (me, root) = (geteuid().as_raw(), geteuid().is_root());
+        let (uid, gid) = if root { (12_345, 12_345) } else { (me, nix::unistd::getegid().as_raw()) };
+        let owner = |name: &str| std::fs::metadata(at(name)).expect("there").uid();
+        for name in ["made", "victim", "open"] {
+            DirBuilder::new().mode(0o700).create(at(name)).expect("made");
+        }
+        symlink(at("victim"), at("link")).expect("made");
+        std::fs::set_permissions(at("open"), PermissionsExt::from_mode(0o755)).expect("changed");
+        hand_over(&at("made"), uid, gid).expect("handed over");
+        assert_eq!(owner("made"), uid);
+        for name in ["link", "open", "missing"] {
+            hand_over(&at(name), uid, gid).expect_err(name);
+        }
+        assert_eq!((owner("victim"), owner("open")), (me, me));
+        if root {
+            hand_over(&at("made"), 54_321, gid).expect_err("somebody else's");
+            assert_eq!(owner("made"), uid);
+        }
+    }
 }
