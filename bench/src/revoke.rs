@@ -22,7 +22,7 @@ use crate::figures::{Measured, histogram};
 use crate::options::Output;
 use crate::parties::{Party, Pressure, failed, runtime};
 use crate::report::Report;
-use crate::stack::{Setup, Stack};
+use crate::stack::{self, Setup, Stack};
 use crate::writer::{Target, Writer, boottime_us, lanes};
 
 /// Payload of a block of the leases.
@@ -122,7 +122,13 @@ pub(crate) fn run(revoke: &Revoke) -> Result<(), BenchError> {
     // Pages as a program's own memory has, which is what a wipe is compared with.
     setup.provider = ["--pages", "plain"].map(str::to_owned).to_vec();
     if lose > 0 {
-        setup.provider.extend(["--lose-per-million".to_owned(), lose.to_string()]);
+        let lose = ["--lose-per-million".to_owned(), lose.to_string()];
+        if !stack::provider_takes(&lose)? {
+            let why = "--loss takes an overbank-provider that can lose packets, which a release build cannot: build all with \
+                       `--features overbank-provider/lossy`";
+            return Err(BenchError::Usage(why.to_owned()));
+        }
+        setup.provider.extend(lose);
     }
     let stack = Stack::set_up(&setup)?;
     let device = ends::open_losing(&revoke.device, lose)?;

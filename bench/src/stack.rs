@@ -110,6 +110,12 @@ impl Stack {
     }
 }
 
+/// Whether the provider that was built together with this one knows these options of `serve`.
+pub(crate) fn provider_takes(options: &[String]) -> Result<bool, BenchError> {
+    let asked = beside("overbank-provider")?.arg("serve").args(options).arg("--help").output();
+    Ok(asked.map_err(BenchError::io("start overbank-provider"))?.status.success())
+}
+
 /// A program that was built and installed together with this one.
 fn beside(program: &str) -> Result<Command, BenchError> {
     let path: PathBuf = own_binary()?.parent().unwrap_or(Path::new(".")).join(program);

@@ -88,6 +88,7 @@ pub struct Serve {
     #[arg(long, value_name = "TIME", default_value = "50us", value_parser = parse_spin)]
     pub spin: Duration,
     /// So many of a million datagrams the soft device does not send: for tests and measurements of loss.
+    #[cfg(any(debug_assertions, feature = "lossy"))]
     #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
     pub lose_per_million: u32,
     /// Most bytes in one packet; what fits through the network between.
@@ -106,6 +107,17 @@ pub struct Serve {
     /// How log lines on stderr look. RUST_LOG chooses which there are.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+impl Serve {
+    /// How many of a million datagrams are lost on purpose: in a release build without the feature `lossy`, none.
+    #[must_use]
+    pub fn lose_per_million(&self) -> u32 {
+        #[cfg(any(debug_assertions, feature = "lossy"))]
+        return self.lose_per_million;
+        #[cfg(not(any(debug_assertions, feature = "lossy")))]
+        0
+    }
 }
 
 /// How log lines look.

@@ -146,7 +146,7 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         }
     };
     let (port, spin, mtu) = (options.port, options.spin, options.mtu);
-    let lose_per_million = options.lose_per_million;
+    let lose_per_million = options.lose_per_million();
     let before_threads = Some(give_up_the_rest as fn());
     let wanted = DeviceOptions { port, spin, mtu, lose_per_million, before_threads, ..DeviceOptions::new(address) };
     let device = Device::open(&options.device, &wanted).map_err(ServeError::Device)?;
