@@ -67,6 +67,8 @@ pub(crate) struct World {
     pub(crate) memory: Vec<u8>,
     pub(crate) regions: BTreeMap<u64, RegionState>,
     pub(crate) queues: BTreeMap<u64, QueueState>,
+    /// Memory of leases: registered once, and not yet found clean again.
+    lent: Vec<Range<u64>>,
     /// Fail the next call of this kind.
     pub(crate) fail: Option<Call>,
     /// Endpoints that were reached, or not.
@@ -127,14 +129,20 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
 
 /// The device.
 #[derive(Default)]
-pub(crate) struct Double(Mutex<World>, Condvar);
+pub(crate) struct Double(Mutex<World>, Condvar, Option<fn()>);
 
 impl Double {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self(Mutex::new(World { memory: vec![0; bytes], ..World::default() }), Condvar::new())
+        Self(Mutex::new(World { memory: vec![0; bytes], ..World::default() }), Condvar::new(), None)
+    }
+
+    /// Does this before each call.
+    pub(crate) fn pausing(self, pause: fn()) -> Self {
+        Self(self.0, self.1, Some(pause))
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.2.inspect(|pause| pause());
         self.0.lock().expect("no test panicked in here")
     }
 
@@ -185,12 +193,12 @@ impl Backend for Double {
             world.regions.values().filter(|region| overlap(&region.bytes, &bytes)).cloned().collect();
         assert!(covering.iter().all(|region| !region.stuck), "registered over memory that a stuck region still covers");
         assert!(covering.iter().all(|region| region.domain != *domain), "two regions in one domain");
-        if covering.is_empty() {
+        if !world.lent.iter().any(|lent| overlap(lent, &bytes)) {
             assert!(world.bytes(&bytes).iter().all(|byte| *byte == 0), "a new lease got dirty memory");
-        } else {
-            let inside = |outer: &RegionState| outer.bytes.start <= bytes.start && bytes.end <= outer.bytes.end;
-            assert!(covering.iter().any(inside), "two leases overlap");
+            world.lent.push(bytes.clone());
         }
+        let inside = |outer: &Range<u64>| outer.start <= bytes.start && bytes.end <= outer.end;
+        assert!(world.lent.iter().any(inside), "two leases overlap");
         let region = world.fresh();
         world.regions.insert(region, RegionState { domain: *domain, bytes, rights, stuck: false });
         Ok(region)
@@ -260,7 +268,11 @@ impl Backend for Double {
         if world.try_call(Call::FindDirt).is_err() {
             return Ok(Some(bytes.start));
         }
-        Ok(world.bytes(&bytes).iter().position(|byte| *byte != 0).map(|at| bytes.start + at as u64))
+        let dirty = world.bytes(&bytes).iter().position(|byte| *byte != 0).map(|at| bytes.start + at as u64);
+        if dirty.is_none() {
+            world.lent.retain(|lent| !overlap(lent, &bytes));
+        }
+        Ok(dirty)
     }
 }
 

@@ -2,6 +2,7 @@
 //! attached to them.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::message::{Refusal, RefusalCode};
@@ -13,8 +14,15 @@ use crate::attach::Admission;
 use crate::backend::{Backend, Fault, RemoteKey};
 use crate::pool::Extent;
 
-/// Most attachments (holders, or ranges) of one lease at a time.
+/// Most attachments (holders, or ranges) of one lease at a time. One place is for the lease's own grant alone.
 pub const MAX_ATTACHMENTS: usize = 64;
+/// Most attachments of one holder to one lease by narrowed tokens; one more takes the place of its oldest.
+pub const MAX_NARROWED_EACH: usize = 4;
+/// Most bytes that the narrowed attachments of one lease register, each its own blocks, as multiples of the lease's: the
+/// lease's end deregisters them all. One holder's may be half of it; its oldest make way.
+pub const MAX_NARROWED: u64 = 4;
+/// Of a small lease they may be as many bytes as this.
+pub const MAX_NARROWED_SMALL: u64 = 64 << 30;
 
 /// The shape of a lease's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +39,20 @@ impl Shape {
     pub fn bytes(&self) -> u64 {
         self.blocks * u64::from(self.stride)
     }
+
+    /// Bytes that a grant's blocks take, which are some of these.
+    fn of(&self, scope: &Scope) -> u64 {
+        scope.blocks * u64::from(self.stride)
+    }
+}
+
+/// What a lease takes of the device beside its own region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Queue pairs.
+    pub queue_pairs: u64,
+    /// Bytes that are registered for narrowed attachments.
+    pub narrowed: u64,
 }
 
 /// The device side of an active lease. It owns the lease's extent: memory goes back to the pool only through the
@@ -38,12 +60,15 @@ impl Shape {
 pub struct Hold<B: Backend> {
     extent: Extent,
     shape: Shape,
-    domain: B::Domain,
-    /// Over all its blocks.
-    region: B::Region,
+    /// Over all its blocks: from the beginning, and as long as somebody is attached through it. Who comes after that gets
+    /// another one: whoever heard the old key on the wire gets nothing by it.
+    whole: Option<(B::Domain, B::Region)>,
+    /// The oldest first.
     attachments: Vec<Attachment<B>>,
-    /// Most queue pairs of all attachments together.
-    room: usize,
+    /// What all attachments together may take.
+    room: Usage,
+    /// Most bytes of narrowed attachments, whatever room there is.
+    most_narrowed: u64,
     /// What could not be taken down. With one of these the lease takes no more attaches, and its end fails.
     faults: Vec<Fault>,
 }
@@ -55,12 +80,18 @@ struct Attachment<B: Backend> {
     hands: Vec<PublicKey>,
     /// Ends before the lease does; None: with it, also when that is extended.
     until: Option<Tick>,
-    /// Unless the token is the auth daemon's own grant of the whole lease: a domain and a region over just what it grants.
+    /// Whether the token grants less than the whole lease, or for another time than the auth daemon's own grant.
+    narrowed: bool,
+    /// A narrowed one's: a domain and a region over just what it grants.
     own: Option<(B::Domain, B::Region)>,
     queues: Vec<B::Queue>,
 }
 
 impl<B: Backend> Attachment<B> {
+    fn usage(&self, shape: Shape) -> Usage {
+        Usage { queue_pairs: self.queues.len() as u64, narrowed: if self.narrowed { shape.of(&self.scope) } else { 0 } }
+    }
+
     fn is_for(&self, scope: &Scope) -> bool {
         let key = |scope: &Scope| (scope.holder, scope.first_block, scope.blocks, scope.rights);
         key(&self.scope) == key(scope)
@@ -83,28 +114,30 @@ impl<B: Backend> Hold<B> {
     /// The extent comes back where the device does not: no peer has ever reached it.
     pub fn open(backend: &B, extent: Extent, shape: Shape) -> Result<Self, (Extent, Fault)> {
         let start = extent.bytes().start;
-        let opened = backend.open_domain().and_then(|domain| {
-            let region = backend.register(&domain, start..start + shape.bytes(), Rights::READ_WRITE)?;
-            Ok((domain, region))
-        });
-        match opened {
-            Ok((domain, region)) => {
+        match register(backend, start..start + shape.bytes(), Rights::READ_WRITE) {
+            Ok(whole) => {
+                let room = Usage { queue_pairs: u64::MAX, narrowed: u64::MAX };
+                let most_narrowed = shape.bytes().saturating_mul(MAX_NARROWED).max(MAX_NARROWED_SMALL);
                 let (attachments, faults) = (Vec::new(), Vec::new());
-                Ok(Self { extent, shape, domain, region, attachments, room: usize::MAX, faults })
+                Ok(Self { extent, shape, whole: Some(whole), attachments, room, most_narrowed, faults })
             }
             Err(fault) => Err((extent, fault)),
         }
     }
 
-    /// Queue pairs of all attachments.
+    /// What all attachments take.
     #[must_use]
-    pub fn queue_pairs(&self) -> usize {
-        self.attachments.iter().map(|attachment| attachment.queues.len()).sum()
+    pub fn usage(&self) -> Usage {
+        self.usage_of(|_| true)
     }
 
-    /// From the next attach on there are no more queue pairs than this.
-    pub fn set_room(&mut self, queue_pairs: usize) {
-        self.room = queue_pairs;
+    fn usage_of(&self, which: impl Fn(&Attachment<B>) -> bool) -> Usage {
+        sum(self.attachments.iter().filter(|it| which(it)).map(|it| it.usage(self.shape)))
+    }
+
+    /// From the next attach on they take no more than this, unless they take as much already.
+    pub fn set_room(&mut self, room: Usage) {
+        self.room = room;
     }
 
     /// The next tick at which an attachment ends before its lease.
@@ -114,41 +147,33 @@ impl<B: Backend> Hold<B> {
     }
 
     /// Binds queue pairs to the endpoints of a request whose range lies inside the lease. An earlier attachment of the
-    /// same holder to the same blocks with the same rights is destroyed first, and its key with it. On failure nothing half-made stays. Before
-    /// each queue pair it asks `go_on`, with the tick of the next attachment that ends, and gives up if that refuses.
+    /// same holder to the same blocks with the same rights is destroyed first, and its key with it. On failure nothing
+    /// half-made stays. Before each thing that may take long it asks `go_on`, with the tick of the next attachment that
+    /// ends, and gives up if that refuses.
     ///
     /// # Errors
-    /// A refusal. Where something could not be destroyed, this and every later attach is refused.
+    /// A refusal; where there is no room, nothing was destroyed for it. Where something could not be destroyed, this and
+    /// every later attach is refused.
     pub fn bind(
         &mut self,
         backend: &B,
         admission: &Admission,
         go_on: impl Fn(Option<Tick>) -> Result<(), Refusal>,
     ) -> Result<Binding, Refusal> {
-        if let Some(at) = self.attachments.iter().position(|attachment| attachment.is_for(&admission.scope)) {
-            let old = self.attachments.swap_remove(at);
-            let whole = old.own.is_none();
-            self.take_apart(backend, old);
-            if whole && self.attachments.iter().all(|other| other.own.is_some()) {
-                self.renew_key(backend);
-            }
-        }
-        if !self.faults.is_empty() {
-            let why = "something of an earlier attach could not be destroyed: this lease takes no more; make a new one";
-            return Err(Refusal::new(RefusalCode::Internal, why));
-        }
-        if self.queue_pairs() + admission.remotes.len() > self.room {
-            let why = "the tenant has its share of the provider's queue pairs: end an attach, or ask for fewer lanes";
-            return Err(Refusal::new(RefusalCode::Busy, why));
-        }
-        if self.attachments.len() >= MAX_ATTACHMENTS && cfg!(not(feature = "danger-hoard")) {
-            let why = format!("{MAX_ATTACHMENTS} holders are attached to this lease, which is the most there can be");
-            return Err(Refusal::new(RefusalCode::Busy, why));
+        self.check_faults()?;
+        let narrowed = self.is_narrowed(admission);
+        let gone = self.in_place_of(&admission.scope, narrowed);
+        self.check_room(admission, narrowed, &gone)?;
+        for old in gone.into_iter().rev() {
+            go_on(self.next_detach())?;
+            self.end(backend, old);
+            self.check_faults()?;
         }
         let mut attachment = Attachment {
             scope: admission.scope,
             hands: admission.hands.clone(),
             until: (!admission.root).then_some(admission.scope.deadline.tick),
+            narrowed,
             own: None,
             queues: Vec::with_capacity(admission.remotes.len()),
         };
@@ -164,27 +189,93 @@ impl<B: Backend> Hold<B> {
         }
     }
 
+    fn is_narrowed(&self, admission: &Admission) -> bool {
+        let scope = &admission.scope;
+        let whole = scope.rights == Rights::READ_WRITE && scope.first_block == 0 && scope.blocks == self.shape.blocks;
+        !(whole && admission.root) && cfg!(not(feature = "danger-shared-region"))
+    }
+
+    fn check_faults(&self) -> Result<(), Refusal> {
+        if self.faults.is_empty() {
+            return Ok(());
+        }
+        let why = "something of an earlier attach could not be destroyed: this lease takes no more; make a new one";
+        Err(Refusal::new(RefusalCode::Internal, why))
+    }
+
+    /// The attachments, in their order, that such a one takes the place of: that of the same holder to the same blocks with
+    /// the same rights, and the oldest of the holder's narrowed ones where they would be too many, or too large.
+    fn in_place_of(&self, scope: &Scope, narrowed: bool) -> Vec<usize> {
+        let same = self.attachments.iter().position(|it| it.is_for(scope));
+        if !narrowed || cfg!(feature = "danger-hoard") {
+            return same.into_iter().collect();
+        }
+        let own = |it: &Attachment<B>| it.narrowed && it.scope.holder == scope.holder && !it.is_for(scope);
+        let mut count = self.attachments.iter().filter(|it| own(it)).count();
+        let mut bytes = self.usage_of(own).narrowed + self.shape.of(scope);
+        let oldest_first = self.attachments.iter().enumerate().filter(|(_, it)| own(it));
+        let too_many = oldest_first.take_while(|(_, it)| {
+            let one_more = count >= MAX_NARROWED_EACH || bytes > self.most_narrowed / 2;
+            (count, bytes) = (count - 1, bytes - self.shape.of(&it.scope));
+            one_more
+        });
+        let mut gone: Vec<_> = too_many.map(|(at, _)| at).chain(same).collect();
+        gone.sort_unstable();
+        gone
+    }
+
+    /// Whether there is room when these are gone. Who takes no more than they did is never refused.
+    fn check_room(&self, admission: &Admission, narrowed: bool, gone: &[usize]) -> Result<(), Refusal> {
+        if cfg!(feature = "danger-hoard") {
+            return Ok(());
+        }
+        let busy = |why: String| Err(Refusal::new(RefusalCode::Busy, why));
+        let (all, parts) = (self.attachments.len(), self.attachments.iter().filter(|it| it.narrowed).count());
+        if gone.is_empty() && (all >= MAX_ATTACHMENTS || narrowed && parts >= MAX_ATTACHMENTS - 1) {
+            return busy(format!(
+                "this lease has {all} attachments, of {MAX_ATTACHMENTS} at most, one of which is for its own grant: end one"
+            ));
+        }
+        let bytes = if narrowed { self.shape.of(&admission.scope) } else { 0 };
+        let (has, lanes) = (self.usage(), admission.remotes.len() as u64);
+        let freed = sum(gone.iter().map(|at| self.attachments[*at].usage(self.shape)));
+        if lanes > freed.queue_pairs && has.queue_pairs - freed.queue_pairs + lanes > self.room.queue_pairs {
+            return busy(
+                "the tenant has its share of the provider's queue pairs: end an attach, or ask for fewer lanes"
+                    .to_owned(),
+            );
+        }
+        let most = self.room.narrowed.min(self.most_narrowed);
+        if bytes > freed.narrowed && has.narrowed - freed.narrowed + bytes > most {
+            return busy(
+                "as much of this lease, or of its tenant's, is registered for whom it was shared with as can be: end an \
+                 attach, or share less"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
     fn build(
-        &self,
+        &mut self,
         backend: &B,
         attachment: &mut Attachment<B>,
         remotes: &[Endpoint],
         go_on: impl Fn(Option<Tick>) -> Result<(), Refusal>,
     ) -> Result<Binding, Refusal> {
         let scope = attachment.scope;
-        let whole = scope.rights == Rights::READ_WRITE && scope.first_block == 0 && scope.blocks == self.shape.blocks;
-        let root = attachment.until.is_none();
-        if !(whole && root) && cfg!(not(feature = "danger-shared-region")) {
-            let stride = u64::from(self.shape.stride);
-            let start = self.extent.bytes().start + scope.first_block * stride;
-            let domain = backend.open_domain()?;
-            let region = backend.register(&domain, start..start + scope.blocks * stride, scope.rights)?;
-            attachment.own = Some((domain, region));
+        if attachment.narrowed || self.whole.is_none() {
+            // All memory of a range may have to be pinned for it.
+            go_on(self.next_detach())?;
+            let start = self.extent.bytes().start;
+            if attachment.narrowed {
+                let start = start + scope.first_block * u64::from(self.shape.stride);
+                attachment.own = Some(register(backend, start..start + self.shape.of(&scope), scope.rights)?);
+            } else {
+                self.whole = Some(register(backend, start..start + self.shape.bytes(), Rights::READ_WRITE)?);
+            }
         }
-        let (domain, region) = match &attachment.own {
-            Some((domain, region)) => (domain, region),
-            None => (&self.domain, &self.region),
-        };
+        let (domain, region) = attachment.own.as_ref().or(self.whole.as_ref()).expect("just registered");
         let mut lanes = Vec::with_capacity(remotes.len());
         for remote in remotes {
             // Each may take a second where its address has died since it was reached.
@@ -194,25 +285,6 @@ impl<B: Backend> Hold<B> {
             lanes.push(backend.connect(queue, remote, scope.rights)?);
         }
         Ok(Binding { key: backend.remote_key(region), lanes })
-    }
-
-    /// Registers the lease's blocks anew: whoever has heard the old key on the wire gets nothing by it any more. Nobody is
-    /// attached through the old one.
-    fn renew_key(&mut self, backend: &B) {
-        let start = self.extent.bytes().start;
-        let fresh = backend.open_domain().and_then(|domain| {
-            let region = backend.register(&domain, start..start + self.shape.bytes(), Rights::READ_WRITE)?;
-            Ok((domain, region))
-        });
-        match fresh {
-            Ok((domain, region)) => {
-                let old = std::mem::replace(&mut self.region, region);
-                self.faults.extend(backend.deregister(old).err());
-                self.domain = domain;
-            }
-            // No key is a secret; the new queue pairs have numbers of their own.
-            Err(fault) => tracing::warn!(%fault, "a lease is attached again under the key that it had"),
-        }
     }
 
     /// Whether somebody is attached by a token that went through one of these hands.
@@ -234,8 +306,17 @@ impl<B: Backend> Hold<B> {
                 || attachment.hands.iter().any(|hand| barred.contains(hand))
         };
         while let Some(at) = self.attachments.iter().position(due) {
-            let attachment = self.attachments.swap_remove(at);
-            self.take_apart(backend, attachment);
+            self.end(backend, at);
+        }
+    }
+
+    /// Ends an attachment, and the region over all blocks with its last user.
+    fn end(&mut self, backend: &B, at: usize) {
+        let attachment = self.attachments.remove(at);
+        let last = !attachment.narrowed && self.attachments.iter().all(|other| other.narrowed);
+        self.take_apart(backend, attachment);
+        if last && let Some((_domain, region)) = self.whole.take() {
+            self.faults.extend(backend.deregister(region).err());
         }
     }
 
@@ -248,13 +329,27 @@ impl<B: Backend> Hold<B> {
 
     /// Destroys every queue pair, whatever happens to one of them. The regions are left.
     pub(crate) fn destroy_queues(mut self, backend: &B) -> (Regions<B>, Vec<Fault>) {
-        let mut regions = vec![(self.domain, self.region)];
+        let mut regions: Vec<_> = self.whole.into_iter().collect();
         for attachment in self.attachments {
             self.faults.extend(destroy_all(backend, attachment.queues));
             regions.extend(attachment.own);
         }
         (Regions { extent: self.extent, regions }, self.faults)
     }
+}
+
+/// In a domain of its own.
+fn register<B: Backend>(backend: &B, bytes: Range<u64>, rights: Rights) -> Result<(B::Domain, B::Region), Fault> {
+    let domain = backend.open_domain()?;
+    let region = backend.register(&domain, bytes, rights)?;
+    Ok((domain, region))
+}
+
+fn sum(usages: impl Iterator<Item = Usage>) -> Usage {
+    usages.fold(Usage::default(), |all, one| Usage {
+        queue_pairs: all.queue_pairs + one.queue_pairs,
+        narrowed: all.narrowed + one.narrowed,
+    })
 }
 
 fn destroy_all<B: Backend>(backend: &B, queues: Vec<B::Queue>) -> impl Iterator<Item = Fault> {

@@ -108,18 +108,60 @@ fn an_attach_stops_between_two_queue_pairs_when_the_end_has_begun() {
 }
 
 #[test]
-fn an_attach_asks_before_each_queue_pair_whether_another_is_due_to_end() {
+fn an_attach_asks_before_each_long_step_whether_another_is_due_to_end() {
     let backend = Double::new(1 << 16);
     let mut hold = open(&backend);
-    bind(&mut hold, &backend, &Admission { root: false, ..admission(1, 1..3, Rights::READ, 10) }).expect("binds");
+    bind(&mut hold, &backend, &narrowed(1, 1..3, 10)).expect("binds");
     let (due, asked) = (hold.next_detach(), std::cell::RefCell::new(Vec::new()));
     let go_on = |detach| {
         asked.borrow_mut().push(detach);
         Ok(())
     };
-    let lanes = hold.bind(&backend, &admission(2, 0..10, Rights::READ_WRITE, 20), go_on).expect("binds").lanes.len();
+    hold.bind(&backend, &admission(2, 0..10, Rights::READ_WRITE, 20), go_on).expect("binds");
     assert!(due.is_some());
-    assert_eq!(asked.into_inner(), vec![due; lanes]);
+    assert_eq!(asked.take(), [due; 2], "each queue pair");
+    hold.bind(&backend, &admission(2, 0..10, Rights::READ_WRITE, 30), go_on).expect("binds");
+    assert_eq!(asked.take(), [due; 4], "what is replaced, the region, each queue pair");
+    hold.bind(&backend, &narrowed(3, 0..10, 40), go_on).expect("binds");
+    assert_eq!(asked.take(), [due; 3], "the region, each queue pair");
+}
+
+/// An attach that is given up at its nth question.
+fn bind_until(hold: &mut Hold<Double>, backend: &Double, admission: &Admission, nth: usize) -> RefusalCode {
+    let asked = std::cell::Cell::new(0);
+    let go_on = |_| {
+        asked.set(asked.get() + 1);
+        if asked.get() < nth { Ok(()) } else { Err(crate::waiting::ended()) }
+    };
+    hold.bind(backend, admission, go_on).expect_err("given up").code
+}
+
+#[test]
+fn no_end_waits_for_a_region_to_be_registered_anew() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    let (first, again) = (admission(1, 0..10, Rights::READ_WRITE, 10), admission(1, 0..10, Rights::READ_WRITE, 20));
+    let old = bind(&mut hold, &backend, &first).expect("binds").key.rkey;
+    assert_eq!(bind_until(&mut hold, &backend, &again, 1), RefusalCode::LeaseEnded);
+    assert_eq!((served(&backend), backend.world().regions.len()), (vec![10, 11], 1), "nothing was touched");
+    assert_eq!(bind_until(&mut hold, &backend, &again, 2), RefusalCode::LeaseEnded);
+    assert_eq!((served(&backend), backend.world().regions.len()), (vec![], 0), "left to the end to do: nothing");
+    let fresh = bind(&mut hold, &backend, &again).expect("binds").key.rkey;
+    assert!(fresh != old && !backend.world().regions.contains_key(&old.into()));
+    let (regions, faults) = hold.destroy_queues(&backend);
+    assert!(faults.is_empty() && regions.deregister(&backend).1.is_empty() && backend.world().regions.is_empty());
+}
+
+#[test]
+fn a_key_that_cannot_be_made_anew_is_not_used_again() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 10)).expect("binds");
+    backend.world().fail = Some(Call::Register);
+    let refusal = bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 20)).expect_err("fails");
+    assert_eq!((refusal.code, backend.world().regions.len()), (RefusalCode::Internal, 0));
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 30)).expect("the next one works");
+    assert_eq!((served(&backend), backend.world().regions.len()), (vec![30, 31], 1));
 }
 
 #[test]
@@ -151,20 +193,100 @@ fn holders_are_bounded() {
     bind(&mut hold, &backend, &admission(0, 0..10, Rights::READ_WRITE, 10)).expect("an attached one again");
 }
 
+fn narrowed(holder: u8, range: std::ops::Range<u64>, first_qpn: u32) -> Admission {
+    Admission { root: false, ..admission(holder, range, Rights::READ, first_qpn) }
+}
+
+#[test]
+fn a_holder_has_few_narrowed_attachments_and_its_oldest_makes_way() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    bind(&mut hold, &backend, &narrowed(2, 0..1, 90)).expect("binds");
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 80)).expect("the lease's own");
+    for first in 0..9 {
+        bind(&mut hold, &backend, &narrowed(1, first..first + 1, 10 * first as u32)).expect("binds");
+    }
+    let mut left = served(&backend);
+    left.sort_unstable();
+    assert_eq!(
+        left,
+        [50, 51, 60, 61, 70, 71, 80, 80, 81, 81, 90, 91],
+        "the newest four, the lease's own, and another's"
+    );
+    // One of these again replaces itself, and no other.
+    bind(&mut hold, &backend, &narrowed(1, 6..7, 30)).expect("binds");
+    assert!(!served(&backend).contains(&60) && served(&backend).contains(&50));
+    assert_eq!(backend.world().regions.len(), 1 + MAX_NARROWED_EACH + 1);
+}
+
+#[test]
+fn the_lease_s_own_grant_always_finds_a_place() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    for holder in 1..MAX_ATTACHMENTS {
+        bind(&mut hold, &backend, &narrowed(u8::try_from(holder).expect("few"), 0..1, 10)).expect("binds");
+    }
+    let refusal = bind(&mut hold, &backend, &narrowed(255, 0..1, 10)).expect_err("one too many");
+    assert_eq!(refusal.code, RefusalCode::Busy);
+    bind(&mut hold, &backend, &admission(0, 0..10, Rights::READ_WRITE, 10)).expect("there is one place for it");
+    bind(&mut hold, &backend, &narrowed(3, 0..1, 10)).expect("an attached one again");
+}
+
+#[test]
+fn what_narrowed_attachments_register_is_bounded() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    assert_eq!(hold.most_narrowed, MAX_NARROWED_SMALL, "it is a small lease");
+    hold.most_narrowed = MAX_NARROWED * SHAPE.bytes();
+    for holder in 2..=5 {
+        bind(&mut hold, &backend, &narrowed(holder, 0..10, 10 * u32::from(holder))).expect("four times the whole");
+    }
+    for range in [0..10, 9..10] {
+        let refusal = bind(&mut hold, &backend, &narrowed(6, range, 60)).expect_err("no more");
+        assert!(refusal.code == RefusalCode::Busy && refusal.message.contains("share less"), "{refusal}");
+    }
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 70)).expect("the lease's own registers nothing");
+    // One holder has at most half, and makes room for itself.
+    hold.detach_due(&backend, Tick(1000), &BTreeSet::new());
+    for (range, expected) in [(0..10, vec![10]), (0..9, vec![9, 10]), (0..8, vec![8, 9]), (0..3, vec![3, 8, 9])] {
+        bind(&mut hold, &backend, &narrowed(2, range, 10)).expect("binds");
+        let world = backend.world();
+        let mut blocks: Vec<_> = world.regions.values().filter(|region| region.rights == Rights::READ).collect();
+        blocks.sort_by_key(|region| region.bytes.end);
+        assert!(blocks.iter().map(|region| region.bytes.end / 544).eq(expected));
+    }
+}
+
 #[test]
 fn queue_pairs_are_bounded_and_those_that_are_replaced_do_not_count() {
     let backend = Double::new(1 << 16);
     let mut hold = open(&backend);
-    hold.set_room(4);
+    hold.set_room(Usage { queue_pairs: 4, narrowed: 0 });
     for holder in [1, 2] {
         bind(&mut hold, &backend, &admission(holder, 0..10, Rights::READ_WRITE, 10)).expect("binds");
     }
     let refusal = bind(&mut hold, &backend, &admission(3, 0..10, Rights::READ_WRITE, 10)).expect_err("full");
-    assert_eq!((refusal.code, hold.queue_pairs()), (RefusalCode::Busy, 4));
+    assert_eq!((refusal.code, hold.usage().queue_pairs), (RefusalCode::Busy, 4));
     bind(&mut hold, &backend, &admission(2, 0..10, Rights::READ_WRITE, 20)).expect("an attached one again");
-    hold.set_room(3);
-    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 30)).expect_err("less room now");
-    assert_eq!(hold.queue_pairs(), 2, "what it replaced is gone all the same");
+    // Others have taken what was left.
+    hold.set_room(Usage::default());
+    bind(&mut hold, &backend, &admission(1, 0..10, Rights::READ_WRITE, 30)).expect("it takes no more than it had");
+    let more = Admission { remotes: (40..43).map(endpoint).collect(), ..admission(1, 0..10, Rights::READ_WRITE, 40) };
+    let refusal = bind(&mut hold, &backend, &more).expect_err("more than it had");
+    let mut left = served(&backend);
+    left.sort_unstable();
+    assert_eq!((refusal.code, left), (RefusalCode::Busy, vec![20, 21, 30, 31]), "nothing was destroyed for it");
+}
+
+#[test]
+fn a_narrowed_attach_that_takes_no_more_than_it_had_is_never_refused() {
+    let backend = Double::new(1 << 16);
+    let mut hold = open(&backend);
+    bind(&mut hold, &backend, &narrowed(2, 0..5, 10)).expect("binds");
+    hold.set_room(Usage::default());
+    bind(&mut hold, &backend, &narrowed(2, 0..5, 20)).expect("it takes no more than it had");
+    let refusal = bind(&mut hold, &backend, &narrowed(2, 0..6, 30)).expect_err("more than it had");
+    assert_eq!((refusal.code, served(&backend)), (RefusalCode::Busy, vec![20, 21]));
 }
 
 #[test]

@@ -15,6 +15,9 @@ use crate::hold::{Binding, Hold, Shape};
 use crate::pool::Extent;
 use crate::waiting::{REACHERS, Waiting};
 
+/// Threads that fence: a large lease does not keep others waiting.
+pub const FENCERS: usize = 4;
+
 /// Something to be done about a lease. `T` is whom to answer.
 pub struct Job<B: Backend, T> {
     /// Which lease.
@@ -48,7 +51,9 @@ pub enum Lane {
     Reachers,
     /// Attaches.
     Binder,
-    /// Fences, before all.
+    /// Detach: whoever keeps them busy keeps nobody's fence waiting.
+    Detacher,
+    /// Fence, several at a time.
     Fencer,
     /// Overwrites.
     Wiper,
@@ -56,12 +61,16 @@ pub enum Lane {
 
 impl Lane {
     /// All.
-    pub const ALL: [Self; 5] = [Self::Opener, Self::Reachers, Self::Binder, Self::Fencer, Self::Wiper];
+    pub const ALL: [Self; 6] = [Self::Opener, Self::Reachers, Self::Binder, Self::Detacher, Self::Fencer, Self::Wiper];
 
     /// How many threads it has.
     #[must_use]
     pub fn threads(self) -> usize {
-        if self == Self::Reachers { REACHERS } else { 1 }
+        match self {
+            Self::Reachers => REACHERS,
+            Self::Fencer => FENCERS,
+            Self::Opener | Self::Binder | Self::Detacher | Self::Wiper => 1,
+        }
     }
 }
 
@@ -97,7 +106,8 @@ impl<B: Backend, T> Job<B, T> {
             Task::Open(..) => Lane::Opener,
             Task::Reach(..) => Lane::Reachers,
             Task::Bind(..) => Lane::Binder,
-            Task::Detach(..) | Task::Fence(..) => Lane::Fencer,
+            Task::Detach(..) => Lane::Detacher,
+            Task::Fence(..) => Lane::Fencer,
             Task::Wipe(..) => Lane::Wiper,
         }
     }

@@ -223,6 +223,7 @@ impl<B: Backend> Lanes<B> {
                 Lane::Opener => "opener",
                 Lane::Reachers => "reacher",
                 Lane::Binder => "binder",
+                Lane::Detacher => "detacher",
                 Lane::Fencer => "fencer",
                 Lane::Wiper => "wiper",
             };

@@ -14,7 +14,7 @@
 //!
 //! An end that comes while a job has the hold closes the lease at once and fences it as soon as the hold is back.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::mem;
 
 use overbank_fabric::identity::{Identity, PublicKey};
@@ -28,12 +28,12 @@ use crate::attach::Admission;
 use crate::backend::Backend;
 use crate::clock::BootTime;
 use crate::ending::{Closed, Steps};
-use crate::hold::{Hold, Shape};
+use crate::hold::{Hold, Shape, Usage};
 use crate::job::{Job, Task};
 use crate::waiting::Ending;
 
 /// Most nonces of unexpired tokens that are remembered for one lease.
-pub const MAX_NONCES: usize = 16_384;
+pub const MAX_NONCES: u64 = 16_384;
 
 /// Most identities that are barred from one lease.
 pub const MAX_BARRED: usize = 4096;
@@ -65,8 +65,10 @@ pub struct Lease<B: Backend, T> {
     pub detaching: Vec<T>,
     /// Through whose hands no token is good any more.
     barred: BTreeSet<PublicKey>,
-    /// Used nonces, with the deadline of the token that each came with.
-    nonces: HashMap<Nonce, Tick>,
+    /// Used nonces, by the deadline of the token that each came with.
+    nonces: BTreeSet<(Tick, Nonce)>,
+    /// What its hold took of the device when a job got it.
+    given: Usage,
 }
 
 /// How a lease's end began.
@@ -155,7 +157,8 @@ impl<B: Backend, T> Lease<B, T> {
             ending: Ending::default(),
             detaching: Vec::new(),
             barred: BTreeSet::new(),
-            nonces: HashMap::new(),
+            nonces: BTreeSet::new(),
+            given: Usage::default(),
         }
     }
 
@@ -178,11 +181,11 @@ impl<B: Backend, T> Lease<B, T> {
         Some(detach.map_or(self.deadline, |detach| detach.min(self.deadline)))
     }
 
-    /// Allows an attach request whose contents are allowed, once.
+    /// Allows an attach request whose contents are allowed, once. `room`: how many nonces its tenant leaves to this lease.
     ///
     /// # Errors
     /// A refusal.
-    pub fn admit(&mut self, now: BootTime, admission: &Admission) -> Result<(), Refusal> {
+    pub fn admit(&mut self, now: BootTime, admission: &Admission, room: u64) -> Result<(), Refusal> {
         self.ending.check()?;
         self.check_hands(admission)?;
         let scope = &admission.scope;
@@ -196,20 +199,39 @@ impl<B: Backend, T> Lease<B, T> {
             let why = format!("the token's blocks reach beyond the lease's {}", self.shape.blocks);
             return Err(Refusal::new(RefusalCode::BadToken, why));
         }
-        if self.nonces.contains_key(&admission.nonce) {
+        let nonce = (scope.deadline.tick, admission.nonce);
+        if self.nonces.contains(&nonce) {
             return Err(Refusal::new(RefusalCode::Invalid, "this attach request was used before; make a fresh one"));
         }
-        if self.nonces.len() >= MAX_NONCES {
-            // A request whose token has expired is refused for that.
-            self.nonces.retain(|_, deadline| *deadline > now.tick());
-        }
-        if self.nonces.len() >= MAX_NONCES {
-            let why =
-                format!("this lease was attached {MAX_NONCES} times; renew it, or wait until older tokens expire");
+        let has = self.nonces.len() as u64;
+        if has >= room.min(MAX_NONCES) {
+            let why = format!(
+                "this lease was attached {has} times with tokens that are still good, and others of its tenant, as often as \
+                 is remembered: wait until older tokens expire, or make a new lease"
+            );
             return Err(Refusal::new(RefusalCode::Busy, why));
         }
-        self.nonces.insert(admission.nonce, scope.deadline.tick);
+        self.nonces.insert(nonce);
         Ok(())
+    }
+
+    /// Forgets the nonces of expired tokens: their requests are refused for that.
+    pub fn forget_nonces(&mut self, now: BootTime) {
+        while self.nonces.first().is_some_and(|(deadline, _)| *deadline <= now.tick()) {
+            self.nonces.pop_first();
+        }
+    }
+
+    /// As if it had been attached so often.
+    #[cfg(test)]
+    pub(crate) fn remember(&mut self, nonces: u64, deadline: Tick) {
+        self.nonces.extend((0..nonces).map(|nonce| (deadline, Nonce(u128::from(nonce).to_be_bytes()))));
+    }
+
+    /// Remembered nonces.
+    #[must_use]
+    pub fn nonces(&self) -> u64 {
+        self.nonces.len() as u64
     }
 
     /// Whether a token's hands are all allowed still.
@@ -254,12 +276,13 @@ impl<B: Backend, T> Lease<B, T> {
         self.end.get_or_insert(End { reason, due, closed: now });
     }
 
-    /// Its queue pairs, as far as nobody works on it.
+    /// What it takes of the device beside its own region; while a job has its hold, what that took before.
     #[must_use]
-    pub fn queue_pairs(&self) -> usize {
+    pub fn usage(&self) -> Usage {
         match &self.phase {
-            Phase::Open(hold) => hold.queue_pairs(),
-            _ => 0,
+            Phase::Open(hold) => hold.usage(),
+            Phase::Busy | Phase::Fencing => self.given,
+            Phase::Opening | Phase::Wiping | Phase::Over { .. } => Usage::default(),
         }
     }
 
@@ -268,6 +291,7 @@ impl<B: Backend, T> Lease<B, T> {
         if !matches!(self.phase, Phase::Open(_)) {
             return None;
         }
+        self.given = self.usage();
         match self.enter(Phase::Busy) {
             Phase::Open(hold) => Some(hold),
             _ => None,
@@ -303,7 +327,7 @@ impl<B: Backend, T> Lease<B, T> {
             steps: steps.into_vec(),
         };
         self.enter(Phase::Over { receipt: Signed::new(&receipt, identity), fenced });
-        self.nonces = HashMap::new();
+        self.nonces = BTreeSet::new();
     }
 }
 

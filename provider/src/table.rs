@@ -21,7 +21,7 @@ use crate::attach::Admission;
 use crate::backend::{Backend, Fault};
 use crate::clock::BootTime;
 use crate::ending::Failed;
-use crate::hold::{Binding, Shape};
+use crate::hold::{Binding, Shape, Usage};
 use crate::job::{Done, Job, Outcome, Task};
 use crate::lease::{Answer, Lease, Phase, barred};
 use crate::pool::Pool;
@@ -30,7 +30,11 @@ use crate::waiting::{Queue, Waiting, ended, too_late};
 /// Most leases held, and receipts not yet acknowledged, together: as many as an offer can list in one message.
 pub const MAX_LEASES: usize = 12_288;
 /// Most queue pairs. A tenant gets at most as many as are left.
-pub const MAX_QUEUE_PAIRS: usize = 16_384;
+pub const MAX_QUEUE_PAIRS: u64 = 16_384;
+/// Most bytes that narrowed attachments register, as multiples of the pool's. A tenant gets at most as many as are left.
+pub const MAX_NARROWED_POOLS: u64 = 4;
+/// Most nonces that are remembered. A tenant gets at most as many as are left.
+pub const MAX_NONCES_ALL: u64 = 1 << 20;
 /// How much later than the longest lease allows a deadline may be: it was computed on another machine.
 const DEADLINE_SLACK_MS: u64 = 1000;
 
@@ -155,10 +159,12 @@ impl<B: Backend, T> Table<B, T> {
     pub fn bind(&mut self, now: BootTime, ticket: T, admission: Box<Admission>, until: BootTime) {
         self.tick(now);
         let id = admission.scope.lease;
+        self.leases.values_mut().for_each(|lease| lease.forget_nonces(now));
+        let room = self.share(id, MAX_NONCES_ALL, Lease::nonces);
         let Some(lease) = self.leases.get_mut(&id) else {
             return self.answer(ticket, Err(no_such_lease()));
         };
-        let admitted = self.attaches.check_room(&lease.tenant).and_then(|()| lease.admit(now, &admission));
+        let admitted = self.attaches.check_room(&lease.tenant).and_then(|()| lease.admit(now, &admission, room));
         if let Err(refusal) = admitted {
             return self.answer(ticket, Err(refusal));
         }
@@ -371,7 +377,11 @@ impl<B: Backend, T> Table<B, T> {
         let is_open = |id| self.leases.get(&id).is_some_and(|lease| matches!(lease.phase, Phase::Open(_)));
         if let Some(waiting) = self.attaches.next_to_bind(is_open) {
             let id = waiting.lease();
-            let room = self.room(id);
+            let room = Usage {
+                queue_pairs: self.share(id, MAX_QUEUE_PAIRS, |lease| lease.usage().queue_pairs),
+                narrowed: self
+                    .share(id, self.pool.bytes().saturating_mul(MAX_NARROWED_POOLS), |lease| lease.usage().narrowed),
+            };
             if let Some(mut hold) = self.leases.get_mut(&id).and_then(Lease::take_hold) {
                 hold.set_room(room);
                 self.effects.jobs.push(Job { lease: id, task: Task::Bind(hold, waiting) });
@@ -379,17 +389,15 @@ impl<B: Backend, T> Table<B, T> {
         }
     }
 
-    /// How many queue pairs a lease may have, beside those that its tenant and all others have elsewhere.
-    fn room(&self, of: LeaseId) -> usize {
+    /// How many of `most` a lease may have, beside those that its tenant `has` elsewhere: a tenant gets as many as all others
+    /// leave and it leaves itself.
+    fn share(&self, of: LeaseId, most: u64, has: impl Fn(&Lease<B, T>) -> u64) -> u64 {
         let tenant = self.leases.get(&of).map(|lease| &lease.tenant);
-        let (mut own, mut all) = (0, 0);
+        let (mut own, mut others) = (0, 0);
         for (_, lease) in self.leases.iter().filter(|(id, _)| **id != of) {
-            let count = lease.queue_pairs();
-            all += count;
-            own += if Some(&lease.tenant) == tenant { count } else { 0 };
+            *(if Some(&lease.tenant) == tenant { &mut own } else { &mut others }) += has(lease);
         }
-        let share = MAX_QUEUE_PAIRS.saturating_sub(all - own) / 2;
-        share.saturating_sub(own)
+        (most.saturating_sub(others) / 2).saturating_sub(own)
     }
 
     fn answer(&mut self, ticket: T, outcome: Result<Reply, Refusal>) {
@@ -437,6 +445,12 @@ impl<B: Backend, T> Table<B, T> {
     /// Where a lease stands, and whether its end has begun.
     pub(crate) fn stands(&self, id: LeaseId) -> Option<(crate::lease::Name, bool)> {
         self.leases.get(&id).map(|lease| (lease.phase.name(), lease.end.is_some()))
+    }
+
+    /// The lease was attached so often.
+    pub(crate) fn remember(&mut self, id: LeaseId, nonces: u64, deadline: Tick) {
+        let lease = self.leases.get_mut(&id).expect("a lease");
+        lease.remember(nonces, deadline);
     }
 }
 

@@ -235,3 +235,84 @@ fn what_cannot_be_detached_is_said() {
     rig.settle();
     assert_eq!(rig.answer(detached), Err(RefusalCode::Internal));
 }
+
+#[test]
+fn a_fence_waits_for_nobody_s_detach() {
+    let (mut rig, _) = Rig::carved(1, 10, 5000);
+    let until = rig.in_ms(5000);
+    let other = Carve { tenant: tenant("u"), ..carve(2, 1, until) };
+    rig.order(|table, now, ticket| table.carve(now, ticket, other));
+    rig.bind(through(admission(1, 2, 0..10, until, 2), &[1, 2]));
+    rig.settle();
+    let detach = Detach { lease: lease(1), holder: holder(2) };
+    let detached = rig.order(|table, now, ticket| table.detach(now, ticket, &detach));
+    let fence = Fence { lease: lease(2), reason: EndReason::Revoked };
+    let fenced = rig.order(|table, now, ticket| table.fence(now, ticket, &fence));
+    rig.run_lane(Lane::Fencer);
+    assert_eq!(rig.answer(fenced), Ok(&Reply::Done));
+    assert!(!rig.answers.contains_key(&detached));
+    rig.settle();
+    assert_eq!(rig.answer(detached), Ok(&Reply::Done));
+}
+
+#[test]
+fn a_tenant_registers_no_more_for_narrowed_attaches_than_others_leave_it() {
+    let (mut rig, _) = Rig::carved(1, 40, 5000);
+    let (soon, until) = (rig.in_ms(2000), rig.in_ms(5000));
+    for (number, tenant) in [(2, "t"), (3, "u")] {
+        let carve = Carve { tenant: self::tenant(tenant), ..carve(number, 20, until) };
+        rig.order(|table, now, ticket| table.carve(now, ticket, carve));
+    }
+    rig.settle();
+    let mut nonce = 0;
+    let mut share = |rig: &mut Rig, number, holder, blocks, until| {
+        nonce += 1;
+        let ticket = rig.bind(through(admission(number, holder, 0..blocks, until, nonce), &[1, holder]));
+        while rig.jobs.iter().any(|job| matches!(job.lane(), Lane::Reachers | Lane::Binder)) {
+            let at = rig.jobs.iter().position(|job| matches!(job.lane(), Lane::Reachers | Lane::Binder));
+            rig.run(at.expect("there is one"));
+        }
+        rig.answer(ticket).map(drop)
+    };
+    // All of the pool's share, which is twice the pool: 9 times 40 blocks, and not two more.
+    assert_eq!(PAGES * PAGE * MAX_NARROWED_POOLS / 2 / STRIDE, 361);
+    for holder in 2..11 {
+        assert_eq!(share(&mut rig, 1, holder, 40, soon), Ok(()));
+    }
+    assert_eq!(share(&mut rig, 2, 2, 2, until), Err(RefusalCode::Busy), "a lease of the same tenant");
+    assert_eq!(share(&mut rig, 2, 2, 1, until), Ok(()));
+    // While they are being ended, they count.
+    rig.advance(2000);
+    assert!(matches!(&rig.jobs[..], [Job { task: Task::Detach(..), .. }]));
+    assert_eq!(share(&mut rig, 2, 3, 2, until), Err(RefusalCode::Busy));
+    // Another tenant has a share of its own: what is left, but for half.
+    for holder in 2..11 {
+        assert_eq!(share(&mut rig, 3, holder, 20, until), Ok(()));
+    }
+    assert_eq!(share(&mut rig, 3, 11, 20, until), Err(RefusalCode::Busy));
+    rig.settle();
+    assert_eq!(share(&mut rig, 2, 3, 2, until), Ok(()));
+}
+
+#[test]
+fn a_tenant_s_nonces_are_as_many_as_others_leave_it() {
+    let (mut rig, _) = Rig::carved(1, 1, 5000);
+    let (soon, until) = (rig.in_ms(1000), rig.in_ms(5000));
+    for (number, tenant) in [(2, "t"), (3, "u")] {
+        let carve = Carve { tenant: self::tenant(tenant), ..carve(number, 1, until) };
+        rig.order(|table, now, ticket| table.carve(now, ticket, carve));
+    }
+    rig.settle();
+    // As if many leases had been attached very often.
+    rig.table.remember(lease(1), MAX_NONCES_ALL / 2 - 1, soon);
+    let last = rig.bind(admission(2, 1, 0..1, until, 1 << 64));
+    let over = rig.bind(admission(2, 1, 0..1, until, 2 << 64));
+    let other = rig.bind(admission(3, 1, 0..1, until, 3 << 64));
+    rig.settle();
+    assert!(rig.answer(last).is_ok() && rig.answer(other).is_ok());
+    assert_eq!(rig.answer(over), Err(RefusalCode::Busy));
+    rig.advance(1000);
+    let later = rig.bind(admission(2, 1, 0..1, until, 4 << 64));
+    rig.settle();
+    assert!(rig.answer(later).is_ok(), "those whose tokens have expired are forgotten");
+}

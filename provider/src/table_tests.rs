@@ -275,7 +275,7 @@ fn a_nonce_is_good_for_one_attach() {
 fn remembered_nonces_are_bounded_and_go_with_their_tokens() {
     let (mut rig, _) = Rig::carved(1, 10, 5000);
     let (soon, late) = (rig.in_ms(500), rig.in_ms(5000));
-    for nonce in 0..MAX_NONCES as u128 {
+    for nonce in 0..u128::from(MAX_NONCES) {
         let ticket = rig.bind(admission(1, 1, 0..10, soon, nonce));
         rig.settle();
         assert!(rig.answer(ticket).is_ok());

@@ -15,7 +15,7 @@ use overbank_fabric::signed::Signed;
 use overbank_fabric::token::{Rights, Scope, Token};
 use overbank_provider::backend::Verbs;
 use overbank_provider::clock::BootTime;
-use overbank_provider::hold::MAX_ATTACHMENTS;
+use overbank_provider::hold::{MAX_ATTACHMENTS, MAX_NARROWED_EACH};
 use overbank_provider::session::{News, SessionError};
 use overbank_verbs::{Op, WcStatus};
 use scene::*;
@@ -149,38 +149,56 @@ fn gated(gate: &Arc<AtomicBool>) -> impl FnOnce(Verbs) -> Hooked + use<> {
 async fn attack_30_hoarded_queue_pairs() {
     let (authd, provider) = connected().await;
     for (id, tenant) in [(1, "hoarder"), (2, "other")] {
-        authd.order(carve(provider.boot, lease(id), tenant, 4, 60_000)).await.expect("carves");
+        authd.order(carve(provider.boot, lease(id), tenant, 8, 60_000)).await.expect("carves");
     }
-    // One attach with too many lanes, the same holder again and again, and very many holders.
     let mut hoarder = Borrower::new(&device());
-    let bind = |hoarder: &Borrower, lanes: usize| {
-        let token = Token::grant(&hoarder.scope(provider.boot, lease(1), 4, 60_000), &authd.identity);
-        let request = AttachRequest {
-            token: token.hash(),
-            lanes: vec![EndpointBytes(hoarder.lane.endpoint().to_bytes()); lanes],
-            provider: provider.key,
-            boot: provider.boot,
-            nonce: Nonce::random(),
-        };
-        let request = Signed::new(&request, &hoarder.identity);
-        authd.order(Call::Bind(Attach { lease: lease(1), token, request }))
+    let own = Token::grant(&hoarder.scope(provider.boot, lease(1), 8, 60_000), &authd.identity);
+    // Too many lanes in one attach.
+    let request = AttachRequest {
+        token: own.hash(),
+        lanes: vec![EndpointBytes(hoarder.lane.endpoint().to_bytes()); MAX_LANES + 1],
+        provider: provider.key,
+        boot: provider.boot,
+        nonce: Nonce::random(),
     };
-    assert_eq!(bind(&hoarder, MAX_LANES + 1).await.expect_err("too many").code, RefusalCode::Invalid);
+    let request = Signed::new(&request, &hoarder.identity);
+    let refusal = authd.order(Call::Bind(Attach { lease: lease(1), token: own.clone(), request })).await;
+    assert_eq!(refusal.expect_err("too many").code, RefusalCode::Invalid);
+    // Its token narrowed for itself, and for very many others.
+    let holder = Identity::from_seed(&hoarder.identity.seed());
+    let narrow = |to: &Borrower, first_block| {
+        let scope = Scope { first_block, blocks: 1, ..to.scope(provider.boot, lease(1), 1, 30_000) };
+        own.narrow(&authd.identity.public(), &scope, &holder).expect("narrower")
+    };
+    let mut hoarded = Vec::new();
+    for first_block in 0..8 {
+        let mut one = Borrower { identity: Identity::from_seed(&holder.seed()), ..Borrower::new(&device()) };
+        one.attach_with(&authd, &provider, lease(1), narrow(&one, first_block)).await.expect("attaches");
+        hoarded.push(one);
+    }
+    let served: Vec<_> = hoarded.iter_mut().map(|one| one.read(0).is_ok()).collect();
+    assert_eq!(served, [[false; 8 - MAX_NARROWED_EACH], [true; MAX_NARROWED_EACH]].concat());
+    let mut puppet = Borrower::new(&device());
+    for _ in MAX_NARROWED_EACH..MAX_ATTACHMENTS - 1 {
+        puppet.identity = Identity::generate();
+        let token = narrow(&puppet, 0);
+        puppet.attach_with(&authd, &provider, lease(1), token).await.expect("one more holder");
+    }
+    puppet.identity = Identity::generate();
+    let token = narrow(&puppet, 0);
+    let refusal = puppet.attach_with(&authd, &provider, lease(1), token).await;
+    assert_eq!(refusal.expect_err("too many").code, RefusalCode::Busy);
+    // The lease's own grant has its place, again and again.
     for _ in 0..10 {
-        bind(&hoarder, 1).await.expect("replaces the one before");
+        hoarder.attach_with(&authd, &provider, lease(1), own.clone()).await.expect("replaces the one before");
     }
-    for _ in 1..MAX_ATTACHMENTS {
-        hoarder.identity = Identity::generate();
-        bind(&hoarder, 1).await.expect("one more holder");
-    }
-    hoarder.identity = Identity::generate();
-    assert_eq!(bind(&hoarder, 1).await.expect_err("too many").code, RefusalCode::Busy);
+    assert_eq!(hoarder.write(0, 0x41), WcStatus::SUCCESS);
     let mut other = Borrower::new(&device());
-    other.attach(&authd, &provider, lease(2), 4, 60_000).await.expect("attaches");
+    other.attach(&authd, &provider, lease(2), 8, 60_000).await.expect("attaches");
     assert_eq!(other.write(3, 0x42), WcStatus::SUCCESS);
     assert_eq!(other.read(3), Ok(vec![0x42; STRIDE]));
     println!(
-        "attack 30 {}: seen attaches stop at 64 holders of 16 lanes a lease, another tenant served",
+        "attack 30 {}: seen attaches stop at 4 of a holder and 63 of a lease, its own grant and another tenant served",
         device_kind()
     );
 }

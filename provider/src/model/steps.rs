@@ -174,8 +174,10 @@ impl System {
             Name::Busy => {
                 lease.enter(Name::Open);
                 let consumer = lease.binding.take();
-                // What its holder had before is destroyed first.
-                lease.bound = consumer.filter(|_| !was_ending);
+                // What its holder had before is destroyed first; at an ending lease nothing is touched.
+                if !was_ending {
+                    lease.bound = consumer;
+                }
                 if lease.ending {
                     end(&mut lease);
                 } else if let Some(consumer) = consumer {
