@@ -1,10 +1,9 @@
 //! The thread that owns the lease table, and the threads that do its jobs. It wakes up by itself when a lease is due,
 //! whether or not anybody talks to it, and never does anything that takes long.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use std::{io, process, thread};
 
 use overbank_fabric::ids::LeaseId;
 use overbank_fabric::message::{Carve, Detach, Extend, Fence, Heartbeat, HeldLease, Refusal, RefusalCode, Reply};
@@ -17,6 +16,8 @@ use crate::backend::{Backend, Verbs};
 use crate::clock::{BootTime, Clock};
 use crate::job::{Done, Job, Lane};
 use crate::table::Table;
+
+use super::threads::{Mutex, Receiver, RecvTimeoutError, Sender, channel, spawn};
 
 /// Longest sleep while a lease is held. Sleeps are counted on a clock that stands still while the machine is suspended;
 /// leases are not.
@@ -250,27 +251,3 @@ impl<B: Backend> Lanes<B> {
         jobs.send(job).unwrap_or_else(|_| panic!("the thread of lane {lane:?} has ended"));
     }
 }
-
-/// A thread whose panic ends the process: a provider that no longer fences must not go on lending. Its leases are lost
-/// then, and their memory goes back to the kernel.
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    struct Abort;
-    impl Drop for Abort {
-        fn drop(&mut self) {
-            if thread::panicking() {
-                process::abort();
-            }
-        }
-    }
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let _abort = Abort;
-            run();
-        })
-        .map(drop)
-}
-
-#[cfg(test)]
-#[path = "keeper_tests.rs"]
-mod tests;

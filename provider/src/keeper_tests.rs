@@ -1,16 +1,21 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use overbank_fabric::identity::Identity;
-use overbank_fabric::ids::{BootId, Nonce};
-use overbank_fabric::receipt::{EndReason, Step};
+use overbank_fabric::ids::{BootId, LeaseId, Nonce};
+use overbank_fabric::message::{Carve, Extend, Fence, Refusal, RefusalCode, Reply};
+use overbank_fabric::receipt::{EndReason, Receipt, Step};
 use overbank_fabric::time::{Deadline, Tick};
 use overbank_fabric::token::{Rights, Scope};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::*;
-use crate::clock::SystemClock;
+use crate::attach::Admission;
+use crate::clock::{BootTime, SystemClock};
 use crate::double::{Call, Double, endpoint};
+use crate::keeper::Keeper;
 use crate::pool::Pool;
-use crate::table::Terms;
+use crate::table::{Table, Terms};
 
 const BOOT: BootId = BootId([7; 16]);
 const POOL: u64 = 1 << 16;

@@ -9,7 +9,7 @@
 //! | [`cli`], [`serve`], [`process`], [`pages`], [`watch`] | the command, its set-up and its shutdown |
 //! | [`session`], [`orders`], [`known_authd`] | the link to the auth daemon |
 //! | [`attach`], [`waiting`] | who may attach, and when |
-//! | [`keeper`], [`job`] | the threads |
+//! | [`keeper`], [`job`], `threads` | the threads |
 //! | [`table`], [`lease`], [`hold`], [`ending`] | the life of a lease, without threads, sockets or a clock |
 //! | [`pool`], [`clock`], [`backend`] | pages, time, and the device |
 //! | [`crash`] | where a test may kill it |
@@ -39,8 +39,12 @@ pub mod crash;
 mod double;
 pub mod ending;
 pub mod hold;
+#[cfg(test)]
+mod interleavings;
 pub mod job;
 pub mod keeper;
+#[cfg(test)]
+mod keeper_tests;
 pub mod known_authd;
 pub mod lease;
 #[cfg(test)]
@@ -52,5 +56,6 @@ pub mod process;
 pub mod serve;
 pub mod session;
 pub mod table;
+mod threads;
 pub mod waiting;
 pub mod watch;
