@@ -172,3 +172,11 @@ pub(crate) fn allowed(role: &str, call: &Call) -> bool {
         Call::Carve(_) | Call::Bind(_) | Call::Extend(_) | Call::Fence(_) | Call::Detach(_) => false,
     }
 }
+
+#[test]
+fn docs_name_every_call() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/wire-format.md");
+    let text = std::fs::read_to_string(file).expect("the page");
+    let missing: Vec<_> = every_name().into_iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/wire-format.md lacks {missing:?}");
+}
