@@ -23,9 +23,9 @@ type Job = Box<dyn FnOnce(&mut Core) + Send>;
 /// Who waits for the desk with something new.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// What was begun goes on: before all others.
+    /// What was begun goes on: before all others, in turns with switches.
     First,
-    /// An operator's kill switch: next. Operators take turns.
+    /// An operator's kill switch. Operators take turns.
     Switch(PublicKey),
     /// A provider's word, or its answer to an order that nobody waits for: providers take turns, and as many of them are heard as requests.
     Word(PublicKey),
@@ -39,6 +39,8 @@ pub(crate) enum Turn {
 struct Waiting {
     first: VecDeque<Job>,
     switches: Turns<(), PublicKey, Job>,
+    /// Whether the last one of these two was a switch.
+    switched: bool,
     words: Turns<(), PublicKey, Job>,
     requests: Turns<Lane, PublicKey, Job>,
     arrivals: Turns<Class, Host, Job>,
@@ -54,6 +56,7 @@ impl Waiting {
         Self {
             first: VecDeque::new(),
             switches: Turns::default(),
+            switched: false,
             words: Turns::default(),
             requests: Turns::default(),
             arrivals: Turns::default(),
@@ -81,7 +84,12 @@ impl Queue for Waiting {
     type Job = Job;
 
     fn next(&mut self, now: Instant) -> Due<Job> {
-        if let Some(job) = self.first.pop_front().or_else(|| self.switches.pop()) {
+        self.switched = !self.switched;
+        let ahead = match self.switched {
+            true => self.switches.pop().or_else(|| self.first.pop_front()),
+            false => self.first.pop_front().or_else(|| self.switches.pop()),
+        };
+        if let Some(job) = ahead {
             return Due::Now(job);
         }
         let mut wait = None;
@@ -248,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_begun_and_switches_go_before_what_operators_look_at_and_no_operator_holds_up_another() {
+    fn what_was_begun_and_switches_take_turns_before_what_operators_look_at_and_so_do_operators() {
         let now = Instant::now();
         let mut waiting = Waiting::new(50, now);
         let (list, offered) = (Turn::Request(Lane::Operator(key(1)), key(1)), Turn::Word(key(2)));
@@ -256,14 +264,18 @@ mod tests {
             waiting.put(list.clone(), Box::new(|_| ()));
             waiting.put(offered.clone(), Box::new(|_| ()));
             waiting.put(Turn::Switch(key(1)), Box::new(|_| ()));
+            waiting.put(Turn::First, Box::new(|_| ()));
         }
         waiting.put(Turn::Switch(key(3)), Box::new(|_| ()));
-        waiting.put(Turn::First, Box::new(|_| ()));
-        for left in [(1000, 1), (999, 1), (999, 0)] {
+        for left in [(999, 1, 1000), (999, 1, 999), (999, 0, 999), (999, 0, 998)] {
             let Due::Now(_) = waiting.next(now) else { panic!("there is something") };
-            assert!(waiting.first.is_empty(), "first what was begun");
-            assert_eq!([1, 3].map(|number| waiting.switches.of(&(), &key(number))), [left.0, left.1]);
+            let [one, other] = [1, 3].map(|number| waiting.switches.of(&(), &key(number)));
+            assert_eq!((one, other, waiting.first.len()), left);
         }
+        for _ in 0..1997 {
+            let Due::Now(_) = waiting.next(now) else { panic!("there is something") };
+        }
+        assert!(waiting.first.is_empty() && waiting.switches.is_empty());
         assert_eq!(waiting.words.of(&(), &key(2)), 1000);
         assert_eq!(waiting.requests.of(&Lane::Operator(key(1)), &key(1)), 1000);
     }

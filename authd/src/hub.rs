@@ -209,7 +209,9 @@ impl Hub {
         let late = || Refusal::new(RefusalCode::Deadline, "not done in the time that the request gave: try again");
         let mut next = {
             let call = call.clone();
-            self.desk.turn(turn, Some(until.into_std()), move |core| core.request(&asker, call, received)).await?
+            self.desk
+                .turn(turn.clone(), Some(until.into_std()), move |core| core.request(&asker, call, received))
+                .await?
         };
         loop {
             next = match next {
@@ -220,7 +222,8 @@ impl Hub {
                     tokio::pin!(changed);
                     changed.as_mut().enable();
                     let again = call.clone();
-                    match self.desk.run(move |core| core.request(&asker, again, Now::read())).await? {
+                    let asked = move |core: &mut Core| core.request(&asker, again, Now::read());
+                    match self.desk.turn(turn.clone(), Some(until.into_std()), asked).await? {
                         Next::Wait => {
                             timeout_at(until, changed).await.map_err(|_| late())?;
                             Next::Wait
