@@ -74,6 +74,9 @@ pub enum Command {
         /// The directory that `init` made.
         #[arg(long, value_name = "DIR", env = "OVERBANK_AUTHD_STATE")]
         state: PathBuf,
+        /// What the identity in it was sealed with; the new one is sealed with the same.
+        #[command(flatten)]
+        seal: Seal,
         /// Print {"fingerprint", "took_over_from"} as JSON.
         #[arg(long)]
         json: bool,

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Command::Init { state, listen, seal, json } => init(&state, &seal, listen, json),
         Command::Backup(copy) => backup(&copy),
         Command::Restore(copy) => restore(&copy),
-        Command::Rotate { state, json } => rotate(&state, json),
+        Command::Rotate { state, seal, json } => rotate(&state, &seal, json),
         Command::Serve(how) => serve(&how),
     };
     match done {
@@ -118,8 +118,9 @@ fn state(how: &Serve) -> Result<(State, Option<Made>), Box<dyn Error>> {
     Ok((state, made))
 }
 
-fn rotate(dir: &Path, json: bool) -> Result<(), Box<dyn Error>> {
-    let (old, new) = State::rotate(dir)?;
+fn rotate(dir: &Path, seal: &Seal, json: bool) -> Result<(), Box<dyn Error>> {
+    let secret = seal.secret().map_err(StateError::from)?;
+    let (old, new) = State::rotate(dir, secret.as_ref())?;
     let mut out = std::io::stdout().lock();
     if json {
         let answer = serde_json::json!({"fingerprint": new.to_string(), "took_over_from": old.to_string()});

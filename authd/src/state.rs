@@ -28,8 +28,9 @@ const KEY: &str = "authd.key";
 const SEALED: &str = "authd.key.sealed";
 const DATABASE: &str = "authd.db";
 const LOCK: &str = "authd.lock";
-/// The key that is to take over, as long as it has not.
+/// The key that is to take over, as long as it has not: as it is, or sealed.
 const NEXT: &str = "authd.key.next";
+const NEXT_SEALED: &str = "authd.key.sealed.next";
 /// How long the first operator's invitation is good.
 const FIRST_INVITATION: Duration = Duration::from_secs(7 * 86400);
 
@@ -167,14 +168,7 @@ impl State {
     }
 
     fn fill(dir: &Path, secret: Option<&Secret>) -> Result<Made, StateError> {
-        let identity = match secret {
-            None => keyfile::create(&dir.join(KEY))?,
-            Some(secret) => {
-                let identity = Identity::generate();
-                sealed::write(&dir.join(SEALED), Kind::Identity, secret, &*identity.seed())?;
-                identity
-            }
-        };
+        let identity = create(&dir.join(if secret.is_some() { SEALED } else { KEY }), secret)?;
         let fingerprint = identity.public().fingerprint();
         let mut store = Store::create(&dir.join(DATABASE), &identity.public())?;
         let expires = Now::read().unix_ms.saturating_add(millis(FIRST_INVITATION));
@@ -201,12 +195,8 @@ impl State {
             return Err(StateError::Missing(dir.to_owned()));
         }
         let lock = lock(dir)?;
-        settle(dir)?;
-        let identity = match (none(SEALED), secret) {
-            (true, _) => keyfile::load(&dir.join(KEY))?,
-            (false, None) => return Err(StateError::Sealed(dir.to_owned())),
-            (false, Some(secret)) => unseal(&dir.join(SEALED), secret)?,
-        };
+        settle(dir, secret)?;
+        let identity = load(&dir.join(if none(SEALED) { KEY } else { SEALED }), !none(SEALED), secret)?;
         let store = Store::open(&dir.join(DATABASE), &identity.public())?;
         Ok(Self { identity, store, lock: Some(lock), audit_files: AuditFiles::default() })
     }
@@ -268,11 +258,7 @@ impl State {
             };
             write(if backup.sealed { SEALED } else { KEY }, &backup.key)?;
             write(DATABASE, &backup.database)?;
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| StateError::Io {
-                action: "sync",
-                path: dir.to_owned(),
-                source,
-            })
+            sync(dir)
         })
     }
 }
@@ -297,22 +283,38 @@ impl Drop for Backup {
     }
 }
 
-/// The identity in a sealed file.
-fn unseal(path: &Path, secret: &Secret) -> Result<Identity, StateError> {
+/// The identity in a file, which may be sealed.
+fn load(path: &Path, is_sealed: bool, secret: Option<&Secret>) -> Result<Identity, StateError> {
+    let Some(secret) = secret.filter(|_| is_sealed) else {
+        return match is_sealed {
+            true => Err(StateError::Sealed(path.parent().unwrap_or(path).to_owned())),
+            false => Ok(keyfile::load(path)?),
+        };
+    };
     let seed = sealed::read(path, Kind::Identity, secret)?;
     let seed = seed.as_slice().try_into().map_err(|_| SealedError::Foreign(path.to_owned()))?;
     Ok(Identity::from_seed(seed))
 }
 
+/// A new identity in a new file, sealed where there is a secret to seal it with.
+fn create(path: &Path, secret: Option<&Secret>) -> Result<Identity, StateError> {
+    let Some(secret) = secret else { return Ok(keyfile::create(path)?) };
+    let identity = Identity::generate();
+    sealed::write(path, Kind::Identity, secret, &*identity.seed())?;
+    path.parent().map_or(Ok(()), sync)?;
+    Ok(identity)
+}
+
 impl State {
-    /// Gives the daemon a new key, which the old one signs: clients and providers that know the old one follow. The
-    /// fingerprints: of the old one, and of the new one. The daemon must not run.
+    /// Gives the daemon a new key, which the old one signs: clients and providers that know the old one follow. It is sealed
+    /// as the old one is. The fingerprints: of the old one, and of the new one. The daemon must not run.
     ///
     /// # Errors
     /// [`StateError`].
-    pub fn rotate(dir: &Path) -> Result<(Fingerprint, Fingerprint), StateError> {
-        let Self { identity: old, mut store, lock: _lock, .. } = Self::open(dir)?;
-        let new = keyfile::create(&dir.join(NEXT))?;
+    pub fn rotate(dir: &Path, secret: Option<&Secret>) -> Result<(Fingerprint, Fingerprint), StateError> {
+        let Self { identity: old, mut store, lock: _lock, .. } = Self::open_sealed(dir, secret)?;
+        let secret = secret.filter(|_| dir.join(SEALED).symlink_metadata().is_ok());
+        let new = create(&dir.join(if secret.is_some() { NEXT_SEALED } else { NEXT }), secret)?;
         let step = Succession { old: old.public(), new: new.public() };
         let statement = Signed::new(&step, &old);
         store.write(|tx| {
@@ -321,27 +323,41 @@ impl State {
             tx.audit(Entry::new(Event::Rotated).target(step.new.fingerprint()).detail(what))
         })?;
         drop(store);
-        settle(dir)?;
+        settle(dir, secret)?;
         Ok((step.old.fingerprint(), step.new.fingerprint()))
     }
 }
 
 /// Ends what an interrupted rotation left: the database says which key is the daemon's.
-fn settle(dir: &Path) -> Result<(), StateError> {
-    let (key, next) = (dir.join(KEY), dir.join(NEXT));
-    if next.symlink_metadata().is_err() {
-        return Ok(());
+fn settle(dir: &Path, secret: Option<&Secret>) -> Result<(), StateError> {
+    for (key, next, is_sealed) in [(KEY, NEXT, false), (SEALED, NEXT_SEALED, true)] {
+        let (key, next) = (dir.join(key), dir.join(next));
+        if next.symlink_metadata().is_err() {
+            continue;
+        }
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Io { action, path, source }
+        };
+        let database = dir.join(DATABASE);
+        match Store::open(&database, &load(&key, is_sealed, secret)?.public()) {
+            // It was not to be; perhaps it is not even whole.
+            Ok(_) => fs::remove_file(&next).map_err(failed("remove", &next))?,
+            Err(StoreError::OtherIdentity { .. }) => {
+                Store::open(&database, &load(&next, is_sealed, secret)?.public())?;
+                fs::rename(&next, &key).map_err(failed("replace", &key))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        sync(dir)?;
     }
-    let failed = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| StateError::Io { action, path, source }
-    };
-    match Store::open(&dir.join(DATABASE), &keyfile::load(&next)?.public()) {
-        Ok(_) => fs::rename(&next, &key).map_err(failed("replace", &key))?,
-        Err(StoreError::OtherIdentity { .. }) => fs::remove_file(&next).map_err(failed("remove", &next))?,
-        Err(error) => return Err(error.into()),
-    }
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))
+    Ok(())
+}
+
+/// Names in a directory are on disk when this returns.
+fn sync(dir: &Path) -> Result<(), StateError> {
+    let failed = |source| StateError::Io { action: "sync", path: dir.to_owned(), source };
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 /// A directory of one's own that nobody else can enter.

@@ -74,3 +74,43 @@ fn a_backup_is_of_one_moment_and_is_restored_whole() {
     assert!(matches!(refused, StateError::Secret(SealedError::Refused(_))), "{refused}");
     assert!(!top.path().join("third").exists());
 }
+
+#[test]
+fn a_sealed_identity_is_rotated_and_stays_sealed() {
+    let top = tempfile::tempdir().expect("a directory");
+    let key = Secret::key(&secret(top.path(), "key", &[9; 32])).expect("a key");
+    let dir = top.path().join("state");
+    let first = State::init_sealed(&dir, Some(&key)).expect("made").fingerprint;
+    let before = fs::read(dir.join("authd.key.sealed")).expect("it");
+    assert!(matches!(State::rotate(&dir, None), Err(StateError::Sealed(_))));
+    let (old, new) = State::rotate(&dir, Some(&key)).expect("rotated");
+    assert_eq!(old, first);
+    for name in ["authd.key", "authd.key.next", "authd.key.sealed.next"] {
+        assert!(!dir.join(name).exists(), "{name}");
+    }
+    let after = fs::read(dir.join("authd.key.sealed")).expect("it");
+    assert_ne!(before, after);
+    assert!(matches!(State::open(&dir), Err(StateError::Sealed(_))));
+
+    // Cut off after the database was written: the next start goes on with the new one.
+    let next = dir.join("authd.key.sealed.next");
+    fs::write(dir.join("authd.key.sealed"), &before).expect("written");
+    fs::write(&next, &after).expect("written");
+    drop(State::open_sealed(&dir, Some(&key)).expect("settled"));
+    assert_eq!(fs::read(dir.join("authd.key.sealed")).expect("it"), after);
+    // Before it, with half a file: the key stays.
+    fs::write(&next, &before[..60]).expect("written");
+    let (old, third) = State::rotate(&dir, Some(&key)).expect("rotated again");
+    assert_eq!(old, new);
+    assert_ne!(third, new);
+}
+
+#[test]
+fn a_plain_identity_is_rotated_whatever_secret_is_given() {
+    let top = tempfile::tempdir().expect("a directory");
+    let key = Secret::key(&secret(top.path(), "key", &[9; 32])).expect("a key");
+    let dir = top.path().join("state");
+    State::init(&dir).expect("made");
+    State::rotate(&dir, Some(&key)).expect("rotated");
+    State::open(&dir).expect("as plain as it was");
+}
