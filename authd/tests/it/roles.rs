@@ -176,7 +176,7 @@ async fn attack_08_revoked_in_mid_handshake() {
             }
         }
     }
-    // At every moment of a handshake and of the first requests: a second later nothing is answered any more.
+    // At every moment of a handshake and of the first requests: what was asked once the revocation is answered is refused.
     for delay in 0..24 {
         let bob = daemon.approved(Role::Consumer, Some("red")).await;
         let fingerprint = bob.public().fingerprint();
@@ -184,26 +184,36 @@ async fn attack_08_revoked_in_mid_handshake() {
             tokio::time::sleep(Duration::from_micros(200 * (delay % 12))).await;
             let mut session = daemon.client(&bob).await;
             let until = Instant::now() + Duration::from_millis(1500);
-            let mut last = None;
+            let (mut last_good, mut over) = (None, 0);
             while Instant::now() < until {
+                let asked = Instant::now();
                 match session.call(Call::Status).await {
-                    Ok(_) => last = Some(Instant::now()),
-                    Err(CallError::Channel(_)) => return last,
-                    Err(CallError::Refused(refusal)) => assert_eq!(refusal.code, RefusalCode::Revoked),
+                    Ok(_) => last_good = Some(asked),
+                    Err(CallError::Channel(_)) => break,
+                    Err(CallError::Refused(refusal)) => {
+                        assert_eq!(refusal.code, RefusalCode::Revoked);
+                        over += 1;
+                        if over == 20 {
+                            break;
+                        }
+                    }
                 }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            last
+            assert!(Instant::now() < until, "it goes on for ever");
+            last_good
         };
         let revoking = async {
             daemon.operate(Call::TrustRevoke(fingerprint)).await;
             Instant::now()
         };
-        let (last, revoked) = tokio::join!(talking, revoking);
-        assert!(last.is_none_or(|last| last <= revoked + Duration::from_millis(500)), "answered after it was revoked");
+        let (last_good, revoked) = tokio::join!(talking, revoking);
+        assert!(last_good.is_none_or(|asked| asked < revoked), "asked after it was revoked, and answered");
     }
     let mut back = daemon.client(&alice).await;
     assert_eq!(back.who_am_i().await.state, TrustState::Revoked);
     assert_eq!(refused(back.call(Call::ListLeases).await), RefusalCode::Revoked);
-    println!("attack 08 -: seen a session that was begun before the revocation: not one call answered after it");
+    println!(
+        "attack 08 -: seen a session that was begun before the revocation: no call sent after its answer was answered"
+    );
 }
