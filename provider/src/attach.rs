@@ -18,8 +18,8 @@ pub struct Gate {
     pub authd: PublicKey,
     /// Keys that it had while this provider ran: leases of that time may have tokens of those.
     pub former: Vec<PublicKey>,
-    /// This provider's key.
-    pub provider: PublicKey,
+    /// This provider's keys, by one of which each holder knows it.
+    pub provider: Vec<PublicKey>,
     /// This life of it.
     pub boot: BootId,
 }
@@ -71,7 +71,7 @@ impl Gate {
         })?;
         for (same, what) in [
             (request.token == attach.token.hash(), "token"),
-            (request.provider == self.provider, "provider"),
+            (self.provider.contains(&request.provider), "provider"),
             (request.boot == self.boot, "life of this provider"),
         ] {
             if !same {

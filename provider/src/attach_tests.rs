@@ -39,7 +39,7 @@ fn scene() -> Scene {
         boot,
         nonce: Nonce([3; 16]),
     };
-    let gate = Gate { authd: authd.public(), former: Vec::new(), provider: provider.public(), boot };
+    let gate = Gate { authd: authd.public(), former: Vec::new(), provider: vec![provider.public()], boot };
     Scene { authd, holder, gate, scope, token, request }
 }
 
@@ -115,6 +115,15 @@ fn requests_by_others_or_for_others_are_refused() {
     ] {
         assert_eq!(scene.refused(&attach), RefusalCode::BadSignature);
     }
+}
+
+#[test]
+fn who_knows_the_provider_by_a_key_that_it_had_is_let_in() {
+    let mut scene = scene();
+    let new = Identity::generate().public();
+    scene.gate.provider.push(new);
+    assert!(scene.gate.admit(&scene.attach(), NOW).is_ok());
+    assert!(scene.gate.admit(&scene.with_request(|request| request.provider = new), NOW).is_ok());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The command line, and what the process exits with.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use overbank_verbs::Mtu;
 use tracing_subscriber::EnvFilter;
 
 use crate::pages::Pages;
+use crate::rotate::{self, Rotated};
 use crate::serve;
 
 const STATUSES: &str = "\
@@ -26,6 +28,14 @@ Exit statuses:
   5   the auth daemon's key is not the pinned one
   6   no room: the pool's memory or hugepages cannot be had
   12  local state: the state directory, the key file";
+
+const ROTATE_STATUSES: &str = "\
+Exit statuses:
+  0   it has taken over, or does at the next start
+  1   the provider runs and has not handed over within 30 s; it goes on trying
+  2   the command line
+  4   the auth daemon takes no new key of it
+  12  local state: the state directory, a key file";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,6 +59,19 @@ enum Command {
     /// Lend memory until stopped.
     #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{STATUSES}"))]
     Serve(Box<Serve>),
+    /// Give the provider a new key, which the old one signs. It goes on meanwhile, and so do its leases.
+    ///
+    /// A provider that runs hands over at once, and this waits for it; one that is stopped does when it starts. Run it as
+    /// the provider's user. What was lent before goes on being signed by the old key, as long as the provider runs.
+    #[command(after_help = ROTATE_STATUSES)]
+    Rotate {
+        /// The directory with the provider's key.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// Print {"fingerprint", "took_over_from", "done"} as JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `serve`.
@@ -199,15 +222,31 @@ fn parse_max_lease(text: &str) -> Result<Duration, String> {
 /// Parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Command::Serve(options) = Cli::parse().command;
-    log_to_stderr(options.log_format);
-    match serve::serve(*options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody is left to tell where stderr is gone.
-            let _ = writeln!(std::io::stderr(), "overbank-provider: {error}");
-            ExitCode::from(error.status())
+    let failed = |error: &dyn Display, status| {
+        // Nobody is left to tell where stderr is gone.
+        let _ = writeln!(std::io::stderr(), "overbank-provider: {error}");
+        ExitCode::from(status)
+    };
+    match Cli::parse().command {
+        Command::Serve(options) => {
+            log_to_stderr(options.log_format);
+            serve::serve(*options).map_or_else(|error| failed(&error, error.status()), |()| ExitCode::SUCCESS)
         }
+        Command::Rotate { state, json } => rotate::rotate(&state).map_or_else(
+            |error| failed(&error, error.status()),
+            |rotated| {
+                let _ = writeln!(std::io::stdout(), "{}", said(rotated, json));
+                ExitCode::SUCCESS
+            },
+        ),
+    }
+}
+
+fn said(Rotated { old, new, done }: Rotated, json: bool) -> String {
+    match (json, done) {
+        (true, _) => format!(r#"{{"fingerprint":"{new}","took_over_from":"{old}","done":{done}}}"#),
+        (false, true) => format!("{new} took over from {old}; leases go on"),
+        (false, false) => format!("{new} takes over from {old} when the provider starts"),
     }
 }
 
@@ -234,7 +273,7 @@ mod tests {
             }
         }
         Cli::try_parse_from(line.iter().chain(args)).map(|cli| {
-            let Command::Serve(serve) = cli.command;
+            let Command::Serve(serve) = cli.command else { panic!("another command") };
             *serve
         })
     }

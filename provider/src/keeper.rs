@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::LeaseId;
 use overbank_fabric::message::{Carve, Detach, Extend, Fence, Heartbeat, HeldLease, Refusal, RefusalCode, Reply};
 use overbank_fabric::receipt::Receipt;
@@ -34,6 +35,7 @@ enum Event<B: Backend> {
     Detach(Detach, Ticket),
     Drain(oneshot::Sender<()>),
     Acknowledge(LeaseId),
+    TakeKey(Arc<Identity>),
     Look(oneshot::Sender<(Heartbeat, Vec<HeldLease>)>),
     Receipts(Option<LeaseId>, usize, oneshot::Sender<Vec<(LeaseId, Signed<Receipt>)>>),
     Done(Done<B, Ticket>),
@@ -126,6 +128,12 @@ impl<B: Backend> Keeper<B> {
         let _ = self.0.events.send(Event::Acknowledge(lease));
     }
 
+    /// What is carved from now on is lent by this key.
+    pub fn take_key(&self, identity: Arc<Identity>) {
+        // Where the thread has ended nothing is lent any more.
+        let _ = self.0.events.send(Event::TakeKey(identity));
+    }
+
     /// How full the pool is, and what leases are in it. None where the thread has ended.
     pub async fn look(&self) -> Option<(Heartbeat, Vec<HeldLease>)> {
         self.ask(Event::Look).await
@@ -188,6 +196,7 @@ fn keep<B: Backend>(
                 drained.push(waiter);
             }
             Ok(Event::Acknowledge(lease)) => table.acknowledge(lease),
+            Ok(Event::TakeKey(identity)) => table.take_key(identity),
             Ok(Event::Look(reply)) => drop(reply.send((table.heartbeat(now), table.held()))),
             Ok(Event::Receipts(after, max, reply)) => drop(reply.send(table.receipts(after, max))),
             Ok(Event::Done(done)) => table.done(now, done),

@@ -16,6 +16,7 @@
 
 use std::collections::BTreeSet;
 use std::mem;
+use std::sync::Arc;
 
 use overbank_fabric::identity::{Identity, PublicKey};
 use overbank_fabric::ids::{BootId, LeaseId, Nonce, Tenant};
@@ -45,6 +46,8 @@ pub type Answer<T> = (T, Result<Reply, Refusal>);
 pub struct Lease<B: Backend, T> {
     /// In whose name.
     pub tenant: Tenant,
+    /// Who lends it: the key by which its holder knows this provider, whatever key it takes later.
+    pub signer: Arc<Identity>,
     /// Its blocks.
     pub shape: Shape,
     /// Bytes of its extent.
@@ -144,9 +147,10 @@ impl<B: Backend> Phase<B> {
 impl<B: Backend, T> Lease<B, T> {
     /// A lease whose region is about to be registered; `carver` is told when it is.
     #[must_use]
-    pub fn new(tenant: Tenant, shape: Shape, pinned: u64, deadline: Tick, carver: T) -> Self {
+    pub fn new(tenant: Tenant, signer: Arc<Identity>, shape: Shape, pinned: u64, deadline: Tick, carver: T) -> Self {
         Self {
             tenant,
+            signer,
             shape,
             pinned,
             deadline,
@@ -313,20 +317,20 @@ impl<B: Backend, T> Lease<B, T> {
     }
 
     /// The end of the end: signs what was done.
-    pub fn finish(&mut self, id: LeaseId, boot: BootId, identity: &Identity, steps: Steps) {
+    pub fn finish(&mut self, id: LeaseId, boot: BootId, steps: Steps) {
         let fenced = steps.is_fenced();
         let (reason, due) = self.end.map_or((EndReason::Unknown, BootTime(0)), |end| (end.reason, end.due));
         let receipt = Receipt {
             lease: id,
             tenant: self.tenant.clone(),
-            provider: identity.public(),
+            provider: self.signer.public(),
             boot,
             bytes: self.pinned,
             reason,
             due_us: due.0,
             steps: steps.into_vec(),
         };
-        self.enter(Phase::Over { receipt: Signed::new(&receipt, identity), fenced });
+        self.enter(Phase::Over { receipt: Signed::new(&receipt, &self.signer), fenced });
         self.nonces = BTreeSet::new();
     }
 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`cli`], [`serve`], [`process`], [`pages`], [`watch`] | the command, its set-up and its shutdown |
 //! | [`session`], [`orders`], [`known_authd`] | the link to the auth daemon |
+//! | [`own_key`], [`rotate`] | who this provider is, and how it takes a new key |
 //! | [`attach`], [`waiting`] | who may attach, and when |
 //! | [`keeper`], [`job`], `threads` | the threads |
 //! | [`table`], [`lease`], [`hold`], [`ending`] | the life of a lease, without threads, sockets or a clock |
@@ -50,9 +51,11 @@ pub mod lease;
 #[cfg(test)]
 mod model;
 pub mod orders;
+pub mod own_key;
 pub mod pages;
 pub mod pool;
 pub mod process;
+pub mod rotate;
 pub mod serve;
 pub mod session;
 pub mod table;

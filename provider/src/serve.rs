@@ -11,7 +11,7 @@ use overbank_fabric::daemon::sandbox::{self, Needs};
 use overbank_fabric::daemon::user::give_up_the_rest;
 use overbank_fabric::identity::Identity;
 use overbank_fabric::ids::BootId;
-use overbank_fabric::keyfile::{self, KeyFileError};
+use overbank_fabric::keyfile::KeyFileError;
 use overbank_fabric::message::RefusalCode;
 use overbank_fabric::units::Size;
 use overbank_verbs::{Backing, Device, DeviceOptions, VerbsError};
@@ -24,6 +24,7 @@ use crate::cli::Serve;
 use crate::clock::SystemClock;
 use crate::keeper::Keeper;
 use crate::known_authd::{KnownAuthd, PinError};
+use crate::own_key::OwnKey;
 use crate::pages;
 use crate::pool::Pool;
 use crate::process::{self, ProcessError, StateDir};
@@ -117,12 +118,11 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
     process::harden(options.user.as_deref(), options.state.as_deref())?;
     let state = options.state.as_deref().map(StateDir::open).transpose()?;
     confine(&options, state.as_ref())?;
-    let (identity, made) = match &state {
-        Some(state) => keyfile::load_or_create(&state.path().join("provider.key"))?,
-        None => (Identity::generate(), true),
+    let (key, made) = match &state {
+        Some(state) => OwnKey::load(state.path())?,
+        None => (OwnKey::fleeting(Arc::new(Identity::generate())), true),
     };
-    let identity = Arc::new(identity);
-    let me = identity.public().fingerprint();
+    let me = key.identity().public().fingerprint();
     if made {
         tracing::info!(fingerprint = %me, "made a new identity");
     }
@@ -167,7 +167,7 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
         device: device.describe(),
     };
     let max_lease_ms = u64::try_from(options.max_lease.as_millis()).unwrap_or(u64::MAX);
-    let table = Table::new(Terms { identity: Arc::clone(&identity), boot: facts.boot, max_lease_ms }, pool);
+    let table = Table::new(Terms { identity: Arc::clone(key.identity()), boot: facts.boot, max_lease_ms }, pool);
     let backend = Arc::new(Verbs::new(device.clone(), memory)?);
     let keeper =
         Keeper::start(table, backend, SystemClock).map_err(|source| ServeError::System { what: "threads", source })?;
@@ -180,8 +180,8 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
     };
     let invitation = options.invitation.map(|invitation| Zeroizing::new(invitation.secret));
     let pool_bytes = facts.pool_bytes;
-    let last = Arc::clone(&identity);
-    let link = Link { authd: options.authd, known, identity, invitation, keeper: keeper.clone(), facts };
+    let holders = key.holders();
+    let link = Link { authd: options.authd, known, key, invitation, keeper: keeper.clone(), facts };
     let served = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -193,7 +193,7 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
     // The keeper's thread ends with its last handle. The key is wiped when nobody holds it, and the process ends after that.
     drop(keeper);
     let until = Instant::now() + LAST_HOLDERS;
-    while Arc::strong_count(&last) > 1 && Instant::now() < until {
+    while !holders.are_gone() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(1));
     }
     served

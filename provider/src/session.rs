@@ -4,14 +4,15 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overbank_fabric::channel::{self, CallError, Caller, ChannelError, Incoming};
 use overbank_fabric::handshake::Party;
-use overbank_fabric::identity::Identity;
+use overbank_fabric::identity::{Identity, PublicKey};
 use overbank_fabric::ids::{BootId, CorrelationId};
-use overbank_fabric::message::{Call, Join, Offer, Refusal, RefusalCode, Reply, TrustState};
-use overbank_fabric::succession::learn;
+use overbank_fabric::message::{Call, Join, Offer, Refusal, RefusalCode, Reply, Rotate, TrustState};
+use overbank_fabric::signed::Signed;
+use overbank_fabric::succession::{Handover, learn};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{self, MissedTickBehavior, timeout};
@@ -22,6 +23,7 @@ use crate::backend::Backend;
 use crate::keeper::Keeper;
 use crate::known_authd::{KnownAuthd, PinError};
 use crate::orders;
+use crate::own_key::OwnKey;
 
 /// For a TCP connection, and again for the handshake.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -75,6 +77,9 @@ pub enum SessionError {
     /// It has a new key, which the old one has signed: the next session is with that.
     #[error("the auth daemon has a new key")]
     Followed,
+    /// This provider has a new key, which the auth daemon has taken: the next session is with that.
+    #[error("this provider has a new key")]
+    NewKey,
     /// The thread that keeps the leases has ended.
     #[error("the provider is shutting down")]
     Stopping,
@@ -128,7 +133,7 @@ pub struct Link<B: Backend> {
     /// Which one it is.
     pub known: KnownAuthd,
     /// Who this is.
-    pub identity: Arc<Identity>,
+    pub key: OwnKey,
     /// Secret of an invitation, to join with where this identity is not yet trusted.
     pub invitation: Option<Zeroizing<[u8; 16]>>,
     /// The leases.
@@ -159,7 +164,7 @@ impl<B: Backend> Link<B> {
                 if !std::mem::replace(&mut waiting, true) {
                     news(News::WaitingForApproval);
                 }
-            } else if !error.is_final() {
+            } else if !error.is_final() || self.key.has_next() {
                 tracing::warn!(%error, "no session with the auth daemon; trying again");
             } else if self.keeper.look().await.is_some_and(|(_, held)| !held.is_empty()) {
                 tracing::error!(%error, "no session with the auth daemon; leases go on until their deadlines");
@@ -173,6 +178,9 @@ impl<B: Backend> Link<B> {
 
     /// One session, from the connection to its end.
     async fn session(&mut self, offered: impl FnOnce()) -> SessionError {
+        if self.known.pinned().is_some() {
+            self.take_next_key().await;
+        }
         match self.connect().await {
             Ok((gate, caller, incoming, driver)) => {
                 let broken = |source| SessionError::Channel { authd: self.authd.clone(), source };
@@ -180,9 +188,77 @@ impl<B: Backend> Link<B> {
                     reason = driver => broken(reason),
                     never = take_orders(&self.keeper, gate, incoming) => match never {},
                     error = self.talk(&caller, offered) => error,
+                    error = self.new_key() => error,
                 }
             }
             Err(error) => error,
+        }
+    }
+
+    /// Hands over to a new key as soon as there is one, beside the session of the old one, which ends by it.
+    async fn new_key(&self) -> SessionError {
+        loop {
+            time::sleep(HEARTBEAT).await;
+            if let Some(next) = self.next_key()
+                && self.hand_over(&next).await
+            {
+                return SessionError::NewKey;
+            }
+        }
+    }
+
+    /// Is the new key, where there is one, if the auth daemon takes it or has taken it.
+    async fn take_next_key(&mut self) {
+        let Some(next) = self.next_key() else { return };
+        if next.public() != self.key.identity().public() && !self.hand_over(&next).await {
+            return;
+        }
+        let old = self.key.identity().public().fingerprint();
+        if let Err(error) = self.key.take_next(next) {
+            tracing::error!(%error, "the new key is not in its place: the next start hands over once more");
+        }
+        self.keeper.take_key(Arc::clone(self.key.identity()));
+        let new = self.key.identity().public().fingerprint();
+        tracing::warn!(%old, %new, "a new key has taken over; what was lent before goes on by the old one");
+    }
+
+    fn next_key(&self) -> Option<Identity> {
+        self.key.next().unwrap_or_else(|error| {
+            tracing::error!(%error, "there is a new key, and it cannot be used");
+            None
+        })
+    }
+
+    /// Has the auth daemon take a key in place of this one, over a session of its own; whether it has. It is asked again
+    /// where that is not known, and not where it will never do it.
+    async fn hand_over(&self, next: &Identity) -> bool {
+        let Err(error) = self.ask_to_take(next).await else { return true };
+        match &error {
+            SessionError::Refused { refusal, .. } if !is_passing(refusal.code) => {
+                tracing::error!(%error, "the auth daemon takes no new key: it is removed, and this provider goes on");
+                self.key.forget_next();
+            }
+            _ => tracing::warn!(%error, "not handed over to the new key yet"),
+        }
+        false
+    }
+
+    async fn ask_to_take(&self, next: &Identity) -> Result<(), SessionError> {
+        let broken = |source| SessionError::Channel { authd: self.authd.clone(), source };
+        let check = |key: &PublicKey| self.known.check(key.fingerprint()).map_err(|error| error.to_string());
+        let stream = self.dial().await?;
+        let connected = timeout(CONNECT, channel::connect(stream, next, Party::Provider, check)).await;
+        let (mut channel, peer) =
+            connected.map_err(|_| SessionError::Silent("the new key's handshake"))?.map_err(broken)?;
+        let old = self.key.identity();
+        let handover = Signed::<Handover>::to(&peer.key, old, &next.public(), unix_ms());
+        let call = Call::Rotate(Rotate { old: old.public(), handover });
+        match timeout(CALL, channel.call(CorrelationId::random(), call_ms(), call)).await {
+            Ok(Ok(Reply::You(entry))) if entry.key == next.public() => Ok(()),
+            Ok(Ok(_)) => Err(SessionError::Confused("the new key")),
+            Ok(Err(CallError::Refused(refusal))) => Err(SessionError::Refused { what: "the new key", refusal }),
+            Ok(Err(CallError::Channel(source))) => Err(broken(source)),
+            Err(_) => Err(SessionError::Silent("the new key")),
         }
     }
 
@@ -213,11 +289,11 @@ impl<B: Backend> Link<B> {
     ) -> Result<(Gate, Caller, Incoming, impl Future<Output = ChannelError> + use<B>), SessionError> {
         let stream = self.dial().await?;
         let mut pin = Ok(());
-        let check = |key: &overbank_fabric::identity::PublicKey| {
+        let check = |key: &PublicKey| {
             pin = self.known.check(key.fingerprint());
             pin.as_ref().map_err(ToString::to_string).copied()
         };
-        let connected = timeout(CONNECT, channel::connect(stream, &self.identity, Party::Provider, check)).await;
+        let connected = timeout(CONNECT, channel::connect(stream, self.key.identity(), Party::Provider, check)).await;
         if let Err(changed) = pin {
             return Err(match self.follow().await? {
                 true => SessionError::Followed,
@@ -238,7 +314,7 @@ impl<B: Backend> Link<B> {
         }
         let (caller, incoming, driver) = channel.multiplex(IN_FLIGHT);
         let former = self.known.former().to_vec();
-        let gate = Gate { authd: peer.key, former, provider: self.identity.public(), boot: self.facts.boot };
+        let gate = Gate { authd: peer.key, former, provider: self.key.all(), boot: self.facts.boot };
         Ok((gate, caller, incoming, driver))
     }
 
@@ -320,8 +396,7 @@ impl<B: Backend> Link<B> {
     }
 
     async fn call(&self, caller: &Caller, what: &'static str, call: Call) -> Result<Reply, SessionError> {
-        let deadline_ms = u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX);
-        match timeout(CALL, caller.call(CorrelationId::random(), deadline_ms, call)).await {
+        match timeout(CALL, caller.call(CorrelationId::random(), call_ms(), call)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(CallError::Refused(refusal))) => Err(SessionError::Refused { what, refusal }),
             Ok(Err(CallError::Channel(source))) => Err(SessionError::Channel { authd: self.authd.clone(), source }),
@@ -340,6 +415,20 @@ async fn take_orders<B: Backend>(keeper: &Keeper<B>, gate: Gate, mut incoming: I
     }
     // The driver says why.
     std::future::pending().await
+}
+
+fn call_ms() -> u32 {
+    u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Whether it may be otherwise when asked again.
+fn is_passing(code: RefusalCode) -> bool {
+    matches!(code, RefusalCode::Busy | RefusalCode::AuditFull | RefusalCode::Deadline | RefusalCode::Internal)
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// 0.5 to 1.5, so that providers that lost the same auth daemon do not all come back at once.

@@ -41,7 +41,7 @@ const DEADLINE_SLACK_MS: u64 = 1000;
 /// What all leases of one life have in common.
 #[derive(Clone)]
 pub struct Terms {
-    /// Signs answers and receipts.
+    /// Signs the answers and receipts of leases that are carved from now on.
     pub identity: Arc<Identity>,
     /// This life.
     pub boot: BootId,
@@ -90,6 +90,11 @@ impl<B: Backend, T> Table<B, T> {
         std::mem::take(&mut self.effects)
     }
 
+    /// What is carved from now on is lent by this key.
+    pub fn take_key(&mut self, identity: Arc<Identity>) {
+        self.terms.identity = identity;
+    }
+
     /// Sets memory aside.
     pub fn carve(&mut self, now: BootTime, ticket: T, carve: Carve) {
         self.tick(now);
@@ -107,7 +112,8 @@ impl<B: Backend, T> Table<B, T> {
                     );
                     return self.answer(ticket, Err(Refusal::new(RefusalCode::PoolFull, why)));
                 };
-                let lease = Lease::new(carve.tenant, shape, extent.len(), carve.deadline.tick, ticket);
+                let signer = Arc::clone(&self.terms.identity);
+                let lease = Lease::new(carve.tenant, signer, shape, extent.len(), carve.deadline.tick, ticket);
                 self.leases.insert(carve.lease, lease);
                 self.effects.jobs.push(Job { lease: carve.lease, task: Task::Open(extent, shape) });
             }
@@ -306,7 +312,7 @@ impl<B: Backend, T> Table<B, T> {
                     Ok(binding) => {
                         let left_ms = until.ms_since(now.tick());
                         let answer = attach_answer(&admission, &binding, lease.shape.stride, left_ms);
-                        Ok(Reply::Attached(Signed::new(&answer, &self.terms.identity)))
+                        Ok(Reply::Attached(Signed::new(&answer, &lease.signer)))
                     }
                     Err(refusal) => Err(refusal),
                 };
@@ -324,7 +330,7 @@ impl<B: Backend, T> Table<B, T> {
             }
             (Outcome::Wiped(Ok(clean)), Some(lease)) => {
                 let steps = clean.free(&mut self.pool, now);
-                lease.finish(id, self.terms.boot, &self.terms.identity, steps);
+                lease.finish(id, self.terms.boot, steps);
                 self.effects.receipts = true;
                 tracing::info!(lease = %id, reason = %lease.end.map_or(EndReason::Unknown, |end| end.reason), "ended, memory clean");
             }
@@ -340,7 +346,7 @@ impl<B: Backend, T> Table<B, T> {
         }
         self.faults.extend(faults);
         if let Some(lease) = self.leases.get_mut(&id) {
-            lease.finish(id, self.terms.boot, &self.terms.identity, steps);
+            lease.finish(id, self.terms.boot, steps);
             self.effects.answers.extend(lease.fencing.drain(..).map(|ticket| (ticket, Err(not_fenced()))));
         }
         self.effects.receipts = true;

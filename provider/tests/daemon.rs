@@ -10,7 +10,7 @@ use overbank_fabric::ids::BootId;
 use overbank_fabric::message::Reply;
 use overbank_fabric::receipt::EndReason;
 use overbank_verbs::WcStatus;
-use scene::daemon::{Daemon, command};
+use scene::daemon::{Daemon, clean, command};
 use scene::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,4 +234,35 @@ async fn too_few_hugepages_are_replaced_with_a_warning_that_names_the_command() 
     daemon.signal(Signal::SIGTERM);
     let (status, errors) = daemon.end();
     assert!(status == 0 && errors.contains("vm.nr_hugepages=") && errors.contains("transparent"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_goes_on_with_its_key_where_the_auth_daemon_takes_no_new_one() {
+    let mut authd = Authd::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let rotate = || {
+        let state = state.path().to_owned();
+        // The daemon's side of it goes on in this runtime.
+        tokio::task::spawn_blocking(move || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_overbank-provider"));
+            clean(command.args(["rotate", "--state"]).arg(state)).output().expect("it runs")
+        })
+    };
+    let nothing = rotate().await.expect("run");
+    assert_eq!(nothing.status.code(), Some(12), "there is no key yet: {nothing:?}");
+    let daemon = Daemon::start(&authd.address.to_string(), state.path(), &[]);
+    authd.session().await;
+    daemon.line();
+    let key = || std::fs::read(state.path().join("provider.key")).expect("a key");
+    let before = key();
+    let refused = rotate().await.expect("run");
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    assert_eq!(key(), before);
+    assert!(!state.path().join("provider.key.next").exists());
+    // Not even its session was interrupted.
+    let boot = authd.heard.lock().expect("unpoisoned").offers[0].boot;
+    assert_eq!(authd.order(carve(boot, lease(1), "a", 10, 60_000)).await, Ok(Reply::Done));
+    assert_eq!(authd.heard.lock().expect("unpoisoned").offers.len(), 1);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end().0, 0);
 }

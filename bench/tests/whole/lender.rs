@@ -553,7 +553,8 @@ impl History {
         match packet {
             Packet::Request { id, deadline_ms, call } => {
                 let ticket = (session, id);
-                let gate = Gate { authd: self.office.key, former: Vec::new(), provider, boot: life.boot };
+                let gate =
+                    Gate { authd: self.office.key, former: Vec::new(), provider: vec![provider], boot: life.boot };
                 let refused = |refusal: Refusal| Packet::Response { id, outcome: Err(refusal) };
                 match call {
                     Call::Carve(carve) => {

@@ -26,6 +26,7 @@ use overbank_provider::backend::{Backend, Fault, RemoteKey, Verbs};
 use overbank_provider::clock::{BootTime, SystemClock};
 use overbank_provider::keeper::Keeper;
 use overbank_provider::known_authd::KnownAuthd;
+use overbank_provider::own_key::OwnKey;
 use overbank_provider::pool::Pool;
 use overbank_provider::session::{Facts, Link, News, SessionError};
 use overbank_provider::table::{Table, Terms};
@@ -272,7 +273,7 @@ impl<B: Backend> Provider<B> {
         let link = Link {
             authd: authd.address.to_string(),
             known,
-            identity,
+            key: OwnKey::fleeting(identity),
             invitation: invitation.map(zeroize::Zeroizing::new),
             keeper: keeper.clone(),
             facts,
