@@ -26,7 +26,7 @@ use crate::core::{Asker, Core, Fault, refuse};
 use crate::providers::plain;
 use crate::state::AuditFiles;
 use crate::store::leases::LeaseRow;
-use crate::store::{StoreError, audit as rows};
+use crate::store::{StoreError, audit as rows, successions};
 use budget::Budget;
 use notes::Notes;
 
@@ -84,7 +84,7 @@ pub(crate) enum Event {
     StopOrdered,
     /// An operator asked for what takes several.
     Proposed,
-    /// One more operator agreed.
+    /// One more operator agreed; or as many as it takes had, and it could not be done.
     Consented,
     /// An operator set a tenant's quota.
     QuotaSet,
@@ -407,10 +407,8 @@ impl Core {
         let last = rows::checkpoint_until(self.store.read(), self.store.trail.head.seq);
         let last = last.map_err(|error| error.to_string())?;
         let mut verifier = overbank_fabric::audit::Verifier::new(self.identity.public().fingerprint());
-        let me = self.identity.public();
-        let former =
-            crate::store::successions::predecessors(self.store.read(), &me).map_err(|error| error.to_string())?;
-        former.iter().for_each(|key| verifier.accept(key.fingerprint()));
+        let former = successions::former_keys(self.store.read()).map_err(|error| error.to_string())?;
+        former.iter().for_each(|former| verifier.accept(former.key.fingerprint()));
         let mut outcome = Ok(());
         let from = match &last {
             Some(checkpoint) => {

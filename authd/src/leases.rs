@@ -33,7 +33,6 @@ const GENERATION: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct Making {
     lease: LeaseId,
-    holder: PublicKey,
     wish: CreateLease,
     /// Providers that were asked, this one included.
     tried: Vec<PublicKey>,
@@ -175,7 +174,7 @@ impl Core {
         self.making.insert(row.id);
         tried.push(row.provider);
         let call = Call::Carve(Carve { lease: row.id, tenant, blocks, block: row.block, deadline });
-        let then = Then::Carved(Making { lease: row.id, holder: *holder, wish, tried });
+        let then = Then::Carved(Making { lease: row.id, wish, tried });
         Ok(Next::Order(Box::new(Order { session, call, then })))
     }
 
@@ -245,7 +244,8 @@ impl Core {
                     let less = row.pinned_bytes.saturating_sub(provider.page_bytes);
                     provider.free_bytes = provider.free_bytes.min(less);
                 }
-                match self.carve(&making.holder, making.wish, making.tried, now) {
+                // The holder may have a new key since it asked.
+                match self.carve(&row.holder, making.wish, making.tried, now) {
                     // There is no other, and room is not what this one lacks.
                     Err(Fault::Refused(none)) if none.code == RefusalCode::PoolFull && !full => {
                         Err(provider_failed(Err(OrderError::Refused(refusal))).into())
@@ -409,7 +409,7 @@ impl Core {
 
     /// A receipt may say that the fence failed, and then nobody may be told otherwise.
     fn check_fenced(&self, row: &LeaseRow) -> Result<(), Fault> {
-        let receipt = row.receipt.as_ref().and_then(|signed| signed.open(&row.provider).ok());
+        let receipt = row.receipt.as_ref().and_then(|signed| signed.open(&row.signer).ok());
         if receipt.is_none_or(|receipt| receipt.steps.iter().any(|done| done.step == Step::Deregistered)) {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use overbank_fabric::approval::{Approval, Proposal};
 use overbank_fabric::ids::Nonce;
-use overbank_fabric::message::{Call, RefusalCode, Reply, Role, TrustEntry, TrustState};
+use overbank_fabric::message::{Call, Import, Invite, RefusalCode, Reply, Role, TrustEntry, TrustState};
 use overbank_fabric::signed::{Signed, to_cbor};
 
 use crate::audit::{Entry, Event};
@@ -183,8 +183,7 @@ impl Core {
                 return Err(refuse(RefusalCode::Busy, text));
             }
             proposals::insert(tx, &row)?;
-            let what = format!("{}: {}", row.id, crate::trust::rule(call).0);
-            Ok(tx.audit(Entry::new(Event::Proposed).detail(what))?)
+            Ok(tx.audit(recorded(Event::Proposed, &row, ""))?)
         })?;
         tracing::info!(proposal = %row.id, by = %me.fingerprint, call = crate::trust::rule(call).0, "proposed");
         Ok(Some(self.shown(&row, now)?))
@@ -200,6 +199,11 @@ impl Core {
         }
         let marked = Critical::of(call).is_some_and(|kind| critical & kind.bit() != 0);
         Ok(if marked { approvals.max(1) } else { 1 })
+    }
+
+    /// How many operators an invitation for this role takes.
+    pub(crate) fn needed_to_invite(&self, role: Role) -> Result<u32, Fault> {
+        self.needed(&Call::TrustInvite(Invite { role, tenant: None, ttl_ms: 0 }))
     }
 
     /// Whether somebody becomes an operator by it, an operator ceases to be one, or records of theirs are forgotten.
@@ -275,8 +279,8 @@ impl Core {
             if enough {
                 proposals::delete(tx, &row.id)?;
             }
-            let what = format!("{}{}", row.id, if enough { ", carried out" } else { "" });
-            tx.audit(Entry::new(Event::Consented).detail(what))?;
+            // What is done then is on record by itself.
+            tx.audit(recorded(Event::Consented, &row, if enough { ", enough" } else { "" }))?;
             Ok::<_, Fault>(enough)
         })?;
         tracing::info!(proposal = %row.id, by = %me.fingerprint, enough, "a proposal was approved");
@@ -287,10 +291,39 @@ impl Core {
             Call::LeaseStop(lease) => Some(*lease),
             _ => None,
         };
-        match (self.carry_out(asker, me.clone(), row.effect, now)?, lease) {
+        match (self.carry_out(asker, me.clone(), row.effect.clone(), now), lease) {
             // It is being fenced already; to ask again would be to approve again.
-            (Next::Wait, Some(lease)) => Ok(Next::Answer(Reply::Leases(vec![self.show_lease(&me, &lease, now)?]))),
-            (next, _) => Ok(next),
+            (Ok(Next::Wait), Some(lease)) => Ok(Next::Answer(Reply::Leases(vec![self.show_lease(&me, &lease, now)?]))),
+            (Err(fault), _) => {
+                let what = format!(", and not done ({fault})");
+                self.store.write(|tx| tx.audit(recorded(Event::Consented, &row, &what)))?;
+                Err(fault)
+            }
+            (next, _) => next,
         }
     }
+}
+
+/// That something happened to a proposal, with what that is to do, and to whom.
+fn recorded(event: Event, row: &ProposalRow, more: &str) -> Entry {
+    let entry = Entry::new(event);
+    let (entry, what) = match &row.effect {
+        Call::TrustApprove(it) => (entry.target(it.fingerprint).tenant(it.tenant.clone()), format!(" as {}", it.role)),
+        Call::TrustInvite(it) => (entry.tenant(it.tenant.clone()), format!(" as {}", it.role)),
+        Call::TrustImport(entries) => {
+            let who = |it: &Import| {
+                let role = it.role.map_or_else(|| "revoked".to_owned(), |role| role.to_string());
+                format!(" {} as {role}", it.key.fingerprint())
+            };
+            (entry, format!(" {}:{}", entries.len(), entries.iter().map(who).collect::<String>()))
+        }
+        Call::TrustRevoke(who) | Call::ProviderStop(who) | Call::ProviderDrain(who) | Call::ProviderUndrain(who) => {
+            (entry.target(*who), String::new())
+        }
+        Call::LeaseStop(lease) => (entry.lease(*lease), String::new()),
+        Call::TenantStop(tenant) => (entry.tenant(Some(tenant.clone())), String::new()),
+        Call::AuditForget(head) => (entry, format!(" to record {}", head.seq)),
+        _ => (entry, String::new()),
+    };
+    entry.detail(format!("{}{more}: {}{what}", row.id, crate::trust::rule(&row.effect).0))
 }

@@ -5,7 +5,7 @@ use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::Fingerprint;
 use overbank_fabric::message::{RefusalCode, Role, Rotate, TrustEntry, TrustState};
 use overbank_fabric::signed::Signed;
-use overbank_fabric::succession::{MAX_STEPS, Succession};
+use overbank_fabric::succession::{HANDOVER_MS, MAX_STEPS, Succession};
 
 use crate::audit::{Entry, Event};
 use crate::clock::Now;
@@ -17,6 +17,8 @@ use crate::trust::{no_such_identity, party_of};
 /// Each leaves two rows for good, so there are only so many.
 const MAX_A_DAY: u64 = 8;
 const DAY_MS: u64 = 86_400_000;
+/// A handover that is good for longer was signed by a clock that is ahead by more than a day.
+const MAX_HANDOVER_MS: u64 = HANDOVER_MS + DAY_MS;
 
 impl Core {
     /// The asker takes over from the identity that has signed so. That one is revoked in the same stroke, and its
@@ -29,13 +31,21 @@ impl Core {
         now: Now,
     ) -> Result<TrustEntry, Fault> {
         let bad = |text: &str| refuse(RefusalCode::BadSignature, text);
-        let step = rotate.succession.open(&rotate.old).map_err(|_| bad("the old identity has not signed this"))?;
-        if (step.old, step.new) != (rotate.old, me.key) {
-            return Err(bad("the old identity has signed another successor"));
-        }
         let done = successions::successor(self.store.read(), &rotate.old)?;
         if done == Some(me.key) {
             return Ok(me.clone());
+        }
+        let step = rotate.handover.open(&rotate.old).map_err(|_| bad("the old identity has not signed this"))?;
+        if (step.old, step.new) != (rotate.old, me.key) {
+            return Err(bad("the old identity has signed another successor"));
+        }
+        if step.authd != self.identity.public() {
+            return Err(bad(
+                "the old identity has signed this for another auth daemon, or for a former key of this one",
+            ));
+        }
+        if !(1..=MAX_HANDOVER_MS).contains(&step.expires_unix_ms.saturating_sub(now.unix_ms)) {
+            return Err(bad("the old identity has signed this for another time: sign anew, or set the clocks"));
         }
         if me.state != TrustState::Pending {
             let text = format!("{} is {} already: a successor is a new identity", me.fingerprint, me.state);
@@ -66,7 +76,7 @@ impl Core {
             identities::drain(tx, &me.key, drained)?;
             leases::hand_over(tx, &old.key, &me.key)?;
             identities::revoke(tx, &old.key)?;
-            successions::insert(tx, &step, &rotate.succession, now.unix_ms)?;
+            successions::insert(tx, &step, &rotate.handover, now.unix_ms)?;
             let what = format!("takes over from {}", old.fingerprint);
             tx.audit(Entry::new(Event::Rotated).target(me.fingerprint).tenant(old.tenant.clone()).detail(what))
         })?;
@@ -97,7 +107,7 @@ impl Core {
     /// made for that: nothing of it is kept.
     pub(crate) fn successions(&mut self, me: &TrustEntry) -> Result<Vec<Signed<Succession>>, Fault> {
         if me.state == TrustState::Pending {
-            self.store.write(|tx| identities::forget_pending(tx, &me.key))?;
+            self.store.note(|tx| identities::forget_pending(tx, &me.key))?;
         }
         let mut steps: Vec<_> =
             successions::former_keys(self.store.read())?.into_iter().map(|former| former.statement).collect();

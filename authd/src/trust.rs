@@ -109,10 +109,11 @@ pub(crate) fn new_invitation(
     authd: Fingerprint,
     standing: Standing,
     made_by: Option<PublicKey>,
+    agreed: u32,
     expires_unix_ms: u64,
 ) -> (Invitation, InvitationRow) {
     let secret = overbank_fabric::ids::Nonce::random().0;
-    let row = InvitationRow { hash: secret_hash(&secret), standing, made_by, expires_unix_ms, used_by: None };
+    let row = InvitationRow { hash: secret_hash(&secret), standing, made_by, agreed, expires_unix_ms, used_by: None };
     (Invitation { authd, secret }, row)
 }
 
@@ -123,7 +124,7 @@ pub(crate) fn first_invitation(
     expires_unix_ms: u64,
 ) -> Result<Invitation, StoreError> {
     let operator = Standing { role: Role::Operator, tenant: None };
-    let (invitation, row) = new_invitation(authd, operator, None, expires_unix_ms);
+    let (invitation, row) = new_invitation(authd, operator, None, 1, expires_unix_ms);
     store.write(|tx| identities::insert_invitation(tx, &row))?;
     Ok(invitation)
 }
@@ -214,27 +215,34 @@ impl Core {
             let text = format!("{} was revoked, for good: use another identity", me.fingerprint);
             return Err(refuse(RefusalCode::Revoked, text));
         }
+        let hash = secret_hash(&join.secret);
+        let invitation = identities::invitation(self.store.read(), &hash)?.ok_or_else(bad)?;
+        match invitation.used_by {
+            Some(key) if key == me.key => return Ok(me.clone()),
+            Some(_) => return Err(bad()),
+            None if invitation.expires_unix_ms <= now.unix_ms => return Err(bad()),
+            None => {}
+        }
+        let Standing { role, tenant } = invitation.standing.clone();
+        if me.state == TrustState::Trusted {
+            let text = format!("{} is trusted already; the invitation is unused", me.fingerprint);
+            return Err(refuse(RefusalCode::Invalid, text));
+        }
+        if party != party_of(role) {
+            let text = format!("the invitation is for a {role}, which this program is not; it is unused");
+            return Err(refuse(RefusalCode::Invalid, text));
+        }
+        // Else who was alone once would keep himself the others for later.
+        let (agreed, takes) = (invitation.agreed, self.needed_to_invite(role)?);
+        if agreed < takes {
+            let text = format!(
+                "as many operators as agreed to the invitation ({agreed}) do not suffice: what it makes, {role}, takes {takes} by now; have them make a new one"
+            );
+            return Err(refuse(RefusalCode::BadInvitation, text));
+        }
         self.store.write(|tx| {
-            let hash = secret_hash(&join.secret);
-            let invitation = identities::invitation(tx, &hash)?.ok_or_else(bad)?;
-            match invitation.used_by {
-                Some(key) if key == me.key => return Ok(me.clone()),
-                Some(_) => return Err(bad()),
-                None if invitation.expires_unix_ms <= now.unix_ms => return Err(bad()),
-                None => {}
-            }
-            let role = invitation.standing.role;
-            if me.state == TrustState::Trusted {
-                let text = format!("{} is trusted already; the invitation is unused", me.fingerprint);
-                return Err(refuse(RefusalCode::Invalid, text));
-            }
-            if party != party_of(role) {
-                let text = format!("the invitation is for a {role}, which this program is not; it is unused");
-                return Err(refuse(RefusalCode::Invalid, text));
-            }
             identities::use_invitation(tx, &hash, &me.key)?;
             identities::trust(tx, &me.key, &invitation.standing)?;
-            let tenant = invitation.standing.tenant.clone();
             tx.audit(Entry::new(Event::Joined).target(me.fingerprint).tenant(tenant).detail(format!("as {role}")))?;
             identities::find(tx, &me.key)?.ok_or_else(bad)
         })
@@ -347,7 +355,10 @@ impl Core {
             return Err(refuse(RefusalCode::Invalid, "an invitation is good for 1 second to 30 days"));
         }
         let expires = now.unix_ms.saturating_add(invite.ttl_ms);
-        let (invitation, row) = new_invitation(self.identity.public().fingerprint(), standing, Some(*by), expires);
+        // So many have agreed, where it has come to this.
+        let agreed = self.needed_to_invite(standing.role)?;
+        let authd = self.identity.public().fingerprint();
+        let (invitation, row) = new_invitation(authd, standing, Some(*by), agreed, expires);
         self.store.write(|tx| {
             if identities::tidy_invitations(tx, now.unix_ms)? >= MAX_INVITATIONS {
                 let text =

@@ -38,7 +38,9 @@ fn attack_35_a_revocation_under_load_fences_in_a_second() {
     let late = settings("write_known_after_the_fence_most_us");
     assert!(late < 1_000_000, "a WRITE was acknowledged {late} µs after the fence");
     let shown = if device == "soft" { "soft" } else { "rxe" };
-    println!("attack 35 {shown}: seen a lease of 4 MiB, attached once: fenced within 1 s of the order, 512 writes and 512 requests under way");
+    println!(
+        "attack 35 {shown}: seen a lease of 4 MiB, attached once: fenced within 1 s of the order, 512 writes and 512 requests under way"
+    );
 }
 
 #[test]

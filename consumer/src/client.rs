@@ -16,7 +16,7 @@ use overbank_fabric::message::{
     TenantInfo, TrustEntry,
 };
 use overbank_fabric::signed::Signed;
-use overbank_fabric::succession::{follow, learn};
+use overbank_fabric::succession::{former, learn};
 use overbank_fabric::token::Token;
 use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Runtime};
@@ -253,6 +253,19 @@ impl Client {
         }
     }
 
+    /// The keys that the auth daemon had before the one that it has, as far as signed steps lead to that; the first the oldest.
+    ///
+    /// # Errors
+    /// What [`Client::who_am_i`] says.
+    pub fn former_keys(&self) -> Result<Vec<Fingerprint>, Error> {
+        match self.call("asking for the auth daemon's former keys", None, Repeat::Harmless, Call::Successions)? {
+            Reply::Successions(steps) => {
+                Ok(former(&steps, &self.authd_key()).iter().map(PublicKey::fingerprint).collect())
+            }
+            reply => Err(odd(&reply)),
+        }
+    }
+
     /// A part of the audit log. Operators only.
     ///
     /// # Errors
@@ -292,14 +305,7 @@ impl Client {
 
     /// Whether the auth daemon has this key, or had it before: by steps that it can show.
     pub(crate) fn is_authd(&self, key: &PublicKey) -> bool {
-        let authd = self.authd_key();
-        if authd == *key {
-            return true;
-        }
-        match self.call("asking for the auth daemon's former keys", None, Repeat::Harmless, Call::Successions) {
-            Ok(Reply::Successions(steps)) => follow(&key.fingerprint(), &steps, &authd).is_some(),
-            _ => false,
-        }
+        self.authd_key() == *key || self.former_keys().is_ok_and(|former| former.contains(&key.fingerprint()))
     }
 
     /// Whether this home has another identity by now: one that took over from this.

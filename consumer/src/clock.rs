@@ -1,7 +1,7 @@
 //! The clock that a lease is counted on: it goes on while the machine sleeps, and nobody can set it.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use overbank_fabric::ids::unhex;
@@ -13,6 +13,12 @@ pub(crate) fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every Linux since 2.6.39 has CLOCK_BOOTTIME");
     let ms = now.tv_sec() * 1000 + now.tv_nsec() / 1_000_000;
     u64::try_from(ms).expect("the clock counts up from the machine's start")
+}
+
+/// Milliseconds since 1970 by this machine's wall clock.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// This start of this machine. The clock of one start says nothing in another.

@@ -8,6 +8,7 @@ use overbank_fabric::message::{Call, Reply, Rotate};
 use overbank_fabric::signed::Signed;
 
 use crate::client::{Client, Repeat, odd};
+use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::error::Error;
 
@@ -23,8 +24,8 @@ pub fn rotate(config: &Config) -> Result<(Fingerprint, Fingerprint), Error> {
     let next = path.with_extension("key.next");
     let (new, _) = keyfile::load_or_create(&next)?;
     let (was, is) = (old.public().fingerprint(), new.public());
-    let rotate = Rotate { old: old.public(), succession: Signed::of(&old, &is) };
     let client = Client::connect_as(config, new)?;
+    let rotate = Rotate { old: old.public(), handover: Signed::to(&client.authd_key(), &old, &is, unix_ms()) };
     match client.call("handing over to the new identity", None, Repeat::Harmless, Call::Rotate(rotate)) {
         Ok(Reply::You(entry)) if entry.key == is => {}
         Ok(reply) => return Err(odd(&reply)),

@@ -36,7 +36,9 @@ pub const AUDIT_GENESIS: &[u8] = b"overbank audit genesis v1";
 pub const AUDIT_RECORD: &[u8] = b"overbank audit record v1";
 /// The auth daemon's signature under its audit log.
 pub const AUDIT_CHECKPOINT: &[u8] = b"overbank audit checkpoint v1";
-/// An identity's word that another key takes over from it.
+/// An identity's word, to one auth daemon, that another key takes over from it.
+pub const HANDOVER: &[u8] = b"overbank handover v1";
+/// The auth daemon's word that another key takes over from it.
 pub const SUCCESSION: &[u8] = b"overbank succession v1";
 /// An operator's approval of what takes more than one.
 pub const APPROVAL: &[u8] = b"overbank approval v1";

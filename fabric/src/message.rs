@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::approval::{Approval, Proposal};
 use crate::attach::{AttachAnswer, AttachRequest};
@@ -16,7 +17,7 @@ use crate::identity::PublicKey;
 use crate::ids::{BootId, CorrelationId, Fingerprint, LeaseId, Name, Nonce, Tenant};
 use crate::receipt::{EndReason, Receipt};
 use crate::signed::Signed;
-use crate::succession::Succession;
+use crate::succession::{Handover, Succession};
 use crate::time::{Deadline, Tick};
 use crate::token::Token;
 
@@ -337,13 +338,19 @@ pub struct TrustEntry {
     pub name: Option<Name>,
 }
 
-/// Redeems an invitation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Redeems an invitation. Wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
 pub struct Join {
     /// The secret half of the invitation code.
     #[serde(with = "serde_bytes")]
     pub secret: [u8; 16],
+}
+
+impl fmt::Debug for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Join(…)")
+    }
 }
 
 /// Asks for memory.
@@ -607,17 +614,18 @@ pub struct Imported {
 pub struct Rotate {
     /// Who gives way.
     pub old: PublicKey,
-    /// Its word on that.
-    pub succession: Signed<Succession>,
+    /// Its word on that, to this auth daemon.
+    pub handover: Signed<Handover>,
 }
 
 /// A one-time invitation: the auth daemon's fingerprint, so that who joins need not take its key on trust, and a secret.
 ///
-/// Written `FINGERPRINT.SECRET`, both in hexadecimal.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Written `FINGERPRINT.SECRET`, both in hexadecimal. Wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
 pub struct Invitation {
     /// The auth daemon that made it.
+    #[zeroize(skip)]
     pub authd: Fingerprint,
     /// Known to who redeems it; the auth daemon keeps a hash.
     #[serde(with = "serde_bytes")]
@@ -757,7 +765,10 @@ mod tests {
     fn invitations_survive_text_and_hide_in_logs() {
         let invitation = Invitation { authd: Fingerprint([0xab; 20]), secret: [0xcd; 16] };
         assert_eq!(invitation.code().parse(), Ok(invitation.clone()));
-        assert!(!format!("{invitation:?}").contains("cdcd"));
+        let join = Call::Join(Join { secret: invitation.secret });
+        for shown in [format!("{invitation:?}"), format!("{join:?}")] {
+            assert!(!shown.contains("cdcd") && !shown.contains("205"), "{shown}");
+        }
         assert!("abc".parse::<Invitation>().is_err());
     }
 }

@@ -15,7 +15,38 @@ use crate::signed::{Signed, Statement};
 /// Longest chain that is followed: as many rotations as may lie between two contacts.
 pub const MAX_STEPS: usize = 64;
 
-/// "From now on I am that key."
+/// How long a [`Handover`] is good once it is signed, milliseconds.
+pub const HANDOVER_MS: u64 = 3_600_000;
+
+/// "That key takes over from me": an identity's word to one auth daemon, for a while. Whoever finds it later, or takes it to
+/// another auth daemon that trusts the same key, has nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handover {
+    /// The auth daemon that is to take it so.
+    pub authd: PublicKey,
+    /// Who signs this, and gives way.
+    pub old: PublicKey,
+    /// Who takes over.
+    pub new: PublicKey,
+    /// Wall-clock time, milliseconds since 1970, when it is void.
+    pub expires_unix_ms: u64,
+}
+
+impl Statement for Handover {
+    const LABEL: &'static [u8] = labels::HANDOVER;
+}
+
+impl Signed<Handover> {
+    /// The old identity's word to `authd`, signed at that wall-clock time, that `new` takes over from it.
+    #[must_use]
+    pub fn to(authd: &PublicKey, old: &Identity, new: &PublicKey, unix_ms: u64) -> Self {
+        let expires_unix_ms = unix_ms.saturating_add(HANDOVER_MS);
+        Self::new(&Handover { authd: *authd, old: old.public(), new: *new, expires_unix_ms }, old)
+    }
+}
+
+/// "From now on I am that key": the auth daemon's own, which who knows the old key follows whenever it comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Succession {
@@ -30,7 +61,7 @@ impl Statement for Succession {
 }
 
 impl Signed<Succession> {
-    /// The old identity's word that `new` takes over from it.
+    /// The old key's word that `new` takes over from it.
     #[must_use]
     pub fn of(old: &Identity, new: &PublicKey) -> Self {
         Self::new(&Succession { old: old.public(), new: *new }, old)
@@ -63,6 +94,14 @@ pub fn follow(from: &Fingerprint, steps: &[Signed<Succession>], to: &PublicKey) 
         }
     }
     (next == Some(*to)).then_some(before)
+}
+
+/// The keys that came before `to`, the first the oldest, as far as the signed steps to it show. `to` must have proven itself
+/// otherwise.
+#[must_use]
+pub fn former(steps: &[Signed<Succession>], to: &PublicKey) -> Vec<PublicKey> {
+    let first = steps.first().and_then(Signed::claim);
+    first.and_then(|first| follow(&first.old.fingerprint(), steps, to)).unwrap_or_default()
 }
 
 /// Asks an auth daemon whose key is not the one with the fingerprint `from` by which steps it came by its key: its key, and
@@ -106,6 +145,9 @@ mod tests {
         assert_eq!(follow(&print(0), &chain, &public(2)), None, "not to where it ends");
         assert_eq!(follow(&print(3), &chain, &public(3)), None, "no step");
         assert_eq!(follow(&print(0), &[step(0, 1), step(2, 3)], &public(3)), None, "a step is missing");
+        assert_eq!(former(&chain, &public(3)), [public(0), public(1), public(2)]);
+        assert_eq!(former(&chain, &public(2)), [], "not to where it ends");
+        assert_eq!(former(&[step(0, 1), step(2, 3)], &public(3)), [], "a step is missing");
         // Signed by the new one, or by a stranger, and not by the old one.
         let forged = Signed::new(&Succession { old: public(0), new: public(3) }, &keys[3]);
         assert_eq!(follow(&print(0), std::slice::from_ref(&forged), &public(3)), None);

@@ -1,8 +1,10 @@
 //! The decisions, driven by hand: no socket, no thread, and a clock that moves when told to.
 
 mod audit;
+mod consent;
 mod leases;
 mod providers;
+mod rotation;
 mod sequences;
 mod sharing;
 mod trust;

@@ -10,6 +10,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::StoreError;
 use super::columns::Text;
 
+/// How many operators agreed to an invitation: so far, one each.
+pub(crate) const AGREED: &str = "ALTER TABLE invitations ADD COLUMN agreed INTEGER NOT NULL DEFAULT 1;";
+
 /// What an identity is trusted as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Standing {
@@ -28,6 +31,8 @@ pub(crate) struct InvitationRow {
     pub(crate) standing: Standing,
     /// The operator who asked for it; none for the first.
     pub(crate) made_by: Option<PublicKey>,
+    /// How many operators agreed to it.
+    pub(crate) agreed: u32,
     /// When it can no longer be redeemed.
     pub(crate) expires_unix_ms: u64,
     /// Who redeemed it.
@@ -190,8 +195,8 @@ pub(crate) fn operators(db: &Connection) -> Result<u64, StoreError> {
 /// Keeps an invitation.
 pub(crate) fn insert_invitation(db: &Connection, row: &InvitationRow) -> Result<(), StoreError> {
     db.prepare_cached(
-        "INSERT INTO invitations (hash, role, tenant, made_by, expires_unix_ms, used_by)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO invitations (hash, role, tenant, made_by, expires_unix_ms, used_by, agreed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
     .execute(params![
         row.hash,
@@ -200,6 +205,7 @@ pub(crate) fn insert_invitation(db: &Connection, row: &InvitationRow) -> Result<
         row.made_by.map(|key| key.0),
         row.expires_unix_ms,
         row.used_by.map(|key| key.0),
+        row.agreed,
     ])?;
     Ok(())
 }
@@ -207,7 +213,7 @@ pub(crate) fn insert_invitation(db: &Connection, row: &InvitationRow) -> Result<
 /// The invitation with this hash.
 pub(crate) fn invitation(db: &Connection, hash: &[u8; 32]) -> Result<Option<InvitationRow>, StoreError> {
     let mut query = db.prepare_cached(
-        "SELECT hash, role, tenant, made_by, expires_unix_ms, used_by FROM invitations WHERE hash = ?1",
+        "SELECT hash, role, tenant, made_by, expires_unix_ms, used_by, agreed FROM invitations WHERE hash = ?1",
     )?;
     let row = query.query_row([hash], |row| {
         Ok(InvitationRow {
@@ -219,6 +225,7 @@ pub(crate) fn invitation(db: &Connection, hash: &[u8; 32]) -> Result<Option<Invi
             made_by: row.get::<_, Option<[u8; 32]>>(3)?.map(PublicKey),
             expires_unix_ms: row.get(4)?,
             used_by: row.get::<_, Option<[u8; 32]>>(5)?.map(PublicKey),
+            agreed: row.get(6)?,
         })
     });
     Ok(row.optional()?)

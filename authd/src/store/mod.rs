@@ -27,13 +27,14 @@ const APPLICATION_ID: i32 = 0x4f42_6164;
 /// Version 1 of the schema.
 const SCHEMA: &str = include_str!("schema.sql");
 /// Steps to version 2, 3, …: a changed schema gets one more, and none is ever changed.
-const UPGRADES: [&str; 6] = [
+const UPGRADES: [&str; 7] = [
     delegates::SCHEMA,
     include_str!("audit.sql"),
     include_str!("trust.sql"),
     quotas::SCHEMA,
     include_str!("indexes.sql"),
     audit::GAP,
+    identities::AGREED,
 ];
 /// Version of the schema after all of them (SQLite's `user_version`).
 const SCHEMA_VERSION: i32 = 1 + UPGRADES.len() as i32;

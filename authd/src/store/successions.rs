@@ -2,7 +2,7 @@
 
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::signed::{Signed, from_cbor, to_cbor};
-use overbank_fabric::succession::Succession;
+use overbank_fabric::succession::{Handover, Succession};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
@@ -37,8 +37,8 @@ pub(crate) fn steps_since(db: &Connection, key: &PublicKey, unix_ms: u64) -> Res
 /// Writes down that one identity took over from another.
 pub(crate) fn insert(
     db: &Connection,
-    step: &Succession,
-    statement: &Signed<Succession>,
+    step: &Handover,
+    statement: &Signed<Handover>,
     unix_ms: u64,
 ) -> Result<(), StoreError> {
     db.prepare_cached("INSERT INTO successions (old, new, statement, unix_ms) VALUES (?1, ?2, ?3, ?4)")?
@@ -69,8 +69,8 @@ pub(crate) fn former_keys(db: &Connection) -> Result<Vec<FormerKey>, StoreError>
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// From now on the database is the new key's. What the old one was to approve is void, and the new one signs the audit log
-/// anew, as it stands.
+/// From now on the database is the new key's. What the old one was to approve is void; what it has signed of the audit log
+/// stands.
 pub(crate) fn rotate_authd(
     db: &Connection,
     step: &Succession,
@@ -84,6 +84,5 @@ pub(crate) fn rotate_authd(
     ])?;
     db.prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'authd'")?.execute([&step.new.0])?;
     db.prepare_cached("DELETE FROM proposals")?.execute([])?;
-    db.prepare_cached("DELETE FROM checkpoints")?.execute([])?;
     Ok(())
 }

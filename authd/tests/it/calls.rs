@@ -12,7 +12,7 @@ use overbank_fabric::message::{
 };
 use overbank_fabric::receipt::{EndReason, Receipt};
 use overbank_fabric::signed::Signed;
-use overbank_fabric::succession::Succession;
+use overbank_fabric::succession::Handover;
 use overbank_fabric::time::{Deadline, Tick};
 use overbank_fabric::token::{Rights, Scope, Token};
 
@@ -87,7 +87,7 @@ pub(crate) fn every_call() -> Vec<Call> {
         Call::Audit(overbank_fabric::audit::Query::default()),
         Call::Rotate(Rotate {
             old: someone.public(),
-            succession: Signed::<Succession>::of(&someone, &someone.public()),
+            handover: Signed::<Handover>::to(&someone.public(), &someone, &someone.public(), 0),
         }),
         Call::Successions,
         Call::TrustShow(fingerprint),

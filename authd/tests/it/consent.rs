@@ -1,12 +1,14 @@
 //! What takes several operators, and who tries to be several.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use overbank_authd::{Consent, Critical, Limits};
 use overbank_fabric::approval::{Approval, Proposal};
 use overbank_fabric::identity::{Identity, PublicKey};
 use overbank_fabric::ids::Nonce;
 use overbank_fabric::message::{Approve, Call, Invite, RefusalCode, Reply, Role, TrustState};
 use overbank_fabric::signed::Signed;
-use overbank_fabric::succession::Succession;
+use overbank_fabric::succession::Handover;
 
 use crate::daemon::{Daemon, refused};
 
@@ -24,6 +26,11 @@ async fn two_operators() -> (Daemon, Identity, PublicKey) {
     let second = daemon.approved(Role::Operator, None).await;
     let authd = daemon.key().await;
     (daemon, second, authd)
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    u64::try_from(since.as_millis()).expect("a time")
 }
 
 fn approve(signer: &Identity, approval: &Approval) -> Call {
@@ -122,7 +129,7 @@ async fn attack_15_an_operator_who_makes_others_of_himself() {
     let heir = Identity::generate();
     let rotate = overbank_fabric::message::Rotate {
         old: daemon.operator.public(),
-        succession: Signed::<Succession>::of(&daemon.operator, &heir.public()),
+        handover: Signed::<Handover>::to(&authd, &daemon.operator, &heir.public(), unix_ms()),
     };
     let mut heirs = daemon.client(&heir).await;
     heirs.call(Call::Rotate(rotate)).await.expect("a successor");

@@ -77,7 +77,8 @@ Examples:
         /// Heads of the log that another machine kept (overbank-authd serve --audit-witness)
         #[arg(long, value_name = "FILE")]
         witness: Vec<PathBuf>,
-        /// A key that the auth daemon has or had, whose signatures count besides the pinned one's
+        /// A key that the auth daemon has or had, whose signatures count besides the pinned one's; of a daemon that is asked, those
+        /// that signed the next one count without it
         #[arg(long, value_name = "FINGERPRINT")]
         signed_by: Vec<Fingerprint>,
         #[command(flatten)]
@@ -216,9 +217,10 @@ fn verifier(authd: Fingerprint, former: &[Fingerprint], witnesses: &[PathBuf]) -
     Ok(verifier)
 }
 
-fn verify(context: &Context, former: &[Fingerprint], witnesses: &[PathBuf]) -> Result<Verified, Failure> {
+fn verify(context: &Context, signed_by: &[Fingerprint], witnesses: &[PathBuf]) -> Result<Verified, Failure> {
     let client = context.connect()?;
-    let mut verifier = verifier(client.authd(), former, witnesses)?;
+    let former = [client.former_keys()?.as_slice(), signed_by].concat();
+    let mut verifier = verifier(client.authd(), &former, witnesses)?;
     let mut head = None;
     pages(&client, Query { all: true, ..Query::default() }, |page| {
         page.lines.iter().try_for_each(|line| verifier.line(line)).map_err(Failure::log)?;
@@ -232,7 +234,7 @@ fn verify(context: &Context, former: &[Fingerprint], witnesses: &[PathBuf]) -> R
 fn archive(context: &Context, path: &Path) -> Result<(), Failure> {
     let client = context.connect()?;
     let mut file = File::create_new(path).map(BufWriter::new).map_err(Failure::file("make", path))?;
-    let mut verifier = Verifier::new(client.authd());
+    let mut verifier = verifier(client.authd(), &client.former_keys()?, &[])?;
     let mut head = None;
     let mut write = |line: &Line| -> Result<(), Failure> {
         let text = serde_json::to_string(line).unwrap_or_default();

@@ -11,7 +11,7 @@ use super::exit::Failure;
 use super::identity::{describe, entry_json, provider_json};
 use super::lease::info_json;
 use super::output::{printable, table};
-use super::trust::Named;
+use super::trust::{FEWEST, Named};
 
 /// Lenders.
 #[derive(Debug, Subcommand)]
@@ -61,15 +61,17 @@ pub(crate) enum ProposalCommand {
     List,
     /// Show one proposal: its exact effect, who asked, who approved
     Show {
-        /// Its id, or the first digits of it
+        /// Its id, or the first 8 or more digits of it
+        #[arg(value_parser = id_begins)]
         id: String,
     },
-    /// Approve exactly what a proposal says; the last approval that it takes has it done
+    /// Approve exactly what a proposal says, which is shown once more; the last approval that it takes has it done
     #[command(after_help = "\
 Example:
-  overbank proposal show 3fa9 && overbank proposal approve 3fa9")]
+  overbank proposal show 3fa95c01 && overbank proposal approve 3fa95c01")]
     Approve {
-        /// Its id, or the first digits of it
+        /// Its id, or the first 8 or more digits of it
+        #[arg(value_parser = id_begins)]
         id: String,
     },
 }
@@ -167,7 +169,8 @@ impl ProposalCommand {
             }
             Self::Approve { id } => {
                 let proposal = find(&client, &id)?;
-                context.output.notice(&format!("approving proposal {}: {}", proposal.id, effect(&proposal.effect)));
+                // These words, and what is signed, are of one and the same answer of the auth daemon.
+                context.output.notice(&format!("approving\n{}", in_words(&proposal)));
                 approved(context, &client.approve_proposal(&proposal)?)
             }
         }
@@ -201,13 +204,20 @@ fn approved(context: &Context, reply: &Reply) -> Result<(), Failure> {
     context.output.answer(&text, &json!({ "done": true, "answer": done }))
 }
 
-/// The proposal that this names.
+/// A proposal's id, or how it begins.
+fn id_begins(text: &str) -> Result<String, String> {
+    if text.len() < FEWEST || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(format!("'{text}' names no proposal: write the first {FEWEST} digits of its id, or more"));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+/// The proposal whose id begins like that.
 fn find(client: &Client, id: &str) -> Result<Proposal, Failure> {
-    let wanted = id.to_ascii_lowercase();
-    let mut matching = client.proposals()?.into_iter().filter(|it| it.id.to_string().starts_with(&wanted));
+    let mut matching = client.proposals()?.into_iter().filter(|it| it.id.to_string().starts_with(id));
     match (matching.next(), matching.next()) {
-        (Some(proposal), None) if !wanted.is_empty() => Ok(proposal),
-        (None, _) => Err(Failure::Usage(format!("no proposal that waits begins with {}", printable(id)))),
+        (Some(proposal), None) => Ok(proposal),
+        (None, _) => Err(Failure::Usage(format!("no proposal that waits begins with {id}"))),
         _ => Err(Failure::Usage("more than one proposal begins like that: write more digits".to_owned())),
     }
 }
@@ -222,11 +232,14 @@ fn effect(call: &Call) -> String {
             format!("invite one {}{}, for {ttl}", it.role, of(&it.tenant))
         }
         Call::TrustImport(entries) => {
-            let who = entries.iter().map(|it| match it.role {
-                Some(role) => format!("{} as {role}{}", it.key.fingerprint(), of(&it.tenant)),
-                None => format!("{} as revoked", it.key.fingerprint()),
+            let who = entries.iter().map(|it| {
+                let name = it.name.as_ref().map_or_else(String::new, |name| format!(", called '{name}'"));
+                match it.role {
+                    Some(role) => format!("{} as {role}{}{name}", it.key.fingerprint(), of(&it.tenant)),
+                    None => format!("{} as revoked{name}", it.key.fingerprint()),
+                }
             });
-            format!("import {}", who.collect::<Vec<_>>().join(", "))
+            format!("import {}", who.collect::<Vec<_>>().join("; "))
         }
         Call::TrustRevoke(fingerprint) => format!("revoke {fingerprint} and end all its leases"),
         Call::LeaseStop(lease) => format!("stop lease {lease}"),
@@ -278,4 +291,24 @@ fn proposal_json(proposal: &Proposal) -> Value {
         "needed": proposal.needed,
         "left_ms": proposal.left_ms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overbank::{Import, PublicKey, Role};
+
+    #[test]
+    fn an_import_is_shown_whole() {
+        let key = PublicKey([7; 32]);
+        let tenant = Some("blue".parse().expect("a name"));
+        let name = Some("node 7".parse().expect("a name"));
+        let import = Import { key, role: Some(Role::Consumer), tenant, name };
+        let revoked = Import { role: None, tenant: None, ..import.clone() };
+        let who = key.fingerprint();
+        assert_eq!(
+            effect(&Call::TrustImport(vec![import, revoked])),
+            format!("import {who} as consumer of blue, called 'node 7'; {who} as revoked, called 'node 7'")
+        );
+    }
 }

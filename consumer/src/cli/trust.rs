@@ -16,8 +16,8 @@ use super::identity::{describe, entry_json};
 use super::output::{printable, table};
 use super::{Context, some_time};
 
-/// Fewest digits that name an identity.
-const FEWEST: usize = 8;
+/// Fewest digits that name an identity, or a proposal.
+pub(crate) const FEWEST: usize = 8;
 /// Longest file that is imported, bytes.
 const MAX_TRANSFER: u64 = 64 << 20;
 
@@ -29,10 +29,11 @@ pub(crate) enum Command {
     /// Trust a pending identity
     #[command(after_help = "\
 Example:
-  overbank trust approve 5b02aa17 --role consumer --tenant blue")]
+  overbank trust approve 5b02aa17c3e4d9f01122334455667788aabbccdd --role consumer --tenant blue")]
     Approve {
-        /// Its fingerprint, or the first 8 or more digits of it
-        fingerprint: String,
+        /// Its whole fingerprint, as it came by another channel: anybody can make a key that begins like it
+        #[arg(value_parser = whole)]
+        fingerprint: Fingerprint,
         #[command(flatten)]
         role: RoleArgs,
     },
@@ -118,9 +119,7 @@ impl Command {
             Self::List => list(context),
             Self::Approve { fingerprint, role } => {
                 let (role, tenant) = role.check()?;
-                let named = Named::parse(&fingerprint)?;
-                let client = context.connect()?;
-                let entry = client.trust_approve(named.resolve(&client)?, role, tenant)?;
+                let entry = context.connect()?.trust_approve(fingerprint, role, tenant)?;
                 show(context, &entry)
             }
             Self::Revoke { fingerprint } => {
@@ -263,6 +262,12 @@ fn list(context: &Context) -> Result<(), Failure> {
     }));
     let answer = json!({ "identities": entries.iter().map(entry_json).collect::<Vec<_>>() });
     context.output.answer(&table(&rows), &answer)
+}
+
+/// Who is to be trusted, in all digits.
+fn whole(text: &str) -> Result<Fingerprint, String> {
+    text.parse()
+        .map_err(|error| format!("{error}; who is to be trusted is named in full, since a beginning can be imitated"))
 }
 
 /// An identity as people name it.

@@ -98,10 +98,15 @@ impl Stack {
 
     /// The same auth daemon again, with a new key that the old one has signed.
     pub(crate) fn rotate_authd(&mut self) -> Value {
+        self.rotate_authd_with(&[])
+    }
+
+    /// With more arguments of the auth daemon's after it.
+    pub(crate) fn rotate_authd_with(&mut self, more: &[&str]) -> Value {
         self.authd = None;
         let mut command = program_with("overbank-authd", &["rotate", "--json", "--state"]);
         let rotated = run(command.arg(self.path().join("authd"))).expect(0).json();
-        self.authd = Some(serve(self.path(), &self.address));
+        self.authd = Some(serve_with(self.path(), &self.address, more));
         rotated
     }
 
@@ -246,7 +251,7 @@ pub(crate) fn program_with(name: &str, args: &[&str]) -> Command {
 }
 
 #[track_caller]
-fn run(command: &mut Command) -> Outcome {
+pub(crate) fn run(command: &mut Command) -> Outcome {
     Running::start(command).end()
 }
 

@@ -25,7 +25,8 @@ fn a_stranger_waits_for_approval_and_a_revoked_one_is_out() {
     user.run(&["trust", "list"]).expect(4);
 
     let fingerprint = text(&id, "fingerprint").to_owned();
-    stack.operator.run(&["trust", "approve", &fingerprint[..8], "--role", "consumer", "--tenant", "blue"]).expect(0);
+    stack.operator.run(&["trust", "approve", &fingerprint[..39], "--role", "consumer", "--tenant", "blue"]).expect(2);
+    stack.operator.run(&["trust", "approve", &fingerprint, "--role", "consumer", "--tenant", "blue"]).expect(0);
     let lease = user.lease("1MiB", "10m");
     user.put(&lease, b"hello").expect(0);
     user.run(&["trust", "list"]).expect(4);
@@ -174,4 +175,34 @@ fn trust_moves_to_another_auth_daemon() {
     let again = other.operator.run(&["trust", "import", &path, "--json"]).expect(0).json();
     assert_eq!((again["added"].as_u64(), again["different"].as_u64()), (Some(0), Some(1)), "{again}");
     assert_eq!(state(&ann), "revoked");
+}
+
+#[test]
+fn two_operators_agree() {
+    let stack = Stack::with(&["--approvals", "2", "--critical", "revoke"]);
+    // Both were made by one, who was alone then.
+    let (code, early) = (stack.invite(&["--role", "operator"]), stack.invite(&["--role", "operator"]));
+    let (first, second) = (&stack.operator, stack.stranger("second"));
+    second.run(&["join", &code]).expect(0);
+    stack.stranger("puppet").run(&["join", &early]).expect(4).saying("operator, takes 2");
+
+    let user = stack.consumer("ann", "blue");
+    let who = text(&user.run(&["id", "--json"]).expect(0).json(), "fingerprint").to_owned();
+    first.run(&["trust", "revoke", &who]).expect(14);
+    let list = second.run(&["proposal", "list", "--json"]).expect(0).json();
+    let proposal = text(&list["proposals"][0], "proposal").to_owned();
+    let shown = second.run(&["proposal", "show", &proposal[..8]]).expect(0);
+    let shown = String::from_utf8(shown.stdout).expect("text");
+    assert!(shown.contains(&who) && shown.contains(&proposal), "{shown}");
+    let one = first.run(&["proposal", "approve", &proposal, "--json"]).expect(0).json();
+    assert_eq!(one["done"].as_bool(), Some(false));
+    user.run(&["status"]).expect(0);
+    // What is signed is said as it is signed.
+    let two = second.run(&["proposal", "approve", &proposal[..8], "--json"]).expect(0).saying(&who).saying(&proposal);
+    assert_eq!(two.json()["done"].as_bool(), Some(true));
+    user.run(&["status"]).expect(4);
+    let records = first.run(&["audit", "query", "--who", &who, "--event", "consented"]).expect(0);
+    let records = String::from_utf8(records.stdout).expect("text");
+    assert_eq!(records.lines().count(), 2, "{records}");
+    assert!(records.contains(", enough: trust-revoke"), "{records}");
 }

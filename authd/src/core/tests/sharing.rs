@@ -1,10 +1,10 @@
 //! Leases that were handed on: from whom to whom, and what a revocation of any of them means.
 
 use overbank_fabric::attach::{AttachRequest, EndpointBytes};
-use overbank_fabric::message::{Attach, Detach, Rotate};
-use overbank_fabric::succession::Succession;
+use overbank_fabric::message::{Attach, Detach};
 use overbank_fabric::token::{Rights, Scope, Token};
 
+use super::rotation::rotate;
 use super::*;
 
 fn attach(asker: &Person, token: &Token, granted: &Granted) -> Call {
@@ -98,13 +98,6 @@ fn the_holders_revocation_ends_all() {
     assert_eq!(code(desk.ask(&bob.asker, attach(&bob, &to_bob, &lease))), RefusalCode::LeaseEnded);
 }
 
-/// `old` hands over to somebody new.
-fn rotate(desk: &mut Desk, old: &Person) -> Result<Person, Fault> {
-    let new = desk.stranger(Party::Client);
-    let rotate = Rotate { old: old.key(), succession: Signed::<Succession>::of(&old.identity, &new.key()) };
-    desk.ask(&new.asker, Call::Rotate(rotate)).map(|_| new)
-}
-
 #[test]
 fn who_took_over_from_a_delegate_ends_what_that_one_was_attached_to_when_revoked() {
     let mut desk = Desk::new();
@@ -119,18 +112,6 @@ fn who_took_over_from_a_delegate_ends_what_that_one_was_attached_to_when_revoked
     desk.revoke(&third);
     let told: Vec<_> = detaches(&mut desk, &lender).into_iter().map(|(detach, _)| detach).collect();
     assert_eq!(told, [Detach { lease: lease.lease, holder: bob.key() }]);
-}
-
-#[test]
-fn an_identity_cannot_be_handed_over_without_end() {
-    let mut desk = Desk::new();
-    let mut bob = desk.consumer("red");
-    for _ in 0..8 {
-        bob = rotate(&mut desk, &bob).expect("now and then");
-    }
-    assert_eq!(code(rotate(&mut desk, &bob).map(drop)), RefusalCode::Busy);
-    desk.pass(Duration::from_secs(86_401));
-    rotate(&mut desk, &bob).expect("a day later");
 }
 
 #[test]
