@@ -61,7 +61,7 @@ fn an_operator_reads_checks_and_archives_the_log() {
 fn nothing_is_forgotten_without_a_file_of_the_auth_daemons_own() {
     let stack = Stack::start();
     let archive = stack.path().join("archive.jsonl").to_string_lossy().into_owned();
-    stack.operator.run(&["audit", "archive", &archive]).expect(1).saying("--audit-file");
+    stack.operator.run(&["audit", "archive", &archive]).expect(2).saying("--audit-file");
     let verified = stack.operator.run(&["audit", "verify", "--json"]).expect(0).json();
     assert_eq!(verified["first"], 1);
 }
