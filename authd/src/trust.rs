@@ -243,7 +243,9 @@ impl Core {
         self.store.write(|tx| {
             identities::use_invitation(tx, &hash, &me.key)?;
             identities::trust(tx, &me.key, &invitation.standing)?;
-            tx.audit(Entry::new(Event::Joined).target(me.fingerprint).tenant(tenant.clone()).detail(format!("as {role}")))?;
+            tx.audit(
+                Entry::new(Event::Joined).target(me.fingerprint).tenant(tenant.clone()).detail(format!("as {role}")),
+            )?;
             identities::find(tx, &me.key)?.ok_or_else(bad)
         })
     }

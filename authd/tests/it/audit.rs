@@ -300,10 +300,17 @@ async fn attack_16_the_log_is_full() {
     let lender = Lender::new(daemon.approved(Role::Provider, None).await);
     let session = lender.connect(daemon.address).await;
     full(&daemon, &lender, async || {
-        // A provider cannot.
-        let offer = || Call::Offer(lender.offer());
-        for _ in 0..200 {
-            session.caller.call(overbank_fabric::ids::CorrelationId::random(), 5000, offer()).await.expect("told");
+        // A provider cannot: of more offers than are on record at once, those are.
+        let mut heard = 0;
+        while heard < 20 {
+            let offer = Call::Offer(lender.offer());
+            match session.caller.call(overbank_fabric::ids::CorrelationId::random(), 5000, offer).await {
+                Ok(_) => heard += 1,
+                busy => {
+                    assert_eq!(refused(busy), RefusalCode::Busy);
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
         }
         let lines = all(&mut daemon.client(&daemon.operator).await).await;
         assert_eq!(records(&lines).iter().filter(|record| record.event == "offered").count(), 16);
