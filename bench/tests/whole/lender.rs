@@ -394,7 +394,8 @@ impl History {
         Scope { attach, borrower, first: scope.first_block, blocks: scope.blocks, write, until }
     }
 
-    /// The same holder's earlier way to the same blocks is gone, and one with less time ends by itself.
+    /// The same holder's earlier way to the same blocks is gone, and one with less time ends by itself. One that was refused led
+    /// nowhere; what it was to replace may be there still.
     fn attached(&mut self, number: usize, lease: usize, scope: Scope, done: bool, failed: bool) {
         let life = self.lenders[number].life.as_mut().expect("it works");
         if failed {
@@ -403,7 +404,7 @@ impl History {
         let (life_number, faulty) = (life.number, life.faulty.contains(&lease));
         let mut world = life.device.world();
         for key in world.keys.iter_mut().filter(|key| key.lease == lease && !faulty) {
-            if key.scope.is_replaced_by(&scope) && (!done || key.scope.attach != scope.attach) {
+            if key.scope.is_replaced_by(&scope) && done == (key.scope.attach != scope.attach) {
                 key.dead = true;
             }
         }
