@@ -179,7 +179,7 @@ fn trust_moves_to_another_auth_daemon() {
 
 #[test]
 fn two_operators_agree() {
-    let stack = Stack::with(&["--approvals", "2", "--critical", "revoke"]);
+    let stack = Stack::with(&["--approvals=2", "--critical=revoke"]);
     // Both were made by one, who was alone then.
     let (code, early) = (stack.invite(&["--role", "operator"]), stack.invite(&["--role", "operator"]));
     let (first, second) = (&stack.operator, stack.stranger("second"));
@@ -203,6 +203,7 @@ fn two_operators_agree() {
     user.run(&["status"]).expect(4);
     let records = first.run(&["audit", "query", "--who", &who, "--event", "consented"]).expect(0);
     let records = String::from_utf8(records.stdout).expect("text");
-    assert_eq!(records.lines().count(), 2, "{records}");
+    // Who asks has agreed, and said so twice.
+    assert_eq!(records.lines().count(), 3, "{records}");
     assert!(records.contains(", enough: trust-revoke"), "{records}");
 }
