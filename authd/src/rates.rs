@@ -16,7 +16,7 @@ const MOST: usize = 16_384;
 /// Kill switches of one operator that go before all requests; more of them are requests like others.
 const SWITCHES: Rate = Rate::every(Duration::from_millis(50), 100);
 /// Offers of one provider. An honest one makes one for each of its sessions.
-const OFFERS: Rate = Rate::every(Duration::from_secs(1), 16);
+const OFFERS: Rate = Rate::every(Duration::from_secs(1), 32);
 
 /// A bucket for each identity and each host.
 pub(crate) struct Rates(Mutex<Each>);
@@ -103,7 +103,7 @@ mod tests {
         let start = Instant::now();
         let rates = Rates::new(&Load::default(), start);
         let (one, other) = (PublicKey([1; 32]), PublicKey([2; 32]));
-        assert_eq!((0..1000).filter(|_| rates.offer(&one, start)).count(), 16);
+        assert_eq!((0..1000).filter(|_| rates.offer(&one, start)).count(), 32);
         assert_eq!((0..1000).filter(|_| rates.switch(&one, start)).count(), 100);
         assert!(rates.offer(&other, start) && rates.switch(&other, start));
         let later = start + Duration::from_secs(1);

@@ -149,7 +149,7 @@ async fn a_lender_that_offers_without_a_pause_is_held_to_a_rate() {
             refusal => assert_eq!(refused(refusal), RefusalCode::Busy),
         }
     }
-    assert!((15..30).contains(&taken), "{taken}");
+    assert!((31..50).contains(&taken), "{taken}");
     assert_eq!(daemon.rejected().await["offer-rate"], 100 - taken);
     // It is heard as before.
     ask(&session.caller, Call::Heartbeat(lender.heartbeat())).await.expect("heard");
