@@ -236,6 +236,41 @@ fn records_are_forgotten_once_a_file_has_them_on_its_disk() {
 }
 
 #[test]
+fn a_full_log_that_is_forgotten_whole_goes_on_where_it_was_at_once() {
+    let audit = crate::audit::Bounds { records: 64, ..crate::audit::Bounds::default() };
+    let mut desk = Desk::with(Limits { audit, ..Limits::default() });
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = crate::state::AuditFiles { export: Some(directory.path().join("export")), witness: None };
+    desk.core.let_out_to(&files).expect("a file");
+    let full = |desk: &Desk| desk.core.store.trail.gap.is_some();
+    let mut most = 0;
+    while !full(&desk) {
+        most += 1;
+        desk.operate(Call::TenantQuota(overbank_fabric::message::TenantQuota {
+            tenant: tenant("red"),
+            bytes: overbank_fabric::message::Allowance::AsItIs,
+            leases: overbank_fabric::message::Allowance::Most(most),
+        }));
+    }
+    desk.core.settle(desk.now);
+    let Reply::Audit(page) = desk.operate(Call::Audit(Query::default())) else { panic!("no page") };
+    let asker = desk.operator.asker;
+    let begun = Instant::now();
+    while let Err(busy) = desk.ask(&asker, Call::AuditForget(page.head.clone())) {
+        assert_eq!(code::<()>(Err(busy)), RefusalCode::Busy);
+        assert!(begun.elapsed() < Duration::from_secs(20), "it has them");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // What the disk has if the process dies here, before it keeps anything in order: no empty log that begins anew.
+    assert!(!full(&desk));
+    let kept = records(&mut desk);
+    assert_eq!(kept[0].seq, page.head.seq + 1);
+    let events: Vec<&str> = kept.iter().map(|record| record.event.as_str()).collect();
+    assert_eq!(events, ["quota-set", "audit-resumed", "archived"]);
+    assert!(verify(&mut desk).is_ok());
+}
+
+#[test]
 fn a_page_begins_within_the_log_wherever_it_is_asked_for() {
     let mut desk = Desk::new();
     let last = desk.core.store.trail.head.seq;
