@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use overbank_fabric::attach::MAX_REQUEST;
 use overbank_fabric::channel::{CallError, Caller, ChannelError};
+use overbank_fabric::handshake::Party;
 use overbank_fabric::identity::PublicKey;
 use overbank_fabric::ids::CorrelationId;
 use overbank_fabric::message::{Call, Refusal, RefusalCode, Reply, Role};
+use overbank_fabric::token::MAX_TOKEN;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -25,13 +28,15 @@ use crate::gate::Gate;
 use crate::rates::Rates;
 use crate::shares::{Lane, Shares};
 
-/// Sessions of one identity.
+/// Sessions of one identity; of a provider, which needs one, and whose requests may be long and many.
 const MAX_SESSIONS_EACH: usize = 256;
+const MAX_SESSIONS_PROVIDER: usize = 16;
 /// Requests of operators in flight, switches not counted: what consumers ask for takes none of their places.
 const OPERATORS_REQUESTS: usize = 64;
 /// Orders that end nothing, open at one provider: half of what a session takes, and with at most 4 KiB each half of
 /// the bytes. So there is always room for orders to fence and to detach.
 const OTHER_ORDERS: usize = 512;
+const _: () = assert!(MAX_REQUEST + MAX_TOKEN + 512 <= 4096, "an attach is the longest of them");
 /// How long a provider has for an order that nobody waits for.
 const ORDER_TIME: Duration = Duration::from_secs(5);
 /// How long a revoked provider has to fence.
@@ -135,9 +140,15 @@ impl Hub {
     }
 
     /// A new session of this identity; the error is the reason why there is none.
-    pub(crate) fn enter(&self, key: PublicKey, caller: Caller) -> Result<(SessionId, Signals), &'static str> {
+    pub(crate) fn enter(
+        &self,
+        key: PublicKey,
+        party: Party,
+        caller: Caller,
+    ) -> Result<(SessionId, Signals), &'static str> {
+        let most = if party == Party::Provider { MAX_SESSIONS_PROVIDER } else { MAX_SESSIONS_EACH };
         let mut links = self.links();
-        if links.values().filter(|link| link.key == key).count() >= MAX_SESSIONS_EACH {
+        if links.values().filter(|link| link.key == key).count() >= most {
             return Err("sessions-of-identity");
         }
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));

@@ -62,7 +62,7 @@ pub(crate) async fn serve(hub: Arc<Hub>, guest: Guest, mut stop: watch::Receiver
     };
     let in_flight = if peer.party == Party::Provider { IN_FLIGHT_PROVIDER } else { IN_FLIGHT_CLIENT };
     let (caller, mut incoming, driver) = channel.multiplex_within(in_flight, standing.bounds());
-    let (id, mut signals) = match hub.enter(key, caller) {
+    let (id, mut signals) = match hub.enter(key, peer.party, caller) {
         Ok(entered) => entered,
         Err(reason) => return hub.rejected(reason, &from),
     };

@@ -24,6 +24,8 @@ const VERSION: u8 = 1;
 const HEAD: usize = 2;
 const FIELDS: usize = 16 + 16 + 8 + 8 + 8 + 1 + 32;
 const BLOCK: usize = FIELDS + 64;
+/// Longest token, bytes.
+pub const MAX_TOKEN: usize = HEAD + MAX_BLOCKS * BLOCK;
 
 /// What may be done with the blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

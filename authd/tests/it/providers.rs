@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use overbank_fabric::handshake::Party;
 use overbank_fabric::message::{Call, LeaseState, RefusalCode, RenewLease, Reply, Role};
 use overbank_fabric::receipt::EndReason;
 use overbank_fabric::time::Tick;
@@ -154,4 +155,22 @@ async fn a_lender_that_offers_without_a_pause_is_held_to_a_rate() {
     // It is heard as before.
     ask(&session.caller, Call::Heartbeat(lender.heartbeat())).await.expect("heard");
     daemon.consumer("red").await.1.create(wish(MIB)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lender_has_few_sessions() {
+    let daemon = Daemon::start().await;
+    let lender = Lender::new(daemon.approved(Role::Provider, None).await);
+    let lending = lender.connect(daemon.address).await;
+    let (mut open, mut turned_away) = (Vec::new(), 0);
+    for _ in 0..40 {
+        let mut session = daemon.connect(&lender.identity, Party::Provider).await;
+        match session.call(Call::WhoAmI).await {
+            Ok(_) => open.push(session),
+            Err(_) => turned_away += 1,
+        }
+    }
+    assert_eq!((open.len(), turned_away), (15, 25));
+    assert_eq!(daemon.rejected().await["sessions-of-identity"], 25);
+    ask(&lending.caller, Call::Heartbeat(lender.heartbeat())).await.expect("heard");
 }
