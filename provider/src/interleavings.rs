@@ -10,7 +10,7 @@ mod threads {
         shuttle::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
     }
 }
-#[expect(dead_code, unreachable_pub, reason = "what it is elsewhere")]
+#[expect(dead_code, unreachable_pub, clippy::duplicate_mod, reason = "the same, with other threads")]
 #[path = "keeper.rs"]
 mod keeper;
 
