@@ -80,6 +80,14 @@ pub fn give_up_the_rest() {
     let _ = caps::clear(None, CapSet::Permitted);
 }
 
+/// Makes one directory: what is above it is not a daemon's to make.
+fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(directory).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::other("the directory above it is not there: make that first"),
+        _ => error,
+    })
+}
+
 /// Gives a directory that was just made to a user. Not by its name: who may write to the directory above could have put
 /// something else there, and get that.
 fn hand_over(made: &Path, uid: u32, gid: u32) -> io::Result<()> {
@@ -96,10 +104,8 @@ fn become_user(name: &str, state: Option<&Path>, keep: &[Capability]) -> Result<
     let user = User::from_name(name).map_err(system("look the user up"))?;
     let user = user.ok_or_else(|| UserError::Unknown(name.to_owned()))?;
     if let Some(state) = state.filter(|state| !state.exists()) {
-        // What is above it is not this daemon's to make.
-        let made = DirBuilder::new().mode(0o700).create(state);
-        made.and_then(|()| hand_over(state, user.uid.as_raw(), user.gid.as_raw()))
-            .map_err(|source| UserError::State { path: state.to_owned(), user: name.to_owned(), source })?;
+        let made = make(state).and_then(|()| hand_over(state, user.uid.as_raw(), user.gid.as_raw()));
+        made.map_err(|source| UserError::State { path: state.to_owned(), user: name.to_owned(), source })?;
     }
     let groups = std::ffi::CString::new(name).map_err(|_| UserError::Unknown(name.to_owned()))?;
     initgroups(&groups, user.gid).map_err(system("take on the user's groups"))?;
@@ -129,8 +135,10 @@ mod tests {
         let (uid, gid) = if root { (12_345, 12_345) } else { (me, nix::unistd::getegid().as_raw()) };
         let owner = |name: &str| std::fs::metadata(at(name)).expect("there").uid();
         for name in ["made", "victim", "open"] {
-            DirBuilder::new().mode(0o700).create(at(name)).expect("made");
+            make(&at(name)).expect("made");
         }
+        let refused = make(&at("none/made")).expect_err("one alone").to_string();
+        assert!(refused.contains("make that first") && !at("none").exists(), "{refused}");
         symlink(at("victim"), at("link")).expect("made");
         std::fs::set_permissions(at("open"), PermissionsExt::from_mode(0o755)).expect("changed");
         hand_over(&at("made"), uid, gid).expect("handed over");
