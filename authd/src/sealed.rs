@@ -199,7 +199,7 @@ pub(crate) fn write(path: &Path, kind: Kind, secret: &Secret, contents: &[u8]) -
     })
 }
 
-/// Opens what [`write`] made.
+/// Opens what [`write()`] made.
 pub(crate) fn read(path: &Path, kind: Kind, secret: &Secret) -> Result<Zeroizing<Vec<u8>>, SealedError> {
     let failed = |source| SealedError::Io { action: "read", path: path.to_owned(), source };
     let foreign = || SealedError::Foreign(path.to_owned());

@@ -184,7 +184,7 @@ pub fn write_bundle(path: &Path, bundle: &[u8]) -> Result<(), Error> {
 }
 
 impl Lease {
-    /// As [`share`], of a lease that this process uses.
+    /// As [`share()`], of a lease that this process uses.
     ///
     /// # Errors
     /// [`Error::Sharing`]; [`Error::LeaseFile`].
