@@ -23,7 +23,7 @@ use crate::flooder::Flooded;
 use crate::options::Output;
 use crate::peer::Peer;
 use crate::report::Report;
-use crate::stack::{Places, Stack};
+use crate::stack::{POOL, Places, Setup, Stack};
 
 /// Handshakes a second that the auth daemon takes of strangers, which is its default.
 const CAP: u64 = 100;
@@ -89,7 +89,10 @@ pub(crate) fn run(flood: &Flood) -> Result<(), BenchError> {
     let cpus = flood.output.cpus()?;
     let plan = Plan { rounds: flood.rounds, seconds: flood.seconds, grants_per_second: flood.grants };
     let mut report = Report::new("flood", cpus, &plan)?;
-    let stack = Stack::start_at("soft", Places { home: cpus.asker, authd: cpus.answerer, provider: cpus.asker })?;
+    let places = Places { home: cpus.asker, authd: cpus.answerer, provider: cpus.asker };
+    let mut setup = Setup::new("soft", POOL).with_a_large_log();
+    setup.places = Some(places);
+    let stack = Stack::set_up(&setup)?;
     let mut flooder = start_flooder(&stack, flood)?;
     let operator = Client::connect(&stack.operator)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -14,7 +14,7 @@ use crate::peer::Peer;
 use crate::process::Usage;
 
 /// Memory that the provider lends.
-const POOL: Size = Size(128 << 20);
+pub(crate) const POOL: Size = Size(128 << 20);
 
 /// Which processor each runs on.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +30,7 @@ pub(crate) struct Setup<'a> {
     device: &'a str,
     pool: Size,
     /// On which processors; else on any.
-    places: Option<Places>,
+    pub(crate) places: Option<Places>,
     /// Further arguments of the auth daemon.
     pub(crate) authd: Vec<String>,
     /// And of the provider.
@@ -41,6 +41,13 @@ impl<'a> Setup<'a> {
     /// A provider that lends so much through this device.
     pub(crate) fn new(device: &'a str, pool: Size) -> Self {
         Self { device, pool, places: None, authd: Vec::new(), provider: Vec::new() }
+    }
+
+    /// Who makes and gives back more leases than anybody has use for is not to be held up by how much room the audit
+    /// log has.
+    pub(crate) fn with_a_large_log(mut self) -> Self {
+        self.authd.extend(["--audit-max-records", "1000000000", "--audit-max-bytes", "1TiB"].map(str::to_owned));
+        self
     }
 }
 
@@ -58,11 +65,7 @@ pub(crate) struct Stack {
 impl Stack {
     /// Starts them from the binaries beside this program, the provider on its processor.
     pub(crate) fn start(device: &str, cpus: Cpus) -> Result<Self, BenchError> {
-        Self::start_at(device, Places { home: cpus.asker, authd: cpus.asker, provider: cpus.answerer })
-    }
-
-    /// The same, each on its processor.
-    pub(crate) fn start_at(device: &str, places: Places) -> Result<Self, BenchError> {
+        let places = Places { home: cpus.asker, authd: cpus.asker, provider: cpus.answerer };
         Self::set_up(&Setup { places: Some(places), ..Setup::new(device, POOL) })
     }
 
