@@ -7,7 +7,7 @@ use overbank_verbs::Op;
 use crate::cpus::Cpus;
 use crate::ends::Ends;
 use crate::error::BenchError;
-use crate::figures::{self, Subject};
+use crate::figures::{self, Subject, Times};
 use crate::library::{self, TcpLibrary, Wanted};
 use crate::options::{Measuring, Period};
 use crate::perftest::{Perftest, Test};
@@ -155,12 +155,13 @@ pub(crate) fn run(compare: &Compare) -> Result<(), BenchError> {
         if let (Some((_, perftest)), Some(test)) = (&peers.perftest, test(kind)) {
             let name = format!("perftest_{}_{size}", kind.name());
             beside.put(&own, &name, perftest.command(test, size, &plan));
-            singles.push(Subject { name, turn: Box::new(move |plan| perftest.turn(test, size, plan)) });
+            singles
+                .push(Subject { name, turn: Box::new(move |plan| perftest.turn(test, size, plan).map(Times::from)) });
         }
         for (library, op) in peers.libraries.iter().filter_map(|library| Some((library, op(kind)?))) {
             let name = format!("{}_{}_{size}", library.name, kind.name());
             beside.put(&own, &name, library.command(&library::timed(op, size, &plan)));
-            singles.push(Subject { name, turn: Box::new(move |plan| library.times(op, size, plan)) });
+            singles.push(Subject { name, turn: Box::new(move |plan| library.times(op, size, plan).map(Times::from)) });
         }
     }
     let measured = figures::measure(&plan, &mut singles)?;

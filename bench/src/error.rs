@@ -39,6 +39,9 @@ pub(crate) enum BenchError {
     /// The library under test failed.
     #[error("the sealed path failed: {0}")]
     Overbank(#[from] overbank::Error),
+    /// A block was not sealed or not opened, where nobody changed it.
+    #[error("cannot seal or open a block: {0}")]
+    Sealing(String),
     /// The device under test failed.
     #[error("the device failed: {0}")]
     Verbs(#[from] overbank_verbs::VerbsError),

@@ -180,7 +180,7 @@ fn start_flooder(stack: &Stack, flood: &Flood) -> Result<Peer, BenchError> {
 
 impl Turns {
     fn new(name: &str, weather: Weather) -> Self {
-        let none = |what: &str| Measured { name: format!("{what}_{name}"), rounds: Vec::new() };
+        let none = |what: &str| Measured::new(format!("{what}_{name}"), Vec::new());
         Self {
             weather,
             grants: none("grant"),

@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_asking_end_is_told_what_was_asked_for() {
-        let plan = Plan { rounds: 1, count: 20, warmup: 5 };
+        let plan = Plan { rounds: 1, count: 20, warmup: 5, per_second: None };
         assert_eq!(timed(Op::Read, 64, &plan).join(" "), "client read 64 1 times 5 20");
         let pace = Pace { rounds: 1, seconds: 0.5, count: None, warmup_seconds: 0.001 };
         assert_eq!(rated(Op::Write, 4096, 32, &pace).join(" "), "client write 4096 32 rate 1000000 500000000 0");

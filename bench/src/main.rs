@@ -6,6 +6,7 @@ mod compare;
 mod counted;
 mod cpus;
 mod ends;
+mod engine;
 mod error;
 mod figures;
 mod flood;
@@ -23,14 +24,17 @@ mod options;
 mod parties;
 mod patience;
 mod peer;
+mod percentiles;
 mod perftest;
 mod ping_pong;
 mod pipeline;
+mod plot;
 mod process;
 mod rates;
 mod raw;
 mod report;
 mod revoke;
+mod seal;
 mod sealed;
 mod stack;
 mod table;
@@ -63,6 +67,8 @@ enum Command {
     Throughput(throughput::Throughput),
     /// The same beside other programs on the same devices, taking turns
     Compare(compare::Compare),
+    /// What sealing and opening a block cost, beside the engines alone
+    Seal(seal::Seal),
     /// What a trusted consumer notices while strangers flood the auth daemon with connections and handshakes
     Flood(flood::Flood),
     /// From an operator's word to the fence, with WRITEs and requests under way; and how fast memory is wiped
@@ -86,6 +92,7 @@ fn main() -> ExitCode {
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
+        Command::Seal(seal) => seal::run(&seal).map(|()| ExitCode::SUCCESS),
         Command::Flood(flood) => flood::run(&flood).map(|()| ExitCode::SUCCESS),
         Command::Flooder(flooder) => flooder::run(&flooder).map(|()| ExitCode::SUCCESS),
         Command::Revoke(revoke) => revoke::run(&revoke).map(|()| ExitCode::SUCCESS),

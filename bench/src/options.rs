@@ -23,6 +23,10 @@ pub(crate) struct Measuring {
     /// Operations before each turn, untimed
     #[arg(long, default_value_t = 2_000)]
     warmup: u64,
+    /// Operations due each second, whether or not the one before has ended; then times are also counted from when each was
+    /// due [default: each begins when the one before has ended]
+    #[arg(long, value_name = "PER-SECOND")]
+    rate: Option<f64>,
     #[command(flatten)]
     output: Output,
 }
@@ -88,7 +92,10 @@ impl Measuring {
             let message = format!("--rounds is at least 1, --count 1 to {MOST}, --warmup at most that");
             return Err(BenchError::Usage(message));
         }
-        Ok(Plan { rounds: self.rounds, count: self.count, warmup: self.warmup })
+        if self.rate.is_some_and(|rate| !(0.01..=1e8).contains(&rate)) {
+            return Err(BenchError::Usage("--rate is 0.01 to 100000000 operations a second".to_owned()));
+        }
+        Ok(Plan { rounds: self.rounds, count: self.count, warmup: self.warmup, per_second: self.rate })
     }
 
     /// The two processors; this thread, and what it starts from now on, runs on the first.

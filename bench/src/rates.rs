@@ -149,6 +149,11 @@ pub(crate) fn measure(pace: &Pace, subjects: &mut [Subject<'_>]) -> Result<Vec<R
 }
 
 impl Rated {
+    /// Bytes a second, in GiB.
+    pub(crate) fn gib_per_second(&self) -> f64 {
+        self.figures().gib_per_second
+    }
+
     /// What is said of it.
     pub(crate) fn figures(&self) -> Figures {
         let by_round: Vec<_> = self.rounds.iter().map(|round| round.per_second().round() as u64).collect();

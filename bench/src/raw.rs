@@ -9,7 +9,7 @@ use crate::answer;
 use crate::cpus::Cpus;
 use crate::ends::{Ends, MAX_SIZE, Reach};
 use crate::error::BenchError;
-use crate::figures::{Subject, measure};
+use crate::figures::{Subject, Times, measure};
 use crate::one_sided::OneSided;
 use crate::options::Measuring;
 use crate::peer::Peer;
@@ -189,9 +189,9 @@ impl Ours {
                 let name = format!("{prefix}{}_{size}", kind.name());
                 let op = if kind == Kind::Read { Op::Read } else { Op::Write };
                 let subject = match (kind, &*one_sided) {
-                    (Kind::PingPong, _) => {
-                        ping_pong.take().map(|ping_pong| Subject { name, turn: Box::new(|plan| ping_pong.turn(plan)) })
-                    }
+                    (Kind::PingPong, _) => ping_pong
+                        .take()
+                        .map(|ends| Subject { name, turn: Box::new(move |plan| ends.turn(plan).map(Times::from)) }),
                     (_, Some(one_sided)) => Some(Subject::timed(name, move || one_sided.borrow_mut().once(op))),
                     (_, None) => None,
                 };

@@ -1,5 +1,6 @@
 //! The result of a run: a table for people, JSON for programs, and raw data for who doubts it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -12,8 +13,10 @@ use serde_json::{Map, Value, json};
 
 use crate::cpus::Cpus;
 use crate::error::BenchError;
-use crate::figures::Measured;
+use crate::figures::{Figures, Measured};
 use crate::machine::Machine;
+use crate::percentiles;
+use crate::plot::{Below, Plot, Series};
 use crate::rates::Rated;
 
 /// Everything said about one run.
@@ -129,8 +132,14 @@ impl Report {
         }
         for one in &self.measured {
             let figures = one.figures();
-            let all = [figures.p50_ns, figures.p99_ns, figures.p999_ns, figures.mean_ns, figures.min_ns];
-            text += &row(&one.name, all.map(|ns| format!("{:.2}", ns as f64 / 1000.0)));
+            let cells = |figures: &Figures| {
+                let all = [figures.p50_ns, figures.p99_ns, figures.p999_ns, figures.mean_ns, figures.min_ns];
+                all.map(|ns| format!("{:.2}", ns as f64 / 1000.0))
+            };
+            text += &row(&one.name, cells(&figures));
+            if let Some(since_due) = &figures.since_due {
+                text += &row("    since it was due", cells(since_due));
+            }
         }
         if !self.rated.is_empty() {
             text += &row("", ["each s", "GiB/s", "packets", "again", "again %"].map(str::to_owned));
@@ -147,19 +156,38 @@ impl Report {
         text
     }
 
-    /// `COMMAND.json` (this report) and, where times were measured, `COMMAND.hlog` (every round's histogram, HdrHistogram
-    /// log format, V2 deflate).
+    /// `COMMAND.json` (this report). Where times were measured, `COMMAND.hlog` (every round's histogram, HdrHistogram log
+    /// format, V2 deflate), `COMMAND-SUBJECT.hgrm` (percentiles of all rounds) and `COMMAND-percentiles.svg`; where something
+    /// was measured at several sizes, `COMMAND-sizes.svg`.
     fn keep(&self, out: &Path) -> Result<(), BenchError> {
         fs::create_dir_all(out).map_err(BenchError::io(format!("create {}", out.display())))?;
-        let path = out.join(format!("{}.json", self.command));
-        fs::write(&path, self.json()?).map_err(BenchError::io(format!("write {}", path.display())))?;
-        if self.measured.is_empty() {
-            return Ok(());
+        let write = |rest: &str, bytes: &[u8]| {
+            let path = out.join(format!("{}{rest}", self.command));
+            fs::write(&path, bytes).map_err(BenchError::io(format!("write {}", path.display())))
+        };
+        write(".json", self.json()?.as_bytes())?;
+        if !self.measured.is_empty() {
+            let mut log = Vec::new();
+            self.write_log(&mut log)?;
+            write(".hlog", &log)?;
+            let mut lines = Vec::new();
+            for (name, rounds) in self.measured.iter().flat_map(Measured::all) {
+                let all = percentiles::merged(rounds)?;
+                write(&format!("-{name}.hgrm"), percentiles::text(&all).as_bytes())?;
+                lines.push(Series { name, points: percentiles::points(&all) });
+            }
+            let plot = Plot { title: self.command, below: Below::Percentiles, values: "µs", series: lines };
+            write("-percentiles.svg", plot.svg()?.as_bytes())?;
         }
-        let path = out.join(format!("{}.hlog", self.command));
-        let mut log = Vec::new();
-        self.write_log(&mut log)?;
-        fs::write(&path, log).map_err(BenchError::io(format!("write {}", path.display())))
+        for (values, rest, series) in [
+            ("µs, median", "-sizes.svg", by_size(self.measured.iter().map(|one| (&*one.name, one.median_us())))),
+            ("GiB/s", "-rates.svg", by_size(self.rated.iter().map(|one| (&*one.name, one.gib_per_second())))),
+        ] {
+            if !series.is_empty() {
+                write(rest, Plot { title: self.command, below: Below::Bytes, values, series }.svg()?.as_bytes())?;
+            }
+        }
+        Ok(())
     }
 
     fn write_log(&self, log: &mut Vec<u8>) -> Result<(), BenchError> {
@@ -170,9 +198,9 @@ impl Report {
             .with_start_time(SystemTime::now())
             .begin_log_with(log, &mut serializer)
             .map_err(BenchError::io("write a histogram"))?;
-        for one in &self.measured {
-            let tag = Tag::new(&one.name).ok_or_else(|| BenchError::Histogram(format!("'{}' is no tag", one.name)))?;
-            for (round, histogram) in one.rounds.iter().enumerate() {
+        for (name, rounds) in self.measured.iter().flat_map(Measured::all) {
+            let tag = Tag::new(&name).ok_or_else(|| BenchError::Histogram(format!("'{name}' is no tag")))?;
+            for (round, histogram) in rounds.iter().enumerate() {
                 let start = Duration::from_secs(round as u64);
                 writer
                     .write_histogram(histogram, start, Duration::from_secs(1), Some(tag))
@@ -183,6 +211,25 @@ impl Report {
     }
 }
 
+/// Of what was measured at several sizes, a line each: the size is the first number between underscores in a name.
+fn by_size<'a>(measured: impl Iterator<Item = (&'a str, f64)>) -> Vec<Series> {
+    let mut lines: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
+    for (name, value) in measured {
+        let parts: Vec<&str> = name.split('_').collect();
+        let number = |part: &&str| part.parse::<u64>().ok();
+        if let Some((at, size)) = parts.iter().enumerate().find_map(|(at, part)| Some((at, number(part)?))) {
+            let rest = [&parts[..at], &parts[at + 1..]].concat().join("_");
+            lines.entry(rest).or_default().insert(size, value);
+        }
+    }
+    let several = lines.into_iter().filter(|(_, points)| points.len() > 1);
+    let series = |(name, points): (String, BTreeMap<u64, f64>)| Series {
+        name,
+        points: points.into_iter().map(|(size, value)| (size as f64, value)).collect(),
+    };
+    several.map(series).collect()
+}
+
 fn value(of: &impl Serialize) -> Result<Value, BenchError> {
     serde_json::to_value(of).map_err(|error| BenchError::Histogram(error.to_string()))
 }
@@ -191,4 +238,18 @@ fn value(of: &impl Serialize) -> Result<Value, BenchError> {
 pub(crate) fn row(name: &str, columns: [String; 5]) -> String {
     let columns: String = columns.iter().map(|column| format!("{column:>12}")).collect();
     format!("{name:<32}{columns}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_by_size_need_two_sizes() {
+        let measured =
+            [("seal_512", 1.0), ("seal_4096", 2.0), ("udp_read", 3.0), ("read_64_x32", 4.0), ("memcpy_64", 5.0)];
+        let lines = by_size(measured.into_iter());
+        assert_eq!(lines.len(), 1);
+        assert_eq!((&*lines[0].name, &*lines[0].points), ("seal", &[(512.0, 1.0), (4096.0, 2.0)][..]));
+    }
 }

@@ -177,7 +177,7 @@ async fn measure(revoke: &Revoke, stack: &Stack, device: &Device, report: &mut R
     let figure = |name: &str, of: &dyn Fn(&Round) -> Option<u64>| -> Result<Measured, BenchError> {
         let mut times: Histogram<u64> = histogram()?;
         rounds.iter().filter_map(of).for_each(|us| times.saturating_record(us.max(1) * 1000));
-        Ok(Measured { name: name.to_owned(), rounds: vec![times] })
+        Ok(Measured::new(name, vec![times]))
     };
     report.times(vec![
         figure("order_to_fence", &|round| Some(round.fenced))?,
@@ -329,7 +329,7 @@ async fn wipes(revoke: &Revoke, authd: &str, operator: &Party, report: &mut Repo
     report.setting("wipe_gb_per_s", rate(&wiped));
     report.setting("check_gb_per_s", rate(&checked));
     report.setting("memset_gb_per_s", rate(&set));
-    let measured = |name: &str, times| Measured { name: name.to_owned(), rounds: vec![times] };
+    let measured = |name: &str, times| Measured::new(name, vec![times]);
     report.times(vec![measured("wipe", wiped), measured("check", checked), measured("memset", set)])?;
     report.ratio("wipe / memset", "wipe", "memset");
     debug_assert!(u64::from(BLOCK) + HEADER_LEN as u64 > WRITE as u64);

@@ -12,6 +12,8 @@ pub(super) use aws_lc::Key;
 #[cfg(not(feature = "aws-lc"))]
 pub(super) use pure::Key;
 
+/// The crate that seals and opens here: `aws-lc` or `aes-gcm`.
+pub const ENGINE: &str = if cfg!(feature = "aws-lc") { "aws-lc" } else { "aes-gcm" };
 pub(super) const KEY_LEN: usize = 32;
 pub(super) const NONCE_LEN: usize = 12;
 

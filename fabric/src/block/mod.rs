@@ -29,6 +29,7 @@ mod seal;
 #[cfg(test)]
 mod tests;
 
+pub use aead::ENGINE;
 pub use key::LeaseKey;
 pub use open::{OpenError, Opener};
 pub use seal::{Batch, SealError, Sealer};
