@@ -5,6 +5,7 @@ mod answer;
 mod compare;
 mod counted;
 mod cpus;
+mod deep;
 mod ends;
 mod engine;
 mod error;

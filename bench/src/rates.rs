@@ -86,7 +86,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) turn: Box<Turn<'a>>,
 }
 
-type Turn<'a> = dyn FnMut(&Pace) -> Result<Rate, BenchError> + 'a;
+/// One turn of a subject.
+pub(crate) type Turn<'a> = dyn FnMut(&Pace) -> Result<Rate, BenchError> + 'a;
 
 /// All that was measured of one subject.
 pub(crate) struct Rated {

@@ -101,13 +101,27 @@ impl Report {
 
     /// Notes the p50, or the operations a second, of `above` divided by that of `below`, where both were measured.
     pub(crate) fn ratio(&mut self, name: &str, above: &str, below: &str) {
-        let figure = |subject: &str| {
-            let result = self.results.get(subject)?;
-            ["p50_ns", "per_second"].iter().find_map(|name| result.get(name)?.as_f64())
-        };
-        if let (Some(above), Some(below)) = (figure(above), figure(below)) {
-            self.ratios.insert(name.to_owned(), json!((above / below.max(1.0) * 1000.0).round() / 1000.0));
+        if let (Some(above), Some(below)) = (self.figure(above), self.figure(below)) {
+            self.put_ratio(name, above / below.max(1.0));
         }
+    }
+
+    /// Notes what part `subject` has of the operations a second that there are when `one` and `other` follow each other.
+    pub(crate) fn ratio_to_one_after_the_other(&mut self, subject: &str, one: &str, other: &str) {
+        let figures = (self.figure(subject), self.figure(one), self.figure(other));
+        if let (Some(subject_rate), Some(one_rate), Some(other_rate)) = figures {
+            let possible = 1.0 / (1.0 / one_rate.max(1.0) + 1.0 / other_rate.max(1.0));
+            self.put_ratio(&format!("{subject} / (1 / (1/{one} + 1/{other}))"), subject_rate / possible);
+        }
+    }
+
+    fn figure(&self, subject: &str) -> Option<f64> {
+        let result = self.results.get(subject)?;
+        ["p50_ns", "per_second"].iter().find_map(|name| result.get(name)?.as_f64())
+    }
+
+    fn put_ratio(&mut self, name: &str, ratio: f64) {
+        self.ratios.insert(name.to_owned(), json!((ratio * 1000.0).round() / 1000.0));
     }
 
     /// Keeps the raw data under `out`, then prints the report to standard output.

@@ -67,7 +67,8 @@ pub(crate) fn run(seal: &Seal) -> Result<(), BenchError> {
     seal.measuring.finish(&report)
 }
 
-fn context(block: u32) -> BlockContext {
+/// What a block of this size is bound to here.
+pub(crate) fn context(block: u32) -> BlockContext {
     let tenant = "bench".parse().expect("a tenant's name");
     BlockContext { tenant, lease: LeaseId([7; 16]), generation: 1, block }
 }

@@ -133,3 +133,21 @@ fn child_of(parent: &Child) -> Option<u32> {
     let path = format!("/proc/{0}/task/{0}/children", parent.id());
     std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
 }
+
+#[test]
+fn sealed_reads_stand_beside_plain_ones_of_their_bytes_and_beside_opening() {
+    let mut arguments = vec!["--size", "512,65536", "--depth", "4", "--lanes", "2", "--sealed"];
+    arguments.extend(SHORT);
+    let report = report(&run(&arguments));
+    let results = report["results"].as_object().expect("results");
+    for name in
+        ["sealed_read_512_x4x2", "raw_read_544_x4x2", "open_512", "sealed_read_65536_x4x2", "raw_read_65568_x4x2"]
+    {
+        assert!(results[name]["per_second"].as_u64().expect("a number") > 0, "{name}");
+    }
+    let ratio = "sealed_read_512_x4x2 / (1 / (1/raw_read_544_x4x2 + 1/open_512))";
+    assert!(report["ratios"][ratio].as_f64().expect("a ratio") > 0.0, "{report}");
+    let refused = run(&["--size", "100", "--sealed", "--rounds", "1", "--count", "1"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not 100"));
+}

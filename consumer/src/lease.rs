@@ -15,7 +15,7 @@ use overbank_verbs::{Device, DeviceOptions, Health, Op, VerbsError};
 use crate::attach::{self, AttachOptions, MAX_LANES};
 use crate::client::Client;
 use crate::clock::{self, Until};
-use crate::data::{Contents, DataError, OnUnknown, SealedLane, bounce_lane};
+use crate::data::{Contents, DataError, OnUnknown, Reads, SealedLane, bounce_lane};
 use crate::error::{Error, ErrorKind};
 use crate::freshness::Freshness;
 use crate::grant;
@@ -483,6 +483,72 @@ impl LeaseLane<'_> {
         fits(offset, bytes.len(), self.bytes)?;
         let deadline = Instant::now() + self.deadline;
         self.lane.write(offset, bytes, deadline).map_err(|error| blame(self.device, of(self.lease, error)))
+    }
+
+    /// Begins to read many at once: while one is opened, others travel. For who knows what comes next; bytes that lie
+    /// side by side are read as well by one [`LeaseLane::read`].
+    ///
+    /// ```no_run
+    /// # fn example(lease: &mut overbank::Lease) -> Result<(), overbank::Error> {
+    /// let mut buffers = vec![vec![0; 4096]; 64];
+    /// let mut free: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
+    /// let mut lanes = lease.split()?;
+    /// let mut reads = lanes[0].reads();
+    /// let mut sum = 0_u64;
+    /// for block in (0..1_000_000).step_by(7) {
+    ///     let Some(buffer) = free.pop() else { break };
+    ///     // As soon as no more can travel, the buffers of the first come back.
+    ///     if let Some(done) = reads.push(block * 4096, buffer)? {
+    ///         sum += u64::from(done[0]);
+    ///         free.push(done);
+    ///     }
+    /// }
+    /// while let Some(done) = reads.wait()? {
+    ///     sum += u64::from(done[0]);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reads<'buffer>(&mut self) -> LeaseReads<'_, 'buffer> {
+        let LeaseLane { device, lease, bytes, deadline, .. } = *self;
+        LeaseReads { reads: self.lane.reads(), device, lease, bytes, deadline }
+    }
+}
+
+/// Reads of a [`LeaseLane`] under way, answered in the order in which they were asked for.
+///
+/// After an error nothing is under way any more, and every buffer that was not given back holds zeros. So it is when this
+/// is dropped.
+pub struct LeaseReads<'lane, 'buffer> {
+    reads: Reads<'lane, 'buffer>,
+    device: Option<&'lane Device>,
+    lease: LeaseId,
+    bytes: u64,
+    deadline: Duration,
+}
+
+impl<'buffer> LeaseReads<'_, 'buffer> {
+    /// Asks for the bytes from `offset` on; they are in `buffer` when it is given back. Gives back the buffer of the oldest
+    /// read that is done, if one is; where no more can travel (16 requests of up to 64 KiB), after waiting for it.
+    ///
+    /// # Errors
+    /// As [`LeaseLane::read`], of this read or of any that is under way.
+    pub fn push(&mut self, offset: u64, buffer: &'buffer mut [u8]) -> Result<Option<&'buffer mut [u8]>, Error> {
+        if let Err(error) = fits(offset, buffer.len(), self.bytes) {
+            buffer.fill(0);
+            return Err(error);
+        }
+        let deadline = Instant::now() + self.deadline;
+        let pushed = self.reads.push(offset, buffer, deadline);
+        pushed.map_err(|error| blame(self.device, of(self.lease, error)))
+    }
+
+    /// Waits for the oldest read and gives its buffer back; None where nothing is under way.
+    ///
+    /// # Errors
+    /// As [`LeaseLane::read`], of any read that is under way.
+    pub fn wait(&mut self) -> Result<Option<&'buffer mut [u8]>, Error> {
+        self.reads.wait().map_err(|error| blame(self.device, of(self.lease, error)))
     }
 }
 

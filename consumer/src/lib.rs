@@ -62,7 +62,7 @@ pub use config::{Config, ConfigError, DEFAULT_AUTHD, DEFAULT_DEADLINE, DEFAULT_P
 pub use data::{DataError, OnUnknown};
 pub use error::{Error, ErrorKind, ExpectedBy};
 pub use freshness::FreshnessError;
-pub use lease::{Lease, LeaseLane};
+pub use lease::{Lease, LeaseLane, LeaseReads};
 pub use lease_file::LeaseFileError;
 pub use leasing::{LeaseRequest, Released, local_leases, verify_receipt};
 pub use local::LocalError;

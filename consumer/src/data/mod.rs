@@ -15,6 +15,7 @@
 
 mod error;
 mod read;
+mod reads;
 mod slots;
 mod verify;
 mod window;
@@ -31,6 +32,7 @@ use overbank_verbs::{Device, Lane, Op, VerbsError};
 use zeroize::Zeroizing;
 
 pub use error::DataError;
+pub use reads::Reads;
 pub use window::Window;
 
 use crate::freshness::{Entry, Freshness, SaltNumber};

@@ -17,9 +17,9 @@ const PAUSE: Duration = Duration::from_micros(50);
 /// A READ of blocks into a slot.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
-    slot: SlotId,
-    first: u64,
-    count: usize,
+    pub(super) slot: SlotId,
+    pub(super) first: u64,
+    pub(super) count: usize,
 }
 
 impl SealedLane {
@@ -28,6 +28,7 @@ impl SealedLane {
     /// # Errors
     /// [`DataError`].
     pub fn read(&mut self, offset: u64, out: &mut [u8], deadline: Instant) -> Result<(), DataError> {
+        self.forget_reads();
         let result = self.read_unwiped(offset, out, deadline);
         result.map_err(|error| {
             out.fill(0);
@@ -49,9 +50,7 @@ impl SealedLane {
             return result;
         }
         let result = self.read_blocks(first, last, offset, out, deadline);
-        while let Some(asked) = self.asked.pop_front() {
-            self.slots.give(asked.slot);
-        }
+        self.forget_reads();
         result
     }
 
@@ -94,7 +93,8 @@ impl SealedLane {
         }
     }
 
-    fn ask(&mut self, asked: Asked) {
+    /// Makes a READ ready to be posted, and puts it behind the others of the call.
+    pub(super) fn ask(&mut self, asked: Asked) {
         let Asked { slot, first, count } = asked;
         let from = slot.0 as usize * self.slot_blocks();
         for (before, block) in self.before[from..from + count].iter_mut().zip(first..) {
@@ -105,7 +105,13 @@ impl SealedLane {
     }
 
     /// Opens what a READ has brought, and fetches what is worth it once more.
-    fn open(&mut self, asked: Asked, offset: u64, out: &mut [u8], deadline: Instant) -> Result<(), DataError> {
+    pub(super) fn open(
+        &mut self,
+        asked: Asked,
+        offset: u64,
+        out: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), DataError> {
         let Asked { slot, first, count } = asked;
         let (stride, from) = (self.stride(), slot.0 as usize * self.slot_blocks());
         let mut again = 0_u64;

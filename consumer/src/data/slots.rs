@@ -136,7 +136,22 @@ impl Slots {
         self.prepare(slot, Op::Read, first, count);
     }
 
-    /// Posts all READs that were made ready. The caller waits for each, or gives its slot back.
+    /// READs that were made ready and not posted.
+    pub(super) fn prepared(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Forgets what was made ready and not posted.
+    pub(super) fn unprepare(&mut self) {
+        self.ready.clear();
+    }
+
+    /// Whether a READ of the caller's has ended, as far as was polled.
+    pub(super) fn has_ended(&self, slot: SlotId) -> bool {
+        matches!(self.jobs.list[slot.0 as usize].used, Use::Read(Some(_)))
+    }
+
+    /// Posts all READs that were made ready, if any. The caller waits for each, or gives its slot back.
     pub(super) fn post_reads(&mut self) -> Result<(), DataError> {
         self.post()?;
         for transfer in self.ready.drain(..) {
@@ -263,6 +278,9 @@ impl Slots {
 
     /// Posts what is ready, or nothing of it.
     fn post(&mut self) -> Result<(), DataError> {
+        if self.ready.is_empty() {
+            return Ok(());
+        }
         if let Err(error) = self.lane.post(&self.ready) {
             self.ready.clear();
             // A queue pair in the error state takes nothing; why it is there may wait to be polled.

@@ -24,6 +24,7 @@ impl SealedLane {
         if !offset.is_multiple_of(size) || !(bytes.len() as u64).is_multiple_of(size) {
             self.admit(Op::Read, offset, bytes.len(), deadline)?;
         }
+        self.forget_reads();
         let written = self.write_blocks(offset, bytes, deadline);
         let settled = self.slots.wait_writes(deadline);
         self.slots.unsettle_writes();

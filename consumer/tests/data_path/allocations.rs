@@ -52,3 +52,27 @@ fn reads_and_writes_allocate_nothing() {
     drop(std::hint::black_box(Box::new(1)));
     assert_ne!(ALLOCATIONS.get(), before, "the counter counts");
 }
+
+#[test]
+fn many_reads_at_once_allocate_nothing() {
+    let contents = contents(100, 4096);
+    let mut lender = Lender::new(&contents);
+    let mut lane = lender.attach(&contents);
+    lane.write(0, &pattern(100 * 4096, 1), soon()).unwrap();
+    let mut buffers = vec![vec![0; 8192]; 64];
+    let mut free: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
+    let mut reads = lane.reads();
+    let mut go = |times: std::ops::Range<u64>| {
+        for time in times {
+            let Some(buffer) = free.pop() else { return };
+            if let Some(done) = reads.push(time * 3 % 97 * 4096 + time % 4096, buffer, soon()).unwrap() {
+                free.push(done);
+            }
+        }
+    };
+    go(0..1000);
+    let before = ALLOCATIONS.get();
+    go(1000..3000);
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert!(free.len() > 16, "{} buffers are left", free.len());
+}

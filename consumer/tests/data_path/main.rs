@@ -7,6 +7,7 @@ mod contents;
 mod forged;
 mod hostile;
 mod lender;
+mod reads;
 mod recovery;
 mod several;
 mod transfers;
