@@ -25,6 +25,8 @@ pub mod attach;
 pub mod audit;
 pub mod block;
 pub mod channel;
+#[cfg(test)]
+mod count_tests;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod handshake;

@@ -10,6 +10,8 @@ mod port_udp;
 
 mod completions;
 mod connection;
+#[cfg(test)]
+mod count_tests;
 mod counters;
 pub(crate) mod engine;
 mod flight;
