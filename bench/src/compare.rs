@@ -155,13 +155,14 @@ pub(crate) fn run(compare: &Compare) -> Result<(), BenchError> {
         if let (Some((_, perftest)), Some(test)) = (&peers.perftest, test(kind)) {
             let name = format!("perftest_{}_{size}", kind.name());
             beside.put(&own, &name, perftest.command(test, size, &plan));
-            singles
-                .push(Subject { name, turn: Box::new(move |plan| perftest.turn(test, size, plan).map(Times::from)) });
+            let turn = move |plan: &figures::Plan| perftest.turn(test, size, plan).map(Times::from);
+            singles.push(Subject::at_its_own_pace(name, turn));
         }
         for (library, op) in peers.libraries.iter().filter_map(|library| Some((library, op(kind)?))) {
             let name = format!("{}_{}_{size}", library.name, kind.name());
             beside.put(&own, &name, library.command(&library::timed(op, size, &plan)));
-            singles.push(Subject { name, turn: Box::new(move |plan| library.times(op, size, plan).map(Times::from)) });
+            let turn = move |plan: &figures::Plan| library.times(op, size, plan).map(Times::from);
+            singles.push(Subject::at_its_own_pace(name, turn));
         }
     }
     let measured = figures::measure(&plan, &mut singles)?;

@@ -28,7 +28,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// How long after the first operation of a turn this one is due.
-    fn due(&self, number: u64) -> Option<Duration> {
+    pub(crate) fn due(&self, number: u64) -> Option<Duration> {
         self.per_second.map(|rate| Duration::from_secs_f64(number as f64 / rate))
     }
 }
@@ -54,6 +54,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) name: String,
     /// Takes one turn: how many nanoseconds each operation took that counts.
     pub(crate) turn: Box<Turn<'a>>,
+    /// Whether operations begin when they are due, where there is a rate.
+    pub(crate) keeps_rate: bool,
 }
 
 type Turn<'a> = dyn FnMut(&Plan) -> Result<Times, BenchError> + 'a;
@@ -76,12 +78,20 @@ impl<'a> Subject<'a> {
             }
             looks.times(1).map(Times::from)
         });
-        Self { name: name.into(), turn }
+        Self { name: name.into(), turn, keeps_rate: true }
+    }
+
+    /// Whose turns are made elsewhere, and know of no rate.
+    pub(crate) fn at_its_own_pace(
+        name: impl Into<String>,
+        turn: impl FnMut(&Plan) -> Result<Times, BenchError> + 'a,
+    ) -> Self {
+        Self { name: name.into(), turn: Box::new(turn), keeps_rate: false }
     }
 
     /// One operation at a time, which says by itself how many nanoseconds it took.
     pub(crate) fn sampled(name: impl Into<String>, mut once: impl FnMut() -> Result<u64, BenchError> + 'a) -> Self {
-        let turn = Box::new(move |plan: &Plan| {
+        Self::at_its_own_pace(name, move |plan: &Plan| {
             let mut times = histogram()?;
             for _ in 0..plan.warmup {
                 once()?;
@@ -90,8 +100,7 @@ impl<'a> Subject<'a> {
                 times.saturating_record(once()?);
             }
             Ok(times.into())
-        });
-        Self { name: name.into(), turn }
+        })
     }
 }
 
@@ -178,6 +187,13 @@ pub(crate) struct Figures {
 
 /// Lets every subject take its turn in every round, so that what disturbs the machine disturbs them all.
 pub(crate) fn measure(plan: &Plan, subjects: &mut [Subject<'_>]) -> Result<Vec<Measured>, BenchError> {
+    if plan.per_second.is_some() {
+        let own_pace: Vec<_> = subjects.iter().filter(|one| !one.keeps_rate).map(|one| one.name.as_str()).collect();
+        if !own_pace.is_empty() {
+            let message = format!("--rate cannot be kept by {}: leave it out, or them", own_pace.join(", "));
+            return Err(BenchError::Usage(message));
+        }
+    }
     let none = |subject: &Subject<'_>| Measured::new(subject.name.clone(), Vec::new());
     let mut all: Vec<_> = subjects.iter().map(none).collect();
     for round in 1..=plan.rounds {
@@ -286,6 +302,29 @@ mod tests {
         let measured = measure(&plan, &mut [subject("a"), subject("b")]).expect("nothing fails");
         assert_eq!(measured[0].figures().count, 4);
         assert_eq!(*order.borrow(), "aaabbbaaabbb");
+    }
+
+    #[test]
+    fn a_rate_that_somebody_cannot_keep_is_refused_before_anything_runs() {
+        let ran = std::cell::Cell::new(0);
+        let count = || {
+            ran.set(ran.get() + 1);
+            Ok(())
+        };
+        let elsewhere = |_: &Plan| histogram().map(Times::from);
+        let plan = Plan { rounds: 1, count: 1, warmup: 0, per_second: Some(1e6) };
+        let mut subjects = [
+            Subject::timed("timed", count),
+            Subject::sampled("sampled", || Ok(1)),
+            Subject::at_its_own_pace("elsewhere", elsewhere),
+        ];
+        match measure(&plan, &mut subjects) {
+            Err(BenchError::Usage(message)) => assert!(message.contains("by sampled, elsewhere: "), "{message}"),
+            _ => panic!("it was not refused"),
+        }
+        assert_eq!(ran.get(), 0);
+        assert!(measure(&plan, &mut subjects[..1]).is_ok());
+        assert!(measure(&Plan { per_second: None, ..plan }, &mut subjects).is_ok());
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl Ours {
                 let subject = match (kind, &*one_sided) {
                     (Kind::PingPong, _) => ping_pong
                         .take()
-                        .map(|ends| Subject { name, turn: Box::new(move |plan| ends.turn(plan).map(Times::from)) }),
+                        .map(|ends| Subject::at_its_own_pace(name, move |plan| ends.turn(plan).map(Times::from))),
                     (_, Some(one_sided)) => Some(Subject::timed(name, move || one_sided.borrow_mut().once(op))),
                     (_, None) => None,
                 };

@@ -63,6 +63,17 @@ fn the_floor_takes_turns_with_what_fits_a_packet() {
 }
 
 #[test]
+fn operations_are_due_at_a_rate() {
+    let mut arguments = vec!["raw", "--device", "soft", "--size", "64", "--op", "read,write", "--rate", "2000"];
+    arguments.extend(SHORT);
+    let report = report(&bench(&arguments));
+    for name in ["read_64", "write_64"] {
+        assert_eq!(report["results"][name]["since_due"]["count"], 40, "{name}");
+    }
+    assert_eq!(report["per_second"], 2000.0);
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     for (arguments, said) in [
         (
@@ -74,6 +85,13 @@ fn what_cannot_be_measured_is_refused() {
         (&["raw", "--device", "soft", "--count", "0"], "--count 1 to"),
         (&["raw", "--device", "soft", "--count", "10000001"], "--count 1 to"),
         (&["raw", "--op", "send"], "invalid value 'send'"),
+        (&["raw", "--device", "soft", "--rate", "0"], "--rate is 0.01 to"),
+        (
+            &["raw", "--device", "soft", "--size", "64", "--count", "1", "--rate", "1000"],
+            "--rate cannot be kept by ping_pong_64:",
+        ),
+        (&["floor", "--count", "1", "--rate", "1000"], "--rate cannot be kept by memcpy_hot, memcpy_random:"),
+        (&["seal", "--size", "512", "--rate", "1000"], "--rate cannot be kept by seal_512, open_512,"),
         (&["compare", "--device", "soft"], "perftest"),
         (&["compare", "--peers", "nobody"], "invalid value 'nobody'"),
     ] {
