@@ -1,15 +1,15 @@
 //! `overbank-bench latency`: sealed reads and writes, one at a time, and what they are to be compared with.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
 
-use overbank::{Config, DEFAULT_AUTHD, LeaseId};
+use overbank::LeaseId;
 use overbank_verbs::Op;
 
 use crate::answer::{self, Kind};
 use crate::cpus::Cpus;
 use crate::ends::Ends;
 use crate::error::BenchError;
+use crate::existing::Existing;
 use crate::figures::{Subject, measure};
 use crate::one_sided::OneSided;
 use crate::options::Measuring;
@@ -30,12 +30,8 @@ pub(crate) struct Latency {
     /// Start an auth daemon and a provider for this measurement, from the programs beside this one
     #[arg(long, conflicts_with_all = ["authd", "home", "lease"])]
     self_contained: bool,
-    /// The auth daemon of an existing set-up, HOST or HOST:PORT [default: as the command overbank]
-    #[arg(long, value_name = "ADDR")]
-    authd: Option<String>,
-    /// Holds the identity and the pinned keys [default: as the command overbank]
-    #[arg(long, value_name = "DIR")]
-    home: Option<PathBuf>,
+    #[command(flatten)]
+    existing: Existing,
     /// A lease to measure on; what is in it is OVERWRITTEN [default: one that is made for this, and given back]
     #[arg(long, value_name = "LEASE")]
     lease: Option<LeaseId>,
@@ -57,7 +53,7 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
         let stack = Stack::start(&latency.device, cpus)?;
         (stack.config.clone(), Some(stack))
     } else {
-        (existing(latency)?, None)
+        (latency.existing.config()?, None)
     };
     let sealed = Sealed::attach(&config, latency.lease, &latency.device, latency.size)?;
     let wire = sealed.wire_bytes();
@@ -89,19 +85,6 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     report.ratio("sealed_read / raw_read", "sealed_read", "raw_read");
     report.ratio("sealed_write / udp_write", "sealed_write", "udp_write");
     latency.measuring.finish(&report)
-}
-
-/// Where the command overbank would connect, but for what is said here.
-fn existing(latency: &Latency) -> Result<Config, BenchError> {
-    let config = match (&latency.authd, &latency.home) {
-        (None, None) => Config::from_env(),
-        (authd, home) => {
-            let authd = authd.clone().or_else(|| std::env::var("OVERBANK_AUTHD").ok());
-            let home = home.clone().map_or_else(Config::default_home, Ok);
-            home.and_then(|home| Config::new(authd.as_deref().unwrap_or(DEFAULT_AUTHD), home))
-        }
-    };
-    Ok(config.map_err(overbank::Error::from)?)
 }
 
 /// Memory that the raw READs go round in, like the sealed ones.

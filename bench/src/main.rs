@@ -9,10 +9,12 @@ mod deep;
 mod ends;
 mod engine;
 mod error;
+mod existing;
 mod figures;
 mod flood;
 mod flooder;
 mod floor;
+mod grant;
 mod inspect;
 mod latency;
 mod library;
@@ -37,6 +39,7 @@ mod report;
 mod revoke;
 mod seal;
 mod sealed;
+mod several;
 mod stack;
 mod table;
 mod tcp;
@@ -62,6 +65,8 @@ enum Command {
     Floor(floor::Floor),
     /// Sealed reads and writes, one at a time, busy polling; with --with-floor beside what they cannot beat
     Latency(latency::Latency),
+    /// What the control plane costs a consumer: handshake, allocate, attach, renew, release
+    Grant(grant::Grant),
     /// Plain READs and WRITEs between two RDMA devices, one at a time, busy polling
     Raw(raw::Raw),
     /// READs and WRITEs of one queue pair or several, many at a time: operations and bytes a second, packets sent again
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
         Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),
+        Command::Grant(grant) => grant::run(&grant).map(|()| ExitCode::SUCCESS),
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
