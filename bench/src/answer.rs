@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::cpus::{self, Cpus};
 use crate::error::BenchError;
 use crate::peer::Peer;
-use crate::{one_sided, ping_pong, pipeline, tcp, udp};
+use crate::{one_sided, opening, ping_pong, pipeline, tcp, udp};
 
 /// What `answer` takes.
 #[derive(clap::Args)]
@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Pipeline,
     /// WRITEs, with WRITEs.
     PingPong,
+    /// Connections that come and go, and a READ of each queue pair.
+    Opening,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             Self::OneSided => "one-sided",
             Self::Pipeline => "pipeline",
             Self::PingPong => "ping-pong",
+            Self::Opening => "opening",
         }
     }
 }
@@ -89,6 +92,7 @@ pub(crate) fn run(answer: &Answer) -> Result<(), BenchError> {
         Kind::OneSided => one_sided::answer(&answer.device, answer.size as usize, say, hear),
         Kind::Pipeline => pipeline::answer(&answer.device, answer.size as usize, answer.lanes, answer.lose, say, hear),
         Kind::PingPong => ping_pong::answer(&answer.device, answer.size as usize, say, hear),
+        Kind::Opening => opening::answer(&answer.device, answer.size as usize, say, hear),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod answer;
 mod compare;
+mod connect;
 mod counted;
 mod cpus;
 mod deep;
@@ -23,6 +24,7 @@ mod maps;
 mod memcpy;
 mod needles;
 mod one_sided;
+mod opening;
 mod options;
 mod parties;
 mod patience;
@@ -67,6 +69,8 @@ enum Command {
     Latency(latency::Latency),
     /// What the control plane costs a consumer: handshake, allocate, attach, renew, release
     Grant(grant::Grant),
+    /// What opening a connection of plain queue pairs costs, and closing it
+    Connect(connect::Connect),
     /// Plain READs and WRITEs between two RDMA devices, one at a time, busy polling
     Raw(raw::Raw),
     /// READs and WRITEs of one queue pair or several, many at a time: operations and bytes a second, packets sent again
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
         Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),
         Command::Grant(grant) => grant::run(&grant).map(|()| ExitCode::SUCCESS),
+        Command::Connect(connect) => connect::run(&connect).map(|()| ExitCode::SUCCESS),
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
