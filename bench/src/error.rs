@@ -59,6 +59,21 @@ pub(crate) enum BenchError {
         /// Which.
         op: overbank_verbs::Op,
     },
+    /// A sealed read brought something else than what was written there last.
+    #[error(
+        "place {place} was read, and its part {part} is not what was written there last (write {times}): \
+         it is {found}"
+    )]
+    Contents {
+        /// Which place.
+        place: u32,
+        /// Which part of it.
+        part: u32,
+        /// How many times it was written.
+        times: u64,
+        /// What came.
+        found: String,
+    },
     /// The process may not be looked into.
     #[error("may not look into process {pid}: {source}; run as root, or as the process's user with ptrace rights")]
     NotAllowed {

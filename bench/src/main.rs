@@ -1,6 +1,7 @@
 //! `overbank-bench`: latency and throughput of memory over RDMA, the floors beside it, and a look into a lender's memory.
 #![forbid(unsafe_code)]
 
+mod accesses;
 mod answer;
 mod compare;
 mod connect;
@@ -22,6 +23,7 @@ mod library;
 mod machine;
 mod maps;
 mod memcpy;
+mod mixed;
 mod needles;
 mod one_sided;
 mod opening;
@@ -43,6 +45,7 @@ mod seal;
 mod sealed;
 mod several;
 mod stack;
+mod stamps;
 mod table;
 mod tcp;
 mod throughput;
@@ -67,6 +70,8 @@ enum Command {
     Floor(floor::Floor),
     /// Sealed reads and writes, one at a time, busy polling; with --with-floor beside what they cannot beat
     Latency(latency::Latency),
+    /// Sealed reads and writes mixed, uniform or with popular blocks; what is read is checked
+    Mixed(mixed::Mixed),
     /// What the control plane costs a consumer: handshake, allocate, attach, renew, release
     Grant(grant::Grant),
     /// What opening a connection of plain queue pairs costs, and closing it
@@ -99,6 +104,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
         Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),
+        Command::Mixed(mixed) => mixed::run(&mixed).map(|()| ExitCode::SUCCESS),
         Command::Grant(grant) => grant::run(&grant).map(|()| ExitCode::SUCCESS),
         Command::Connect(connect) => connect::run(&connect).map(|()| ExitCode::SUCCESS),
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),

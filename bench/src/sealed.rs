@@ -32,22 +32,48 @@ impl Sealed {
         device: &str,
         size: usize,
     ) -> Result<Self, BenchError> {
-        let client = Client::connect(config)?;
+        let mut sealed = Self::empty(config, lease, device, size, SPAN)?;
+        // A block that was never written is not opened: reading it would cost too little.
+        for _ in 0..sealed.places {
+            sealed.write()?;
+        }
+        Ok(sealed)
+    }
+
+    /// The same, with places in `span` bytes that are still to be written.
+    pub(crate) fn empty(
+        config: &Config,
+        lease: Option<LeaseId>,
+        device: &str,
+        size: usize,
+        span: u64,
+    ) -> Result<Self, BenchError> {
+        let (client, span) = (Client::connect(config)?, span.max(size as u64));
         let (mut lease, own) = match lease {
             Some(lease) => (client.open_lease(lease)?, None),
-            None => (client.lease(&LeaseRequest::new(SPAN.max(size as u64), TTL))?, Some(client)),
+            None => (client.lease(&LeaseRequest::new(span, TTL))?, Some(client)),
         };
-        let places = lease.bytes().min(SPAN.max(size as u64)) / size as u64;
+        let places = lease.bytes().min(span) / size as u64;
         if places == 0 {
             return Err(BenchError::Usage(format!("--size {size} is more than the lease's {} bytes", lease.bytes())));
         }
         lease.attach(&AttachOptions { device: device.to_owned(), spin: SPIN, ..AttachOptions::default() })?;
-        let mut sealed = Self { lease, buffer: vec![0xA5; size], places, next: 0, own };
-        // A block that was never written is not opened: reading it would cost too little.
-        for _ in 0..places {
-            sealed.write()?;
-        }
-        Ok(sealed)
+        Ok(Self { lease, buffer: vec![0xA5; size], places, next: 0, own })
+    }
+
+    /// How many places of one operation's bytes there are.
+    pub(crate) fn places(&self) -> u64 {
+        self.places
+    }
+
+    /// Reads that place.
+    pub(crate) fn read_at(&mut self, place: u32, bytes: &mut [u8]) -> Result<(), BenchError> {
+        Ok(self.lease.read(u64::from(place) * bytes.len() as u64, bytes)?)
+    }
+
+    /// Writes that place.
+    pub(crate) fn write_at(&mut self, place: u32, bytes: &[u8]) -> Result<(), BenchError> {
+        Ok(self.lease.write(u64::from(place) * bytes.len() as u64, bytes)?)
     }
 
     /// Bytes in the lender's memory that one operation moves.
