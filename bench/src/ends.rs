@@ -39,6 +39,15 @@ impl Ends {
     }
 }
 
+/// Which device `auto` takes here; any other name stays as it is.
+pub(crate) fn chosen(device: &str) -> String {
+    if device != "auto" {
+        return device.to_owned();
+    }
+    let found = Device::find(&options());
+    found.devices.get(found.auto.0).map_or_else(|| device.to_owned(), |chosen| chosen.name.clone())
+}
+
 /// How every end opens its device: a real one at the best of its addresses, the soft one on loopback.
 pub(crate) fn options() -> DeviceOptions {
     DeviceOptions { spin: SPIN, mtu: Mtu::Mtu4096, ..DeviceOptions::new(IpAddr::V4(Ipv4Addr::LOCALHOST)) }

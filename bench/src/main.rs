@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod accesses;
+mod adapter;
 mod answer;
 mod compare;
 mod connect;
@@ -18,6 +19,7 @@ mod flooder;
 mod floor;
 mod grant;
 mod inspect;
+mod kept;
 mod latency;
 mod library;
 mod machine;
@@ -101,6 +103,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    machine::look_before();
     let result = match Cli::parse().command {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
         Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),

@@ -203,8 +203,7 @@ impl Ours {
 
     /// Notes in the report where the ends are.
     pub(crate) fn describe(&self, ends: &Ends, report: &mut Report) {
-        report.setting("device", ends.device.as_str());
-        report.setting("peer_device", ends.peer_device());
+        report.ends(ends);
         if let Some((own, other)) = self.sizes.first().and_then(Connections::reach) {
             report.setting("mtu", own.path_mtu(&other));
             report.setting("gid", own.endpoint.socket_addr().ip().to_string());

@@ -1,6 +1,6 @@
 //! The result of a run: a table for people, JSON for programs, and raw data for who doubts it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -11,17 +11,26 @@ use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::adapter;
 use crate::cpus::Cpus;
+use crate::ends::{self, Ends};
 use crate::error::BenchError;
 use crate::figures::{Figures, Measured};
 use crate::machine::Machine;
 use crate::percentiles;
-use crate::plot::{Below, Plot, Series};
+use crate::plot::{self, Below, Plot, Scale, Series};
 use crate::rates::Rated;
+
+/// What a kept report looks like: raised where who reads the old would take the new for something else.
+pub(crate) const FORMAT: u64 = 1;
+/// The setting of a report whose rounds were measured in turn with another's.
+pub(crate) const INTERLEAVED: &str = "interleaved";
 
 /// Everything said about one run.
 #[derive(Serialize)]
 pub(crate) struct Report {
+    /// How to read it.
+    format: u64,
     /// Which command.
     pub(crate) command: &'static str,
     /// All that the command line said behind the program's name.
@@ -45,23 +54,27 @@ pub(crate) struct Report {
     measured: Vec<Measured>,
     #[serde(skip)]
     rated: Vec<Rated>,
+    /// Of which subjects alone percentiles are drawn, and what they have in common.
+    #[serde(skip)]
+    percentiles_of: Option<(String, BTreeSet<String>)>,
+    /// Further lines of the rates by size.
+    #[serde(skip)]
+    rates_by_size: Vec<Series>,
+    /// Further drawings, by the end of their file's name.
+    #[serde(skip)]
+    drawings: Vec<(&'static str, Vec<Plot>)>,
 }
 
 impl Report {
     /// Of what is measured on these processors.
     pub(crate) fn new(command: &'static str, cpus: Cpus, plan: &impl Serialize) -> Result<Self, BenchError> {
-        let machine = Machine::record();
-        let mut warnings = Vec::new();
-        if machine.build != "release" {
-            warnings.push("this is a debug build: its figures say nothing about a release build".to_owned());
-        }
-        if cpus.shared() {
-            warnings.push("both ends share one processor: busy polling measures the scheduler here".to_owned());
-        }
+        let machine = Machine::record(cpus);
+        let warnings = machine.warnings(cpus);
         let Value::Object(plan) = value(plan)? else {
             return Err(BenchError::Histogram("a plan has no names".to_owned()));
         };
         Ok(Self {
+            format: FORMAT,
             command,
             arguments: std::env::args().skip(1).collect(),
             machine,
@@ -73,6 +86,9 @@ impl Report {
             ratios: Map::new(),
             measured: Vec::new(),
             rated: Vec::new(),
+            percentiles_of: None,
+            rates_by_size: Vec::new(),
+            drawings: Vec::new(),
         })
     }
 
@@ -97,6 +113,39 @@ impl Report {
     /// Notes something that the command was told or found.
     pub(crate) fn setting(&mut self, name: &str, value: impl Into<Value>) {
         self.settings.insert(name.to_owned(), value.into());
+    }
+
+    /// Notes the devices of both ends, and what the kernel says of real ones.
+    pub(crate) fn ends(&mut self, ends: &Ends) {
+        self.device("device", &ends.device);
+        self.device("peer_device", ends.peer_device());
+    }
+
+    /// Notes a device that was asked for by this name, and where it is a real one its firmware, driver and interface.
+    pub(crate) fn device(&mut self, setting: &str, name: &str) {
+        self.setting(setting, name);
+        let chosen = ends::chosen(name);
+        if chosen != name {
+            self.setting(&format!("{setting}_chosen"), chosen.as_str());
+        }
+        if let Some(adapter) = adapter::record(&chosen) {
+            self.setting(&format!("{setting}_adapter"), adapter);
+        }
+    }
+
+    /// Draws percentiles of these subjects alone; of many, nobody could tell one line from another.
+    pub(crate) fn draw_percentiles_of(&mut self, what: &str, names: impl Iterator<Item = String>) {
+        self.percentiles_of = Some((what.to_owned(), names.collect()));
+    }
+
+    /// Draws these lines of GiB a second too, beside those of what is rated here.
+    pub(crate) fn add_rates_by_size(&mut self, lines: Vec<Series>) {
+        self.rates_by_size.extend(lines);
+    }
+
+    /// Draws this too, one below the other, in the file `COMMAND` with this end.
+    pub(crate) fn draw(&mut self, rest: &'static str, panels: Vec<Plot>) {
+        self.drawings.push((rest, panels));
     }
 
     /// Notes the p50, or the operations a second, of `above` divided by that of `below`, where both were measured.
@@ -129,9 +178,7 @@ impl Report {
         if let Some(out) = out {
             self.keep(out)?;
         }
-        let text = if json { self.json()? } else { self.table() };
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(BenchError::io("print the result"))
+        print(&if json { self.json()? } else { self.table() })
     }
 
     fn json(&self) -> Result<String, BenchError> {
@@ -188,20 +235,38 @@ impl Report {
             for (name, rounds) in self.measured.iter().flat_map(Measured::all) {
                 let all = percentiles::merged(rounds)?;
                 write(&format!("-{name}.hgrm"), percentiles::text(&all).as_bytes())?;
-                lines.push(Series { name, points: percentiles::points(&all) });
+                if self.percentiles_of.as_ref().is_none_or(|(_, only)| only.contains(&name)) {
+                    lines.push(Series { name, points: percentiles::points(&all) });
+                }
             }
-            let plot = Plot { title: self.command, below: Below::Percentiles, values: "µs", series: lines };
-            write("-percentiles.svg", plot.svg()?.as_bytes())?;
+            let what = self.percentiles_of.as_ref().map_or_else(String::new, |(what, _)| format!(": {what}"));
+            let plot = self.plot(&what, Below::Percentiles, "µs", lines);
+            write("-percentiles.svg", plot::svg(&[plot])?.as_bytes())?;
         }
-        for (values, rest, series) in [
-            ("µs, median", "-sizes.svg", by_size(self.measured.iter().map(|one| (&*one.name, one.median_us())))),
-            ("GiB/s", "-rates.svg", by_size(self.rated.iter().map(|one| (&*one.name, one.gib_per_second())))),
+        let mut rates = by_size(self.rated.iter().map(|one| (&*one.name, one.gib_per_second())));
+        rates.extend(self.rates_by_size.iter().cloned());
+        for (what, values, rest, series) in [
+            (
+                ": medians by size",
+                "µs",
+                "-sizes.svg",
+                by_size(self.measured.iter().map(|one| (&*one.name, one.median_us()))),
+            ),
+            (": throughput by size", "GiB/s", "-rates.svg", rates),
         ] {
             if !series.is_empty() {
-                write(rest, Plot { title: self.command, below: Below::Bytes, values, series }.svg()?.as_bytes())?;
+                write(rest, plot::svg(&[self.plot(what, Below::Bytes, values, series)])?.as_bytes())?;
             }
         }
+        for (rest, panels) in &self.drawings {
+            write(rest, plot::svg(panels)?.as_bytes())?;
+        }
         Ok(())
+    }
+
+    fn plot(&self, what: &str, below: Below, values: &str, series: Vec<Series>) -> Plot {
+        let (title, values) = (format!("{}{what}", self.command), values.to_owned());
+        Plot { title, below, values, scale: Scale::Logarithmic, series }
     }
 
     fn write_log(&self, log: &mut Vec<u8>) -> Result<(), BenchError> {
@@ -226,7 +291,7 @@ impl Report {
 }
 
 /// Of what was measured at several sizes, a line each: the size is the first number between underscores in a name.
-fn by_size<'a>(measured: impl Iterator<Item = (&'a str, f64)>) -> Vec<Series> {
+pub(crate) fn by_size<'a>(measured: impl Iterator<Item = (&'a str, f64)>) -> Vec<Series> {
     let mut lines: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
     for (name, value) in measured {
         let parts: Vec<&str> = name.split('_').collect();
@@ -242,6 +307,12 @@ fn by_size<'a>(measured: impl Iterator<Item = (&'a str, f64)>) -> Vec<Series> {
         points: points.into_iter().map(|(size, value)| (size as f64, value)).collect(),
     };
     several.map(series).collect()
+}
+
+/// Prints to standard output.
+pub(crate) fn print(text: &str) -> Result<(), BenchError> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(BenchError::io("print the result"))
 }
 
 fn value(of: &impl Serialize) -> Result<Value, BenchError> {

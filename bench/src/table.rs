@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::error::BenchError;
+use crate::kept;
 
 /// What `table` takes.
 #[derive(clap::Args)]
@@ -30,17 +31,8 @@ const MISSING: &str = "not measured";
 
 /// Prints the tables.
 pub(crate) fn run(table: &Table) -> Result<(), BenchError> {
-    let read = |name: &str| -> Result<Value, BenchError> {
-        let path = table.dir.join(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| BenchError::Usage(format!("{} is no report: {error}", path.display()))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-            Err(error) => Err(BenchError::io(format!("read {}", path.display()))(error)),
-        }
-    };
-    let reports =
-        Reports { raw: read("raw.json")?, compare: read("compare.json")?, throughput: read("throughput.json")? };
+    let read = |command: &str| kept::value(&table.dir, command).map(|report| report.unwrap_or(Value::Null));
+    let reports = Reports { raw: read("raw")?, compare: read("compare")?, throughput: read("throughput")? };
     if [&reports.raw, &reports.compare, &reports.throughput].iter().all(|report| report.is_null()) {
         return Err(BenchError::Usage(format!("{} holds no report", table.dir.display())));
     }
@@ -250,13 +242,14 @@ fn subjects<'a>(report: &'a Value, prefix: &str, figure: &str) -> Vec<(&'a str, 
         .filter(|(_, result)| !result[figure].is_null())
         .filter_map(|(name, result)| Some((name.strip_prefix(prefix)?, result)))
         .collect();
-    // By operation, then by size and depth, as numbers.
-    let numbers = |name: &str| {
-        let number = |word: &str| word.trim_start_matches('x').trim_end_matches('%').parse::<f64>().ok();
-        name.split('_').filter_map(number).map(|number| (number * 10_000.0) as u64).collect::<Vec<_>>()
-    };
     subjects.sort_by_key(|(name, _)| (name.split('_').next().unwrap_or_default(), numbers(name)));
     subjects
+}
+
+/// Size, depth and loss of a subject, as far as its name has them: what they are sorted by.
+pub(crate) fn numbers(name: &str) -> Vec<u64> {
+    let number = |word: &str| word.trim_start_matches('x').trim_end_matches('%').parse::<f64>().ok();
+    name.split('_').filter_map(number).map(|number| (number * 10_000.0) as u64).collect()
 }
 
 /// The first result whose name begins so, and goes on with a depth alone.

@@ -75,7 +75,7 @@ struct Rating {
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-enum Kind {
+pub(crate) enum Kind {
     /// READs
     Read,
     /// WRITEs
@@ -83,14 +83,16 @@ enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    /// As it appears in results.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
         }
     }
 
-    fn op(self) -> Op {
+    /// As it is posted.
+    pub(crate) fn op(self) -> Op {
         match self {
             Self::Read => Op::Read,
             Self::Write => Op::Write,
@@ -129,8 +131,7 @@ pub(crate) fn run(throughput: &Throughput) -> Result<(), BenchError> {
 
     let mut report = Report::new("throughput", cpus, &pace)?;
     report.rates(rated)?;
-    report.setting("device", throughput.ends.device.as_str());
-    report.setting("peer_device", throughput.ends.peer_device());
+    report.ends(&throughput.ends);
     report.setting("depth", throughput.depth.clone());
     report.setting("lanes", throughput.lanes);
     report.setting("loss_percent", throughput.loss.clone());
