@@ -18,7 +18,10 @@ mod flood;
 mod flooder;
 mod floor;
 mod grant;
+mod grid;
 mod inspect;
+mod interleave;
+mod interval;
 mod kept;
 mod latency;
 mod library;
@@ -43,6 +46,7 @@ mod rates;
 mod raw;
 mod report;
 mod revoke;
+mod runs;
 mod seal;
 mod sealed;
 mod several;
@@ -56,7 +60,7 @@ mod writer;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Measures Overbank and what it is compared with, both sides in one run
 #[derive(Parser)]
@@ -90,6 +94,10 @@ enum Command {
     Flood(flood::Flood),
     /// From an operator's word to the fence, with WRITEs and requests under way; and how fast memory is wiped
     Revoke(revoke::Revoke),
+    /// What kept reports say, side by side, and whether their difference is more than the noise
+    Report(runs::Runs),
+    /// Two builds of this program measure the same, taking turns, A B A B
+    Interleave(interleave::Interleave),
     /// What the kept reports of a directory say of the soft device, as Markdown
     Table(table::Table),
     /// Look into a running process's memory: for a file's bytes, or for anything but zeros
@@ -100,6 +108,11 @@ enum Command {
     /// Who floods
     #[command(hide = true)]
     Flooder(flooder::Flooder),
+}
+
+/// What every command is called.
+fn commands() -> Vec<String> {
+    Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
 }
 
 fn main() -> ExitCode {
@@ -113,6 +126,8 @@ fn main() -> ExitCode {
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
+        Command::Report(runs) => runs::run(&runs, &commands()).map(|()| ExitCode::SUCCESS),
+        Command::Interleave(interleave) => interleave::run(&interleave, &commands()).map(|()| ExitCode::SUCCESS),
         Command::Seal(seal) => seal::run(&seal).map(|()| ExitCode::SUCCESS),
         Command::Flood(flood) => flood::run(&flood).map(|()| ExitCode::SUCCESS),
         Command::Flooder(flooder) => flooder::run(&flooder).map(|()| ExitCode::SUCCESS),
