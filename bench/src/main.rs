@@ -52,6 +52,7 @@ mod sealed;
 mod several;
 mod stack;
 mod stamps;
+mod sweep;
 mod table;
 mod tcp;
 mod throughput;
@@ -88,6 +89,8 @@ enum Command {
     Throughput(throughput::Throughput),
     /// The same beside other programs on the same devices, taking turns
     Compare(compare::Compare),
+    /// Plain and sealed, from a few bytes to MiB, one at a time and many: latency, throughput, what sealing costs by size
+    Sweep(sweep::Sweep),
     /// What sealing and opening a block cost, beside the engines alone
     Seal(seal::Seal),
     /// What a trusted consumer notices while strangers flood the auth daemon with connections and handshakes
@@ -126,6 +129,7 @@ fn main() -> ExitCode {
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
+        Command::Sweep(sweep) => sweep::run(&sweep).map(|()| ExitCode::SUCCESS),
         Command::Report(runs) => runs::run(&runs, &commands()).map(|()| ExitCode::SUCCESS),
         Command::Interleave(interleave) => interleave::run(&interleave, &commands()).map(|()| ExitCode::SUCCESS),
         Command::Seal(seal) => seal::run(&seal).map(|()| ExitCode::SUCCESS),

@@ -18,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Sealed {
     lease: Lease,
     buffer: Vec<u8>,
-    places: u64,
+    /// Bytes that operations go round in.
+    span: u64,
     next: u64,
     /// Given back at the end, where the lease was made here.
     own: Option<Client>,
@@ -34,7 +35,7 @@ impl Sealed {
     ) -> Result<Self, BenchError> {
         let mut sealed = Self::empty(config, lease, device, size, SPAN)?;
         // A block that was never written is not opened: reading it would cost too little.
-        for _ in 0..sealed.places {
+        for _ in 0..sealed.places() {
             sealed.write()?;
         }
         Ok(sealed)
@@ -53,17 +54,17 @@ impl Sealed {
             Some(lease) => (client.open_lease(lease)?, None),
             None => (client.lease(&LeaseRequest::new(span, TTL))?, Some(client)),
         };
-        let places = lease.bytes().min(span) / size as u64;
-        if places == 0 {
+        let span = lease.bytes().min(span);
+        if span < size as u64 {
             return Err(BenchError::Usage(format!("--size {size} is more than the lease's {} bytes", lease.bytes())));
         }
         lease.attach(&AttachOptions { device: device.to_owned(), spin: SPIN, ..AttachOptions::default() })?;
-        Ok(Self { lease, buffer: vec![0xA5; size], places, next: 0, own })
+        Ok(Self { lease, buffer: vec![0xA5; size], span, next: 0, own })
     }
 
     /// How many places of one operation's bytes there are.
     pub(crate) fn places(&self) -> u64 {
-        self.places
+        self.span / self.buffer.len().max(1) as u64
     }
 
     /// Reads that place.
@@ -80,6 +81,11 @@ impl Sealed {
     pub(crate) fn wire_bytes(&self) -> usize {
         let block = self.lease.block() as usize;
         self.buffer.len().div_ceil(block) * (block + overbank_fabric::block::HEADER_LEN)
+    }
+
+    /// Operations of `size` bytes from now on: no more than it was attached with.
+    pub(crate) fn resize(&mut self, size: usize) {
+        self.buffer.resize(size, 0xA5);
     }
 
     /// Reads the next place.
@@ -106,6 +112,6 @@ impl Sealed {
 
     fn place(&mut self) -> u64 {
         self.next += 1;
-        self.next % self.places * self.buffer.len() as u64
+        self.next % self.places().max(1) * self.buffer.len() as u64
     }
 }
