@@ -39,13 +39,15 @@ impl Ends {
     }
 }
 
-/// Which device `auto` takes here; any other name stays as it is.
-pub(crate) fn chosen(device: &str) -> String {
-    if device != "auto" {
-        return device.to_owned();
-    }
+/// Which device `auto` takes here, while any other name stays as it is; and the bytes of a full packet through it.
+pub(crate) fn chosen(device: &str) -> (String, Option<usize>) {
     let found = Device::find(&options());
-    found.devices.get(found.auto.0).map_or_else(|| device.to_owned(), |chosen| chosen.name.clone())
+    let chosen = match device {
+        "auto" => found.devices.get(found.auto.0),
+        name => found.devices.iter().find(|found| found.name == name),
+    };
+    let name = chosen.map_or_else(|| device.to_owned(), |chosen| chosen.name.clone());
+    (name, chosen.and_then(|chosen| Some(chosen.mtu?.bytes())))
 }
 
 /// How every end opens its device: a real one at the best of its addresses, the soft one on loopback.

@@ -143,6 +143,7 @@ pub(crate) fn run(flood: &Flood) -> Result<(), BenchError> {
         .filter(|(_, count)| *count > 0)
         .map(|(reason, count)| (reason, count.into()))
         .collect();
+    report.device("device", "soft");
     report.setting("times_the_cap", flood.times);
     report.setting("connections_per_second", flood.times * CAP);
     report.setting("addresses", flood.addresses);

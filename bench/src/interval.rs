@@ -93,7 +93,7 @@ impl Numbers {
 
     /// From 0 to just below `end`.
     fn below(&mut self, end: usize) -> usize {
-        (u128::from(self.next()) * end as u128 >> 64) as usize
+        ((u128::from(self.next()) * end as u128) >> 64) as usize
     }
 }
 

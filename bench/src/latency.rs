@@ -79,7 +79,7 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     report.times(measured)?;
     report.setting("size", latency.size);
     report.setting("wire_bytes", wire);
-    report.setting("device", latency.device.as_str());
+    report.device("device", &latency.device);
     report.setting("self_contained", latency.self_contained);
     report.ratio("sealed_read / udp_read", "sealed_read", "udp_read");
     report.ratio("sealed_read / raw_read", "sealed_read", "raw_read");

@@ -124,9 +124,12 @@ impl Report {
     /// Notes a device that was asked for by this name, and where it is a real one its firmware, driver and interface.
     pub(crate) fn device(&mut self, setting: &str, name: &str) {
         self.setting(setting, name);
-        let chosen = ends::chosen(name);
+        let (chosen, mtu) = ends::chosen(name);
         if chosen != name {
             self.setting(&format!("{setting}_chosen"), chosen.as_str());
+        }
+        if let Some(mtu) = mtu {
+            self.setting(&format!("{setting}_mtu"), mtu);
         }
         if let Some(adapter) = adapter::record(&chosen) {
             self.setting(&format!("{setting}_adapter"), adapter);

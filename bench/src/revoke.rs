@@ -133,7 +133,8 @@ pub(crate) fn run(revoke: &Revoke) -> Result<(), BenchError> {
     let stack = Stack::set_up(&setup)?;
     let device = ends::open_losing(&revoke.device, lose)?;
     let mut report = Report::new("revoke", Cpus::choose(None)?, &Plan { rounds: revoke.rounds })?;
-    report.setting("device", device.describe());
+    report.device("device", &revoke.device);
+    report.setting("device_is", device.describe());
     runtime()?.block_on(measure(revoke, &stack, &device, &mut report))?;
     for (name, value) in [("lanes", revoke.lanes as u64), ("depth", revoke.depth.into()), ("size", size)] {
         report.setting(name, value);

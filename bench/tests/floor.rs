@@ -18,7 +18,10 @@ fn every_floor_gives_figures_and_its_raw_data() {
         assert!(figures["p50_ns"].as_u64().expect("a number") > 0, "{name}");
         assert!(figures["p50_ns"].as_u64() <= figures["p999_ns"].as_u64(), "{name}");
     }
-    assert_eq!(report["machine"]["build"], "debug");
+    let machine = &report["machine"];
+    assert_eq!((&machine["build"], &report["format"]), (&"debug".into(), &1.into()));
+    assert!(machine["mitigations"].is_object() && machine["aes"].is_array() && machine["clock_source"].is_string());
+    assert!(machine["load_before"].as_str().is_some_and(|load| load.parse::<f64>().is_ok()), "{machine}");
     assert!(!report["warnings"].as_array().expect("a list").is_empty(), "a debug build is warned of");
 
     let kept = std::fs::read(dir.path().join("floor.json")).expect("kept");
