@@ -34,7 +34,7 @@ pub(crate) struct Interleave {
     #[arg(long, value_name = "PROGRAM")]
     b: PathBuf,
     /// Turns of each program
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
     /// Where the reports go; must not be there, or be empty
     #[arg(long, value_name = "DIR")]

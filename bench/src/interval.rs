@@ -29,7 +29,8 @@ impl Interval {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Quotient {
     pub(crate) ratio: f64,
-    pub(crate) interval: Interval,
+    /// None where there is one round alone: drawn anew it is the same again.
+    pub(crate) interval: Option<Interval>,
     /// Rounds of the shorter row.
     pub(crate) rounds: usize,
     /// Whether a round of one row was drawn together with that of the other that it was measured beside.
@@ -68,12 +69,18 @@ impl Quotient {
         }
         ratios.sort_unstable_by(f64::total_cmp);
         let left_out = ratios.len() * LEFT_OUT / 1000;
+        let rounds = above.len().min(below.len());
         let interval =
             Interval { low: *ratios.get(left_out)?, high: *ratios.get(ratios.len().checked_sub(1 + left_out)?)? };
-        Some(Self { ratio, interval, rounds: above.len().min(below.len()), paired })
+        Some(Self { ratio, interval: (rounds > 1).then_some(interval), rounds, paired })
     }
 
-    /// Whether the interval says anything.
+    /// Whether the medians may well not be the same.
+    pub(crate) fn is_beyond_the_noise(&self) -> bool {
+        self.interval.is_some_and(|interval| !interval.holds_one())
+    }
+
+    /// Whether the interval says little, or nothing.
     pub(crate) fn has_few_rounds(&self) -> bool {
         self.rounds < FEW
     }
@@ -101,6 +108,10 @@ impl Numbers {
 mod tests {
     use super::*;
 
+    fn drawn(quotient: Quotient) -> Interval {
+        quotient.interval.expect("several rounds")
+    }
+
     #[test]
     fn numbers_are_those_of_the_algorithm() {
         // The first two of the reference implementation with the seed 1234567.
@@ -116,11 +127,11 @@ mod tests {
         let one = [100, 101, 99, 103, 98, 102, 100];
         let other = [120, 121, 119, 123, 118, 122, 120];
         let far = Quotient::unpaired(&other, &one).expect("figures");
-        assert!((far.ratio - 1.2).abs() < 1e-9 && !far.interval.holds_one() && far.interval.low > 1.1, "{far:?}");
+        assert!((far.ratio - 1.2).abs() < 1e-9 && far.is_beyond_the_noise() && drawn(far).low > 1.1, "{far:?}");
         let noisy = [101, 130, 80, 99, 104, 97, 102];
         let near = Quotient::unpaired(&noisy, &one).expect("figures");
         assert!(
-            near.interval.holds_one() && near.interval.low < near.ratio && near.ratio < near.interval.high,
+            !near.is_beyond_the_noise() && drawn(near).low < near.ratio && near.ratio < drawn(near).high,
             "{near:?}"
         );
         assert_eq!(Quotient::unpaired(&noisy, &one), Some(near), "the same each time");
@@ -133,14 +144,17 @@ mod tests {
         let below: Vec<u64> = [100, 300, 120, 900, 150, 700, 200].iter().map(|round| round * 1000).collect();
         let above: Vec<u64> = below.iter().map(|round| round * 11 / 10).collect();
         let paired = Quotient::paired(&above, &below).expect("figures");
-        assert!((paired.interval.low - 1.1).abs() < 1e-9 && (paired.interval.high - 1.1).abs() < 1e-9, "{paired:?}");
-        assert!(Quotient::unpaired(&above, &below).expect("figures").interval.holds_one());
+        assert!((drawn(paired).low - 1.1).abs() < 1e-9 && (drawn(paired).high - 1.1).abs() < 1e-9, "{paired:?}");
+        assert!(!Quotient::unpaired(&above, &below).expect("figures").is_beyond_the_noise());
         assert!(!Quotient::paired(&above[1..], &below).expect("figures").paired);
     }
 
     #[test]
     fn what_is_not_there_is_not_divided() {
         assert_eq!(Quotient::unpaired(&[], &[1]), None);
+        // One round is a ratio, and no interval.
+        let one = Quotient::unpaired(&[3], &[2, 2, 2]).expect("a ratio");
+        assert!(one.interval.is_none() && !one.is_beyond_the_noise() && one.has_few_rounds(), "{one:?}");
         assert_eq!(Quotient::paired(&[], &[]), None);
         assert_eq!(Quotient::unpaired(&[1, 2], &[0, 0]), None);
         assert!(Quotient::unpaired(&[1, 2], &[0, 5, 5]).is_some());

@@ -212,7 +212,9 @@ impl Beside {
             ));
         }
         if commands.iter().any(few) {
-            notes.push(format!("of fewer than {FEW} rounds an interval means little (marked *)"));
+            notes.push(format!(
+                "of fewer than {FEW} rounds an interval means little (marked *), and of one there is none"
+            ));
         }
         for run in runs.iter().filter(|run| !run.others.is_empty()) {
             notes.push(format!(
@@ -387,7 +389,7 @@ impl Line {
             let quotient = divide(rounds.as_ref()?, all.first()?.as_ref()?)?;
             Some(Verdict {
                 quotient,
-                beyond_the_noise: !quotient.interval.holds_one(),
+                beyond_the_noise: quotient.is_beyond_the_noise(),
                 few_rounds: quotient.has_few_rounds(),
             })
         };
@@ -414,6 +416,7 @@ impl Line {
     fn verdict(&self, verdict: &Verdict) -> String {
         let more = verdict.quotient.ratio > 1.0;
         let word = match (verdict.beyond_the_noise, self.measure, more) {
+            _ if verdict.quotient.interval.is_none() => "one round",
             (false, _, _) => "within the noise",
             (true, Measure::Time, true) => "longer",
             (true, Measure::Time, false) => "shorter",
@@ -426,7 +429,7 @@ impl Line {
 
 fn interval(quotient: &Quotient) -> String {
     let mark = if quotient.has_few_rounds() { "*" } else { "" };
-    format!("{:.3} to {:.3}{mark}", quotient.interval.low, quotient.interval.high)
+    quotient.interval.map_or_else(String::new, |interval| format!("{:.3} to {:.3}{mark}", interval.low, interval.high))
 }
 
 /// Every ratio that a run has of its own; those of `one / other` with an interval over their rounds, which took turns.

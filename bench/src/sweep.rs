@@ -7,6 +7,7 @@ use overbank_fabric::units::Size;
 use serde_json::json;
 
 use crate::cpus::Cpus;
+use crate::deep::Deep;
 use crate::ends::Ends;
 use crate::error::BenchError;
 use crate::figures::{self, Measured, Plan, Subject};
@@ -17,21 +18,23 @@ use crate::plot::{Below, Plot, Scale, Series};
 use crate::rates::{self, Pace, Rated};
 use crate::report::{Report, by_size};
 use crate::sealed::Sealed;
-use crate::stack::Stack;
+use crate::stack::{Places, Setup, Stack};
 use crate::throughput::Kind;
 
 /// Memory that plain operations go round in one at a time: as much as the sealed ones do.
 const SPAN: usize = 16 << 20;
 /// What is sealed is written once before, in pieces that fill the lease: of at least this many bytes.
 const PIECE: usize = 1 << 20;
-/// Most bytes outstanding, all sizes taken together; both ends have memory for them at once.
-const MAX_OUTSTANDING: usize = 1 << 30;
+/// Most bytes outstanding, all sizes taken together; plain or sealed, both ends have memory for them at once.
+const MAX_OUTSTANDING: usize = 256 << 20;
+/// What a provider's pages and the headers of blocks take of each lease.
+const ROOM: usize = 4 << 20;
 
 const EXAMPLES: &str = "\
 --depth 1 with one lane is timed: each operation from its beginning to its end. Everything deeper is counted by the second.
-What is sealed goes through the library on a lease of an auth daemon and a provider that are started for this, one at a
-time. A sealed operation moves whole blocks of 4096 bytes: what it costs of fewer bytes is mostly that. With --out there
-are sweep-percentiles.svg (of one size), sweep-sizes.svg, sweep-rates.svg and sweep-cost.svg (sealed beside plain).
+What is sealed goes through the library on leases of an auth daemon and a provider that are started for this; many at once
+are reads alone. One at a time, a sealed operation moves whole blocks of 4096 bytes: what it costs of fewer bytes is mostly
+that. With --out there are sweep-percentiles.svg (of one size), sweep-sizes.svg, sweep-rates.svg and sweep-cost.svg.
 
 Examples
   overbank-bench sweep --device soft --out DIR
@@ -90,8 +93,7 @@ impl Wanted {
         }
         let all = shapes.len();
         shapes.retain(|shape| (shape.depth, shape.lanes) != (1, 1));
-        let outstanding: usize =
-            shapes.iter().map(|shape| shape.size * shape.depth as usize * usize::from(shape.lanes)).sum();
+        let outstanding = shapes.iter().map(bytes).sum::<usize>();
         if outstanding > MAX_OUTSTANDING {
             let message = format!(
                 "{outstanding} bytes outstanding of all sizes together are more than {MAX_OUTSTANDING}: lower --size, \
@@ -116,6 +118,11 @@ impl Wanted {
     }
 }
 
+/// All that is outstanding.
+fn bytes(shape: &Shape) -> usize {
+    shape.size * shape.depth as usize * usize::from(shape.lanes)
+}
+
 /// Measures and reports.
 pub(crate) fn run(sweep: &Sweep) -> Result<(), BenchError> {
     let plan = sweep.measuring.plan()?;
@@ -124,8 +131,9 @@ pub(crate) fn run(sweep: &Sweep) -> Result<(), BenchError> {
     let drawn = wanted.drawn(sweep.percentiles_of)?;
     let cpus = sweep.measuring.cpus()?;
     let mut report = Report::new("sweep", cpus, &plan)?;
+    let stack = if sweep.plain { None } else { Some(daemons(sweep, &wanted, cpus)?) };
     if wanted.single {
-        let measured = singles(sweep, &wanted, &plan, cpus, &mut report)?;
+        let measured = singles(sweep, &wanted, stack.as_ref(), &plan, cpus, &mut report)?;
         let names = measured.iter().map(|one| one.name.clone());
         report
             .draw_percentiles_of(&format!("one at a time, {drawn} bytes"), names.filter(|name| has_size(name, drawn)));
@@ -133,7 +141,9 @@ pub(crate) fn run(sweep: &Sweep) -> Result<(), BenchError> {
         costs.note(&mut report);
         report.times(measured)?;
     }
-    let rated = many(sweep, &wanted, &pace, cpus, &mut report)?;
+    let rated = many(sweep, &wanted, stack.as_ref(), &pace, cpus, &mut report)?;
+    let rates = rated.iter().filter_map(|one| Some((one.name.clone(), one.name.strip_prefix("sealed_")?.to_owned())));
+    let sealed_rates: Vec<_> = rates.collect();
     report.rates(rated)?;
     report.ends(&sweep.ends);
     for (name, value) in [("depth", json!(sweep.depth)), ("lanes", json!(sweep.lanes)), ("sealed", json!(!sweep.plain))]
@@ -147,6 +157,10 @@ pub(crate) fn run(sweep: &Sweep) -> Result<(), BenchError> {
         let [sealed, plain] = ["sealed", "plain"].map(|how| single(how, *kind, *size));
         report.ratio(&format!("{sealed} / {plain}"), &sealed, &plain);
     }
+    for (sealed, rest) in &sealed_rates {
+        let plain = format!("plain_{rest}");
+        report.ratio(&format!("{sealed} / {plain}"), sealed, &plain);
+    }
     sweep.measuring.finish(&report)
 }
 
@@ -158,10 +172,20 @@ fn has_size(name: &str, size: usize) -> bool {
     name.rsplit('_').next() == Some(&size.to_string())
 }
 
+/// An auth daemon and a provider that lends enough for all leases at once.
+fn daemons(sweep: &Sweep, wanted: &Wanted, cpus: Cpus) -> Result<Stack, BenchError> {
+    // The header of the smallest block is a sixteenth of it.
+    let leases = wanted.shapes.iter().map(|shape| bytes(shape) / 16 * 17 + ROOM).sum::<usize>() + 2 * SPAN;
+    let mut setup = Setup::new(sweep.ends.peer_device(), Size(leases.next_multiple_of(2 << 20) as u64));
+    setup.places = Some(Places { home: cpus.asker, authd: cpus.asker, provider: cpus.answerer });
+    Stack::set_up(&setup)
+}
+
 /// One at a time, plain and sealed.
 fn singles(
     sweep: &Sweep,
     wanted: &Wanted,
+    stack: Option<&Stack>,
     plan: &Plan,
     cpus: Cpus,
     report: &mut Report,
@@ -174,9 +198,8 @@ fn singles(
         let (own, other) = first.borrow().reach();
         report.setting("mtu", own.path_mtu(&other));
     }
-    let stack = if sweep.plain { None } else { Some(Stack::start(sweep.ends.peer_device(), cpus)?) };
     let largest = wanted.sizes.last().copied().unwrap_or(PIECE).next_power_of_two().max(PIECE);
-    let sealed = match &stack {
+    let sealed = match stack {
         Some(stack) => Some(RefCell::new(Sealed::attach(&stack.config, None, &sweep.ends.device, largest)?)),
         None => None,
     };
@@ -219,6 +242,7 @@ fn bounded(subject: Subject<'_>, size: usize, most: u64) -> Subject<'_> {
 fn many(
     sweep: &Sweep,
     wanted: &Wanted,
+    stack: Option<&Stack>,
     pace: &Pace,
     cpus: Cpus,
     report: &mut Report,
@@ -228,16 +252,34 @@ fn many(
     if let Some((own, other)) = pipelines.first().and_then(|pipeline| pipeline.borrow().reach()) {
         report.setting("mtu", own.path_mtu(&other));
     }
+    let deep = match stack {
+        Some(stack) if wanted.ops.contains(&Kind::Read) => {
+            let start = |&Shape { size, depth, lanes, .. }: &Shape| {
+                Ok(RefCell::new(Deep::start(&stack.config, &sweep.ends.device, size, depth, lanes)?))
+            };
+            wanted.shapes.iter().map(start).collect::<Result<Vec<_>, BenchError>>()?
+        }
+        _ => Vec::new(),
+    };
     let mut subjects = Vec::new();
     for &kind in &wanted.ops {
-        for (&Shape { size, depth, lanes, .. }, pipeline) in wanted.shapes.iter().zip(&pipelines) {
+        for (at, (&Shape { size, depth, lanes, .. }, pipeline)) in wanted.shapes.iter().zip(&pipelines).enumerate() {
             let lanes = if lanes > 1 { format!("x{lanes}") } else { String::new() };
-            let name = format!("{}_x{depth}{lanes}", single("plain", kind, size));
+            let name = |how| format!("{}_x{depth}{lanes}", single(how, kind, size));
             let turn = Box::new(move |pace: &Pace| pipeline.borrow_mut().turn(kind.op(), pace));
-            subjects.push(rates::Subject { name, size, turn });
+            subjects.push(rates::Subject { name: name("plain"), size, turn });
+            if let (Kind::Read, Some(deep)) = (kind, deep.get(at)) {
+                let turn = Box::new(move |pace: &Pace| deep.borrow_mut().turn(pace));
+                subjects.push(rates::Subject { name: name("sealed"), size, turn });
+            }
         }
     }
-    rates::measure(pace, &mut subjects)
+    let rated = rates::measure(pace, &mut subjects)?;
+    drop(subjects);
+    for deep in deep {
+        deep.into_inner().finish()?;
+    }
+    Ok(rated)
 }
 
 /// What sealing costs of each size, by operation.
@@ -351,7 +393,7 @@ mod tests {
             ("--size 0", "--size is 1 to 8388608"),
             ("--size 8388609", "--size is 1 to 8388608"),
             ("--depth 0", "--depth is 1 to 4096"),
-            ("--size 8388608,4194304 --depth 64,128", "bytes outstanding of all sizes together"),
+            ("--size 8388608,4194304 --depth 16,32", "bytes outstanding of all sizes together"),
             ("--size 64 --percentiles-of 65", "--percentiles-of 65 is none of --size"),
         ] {
             let error = wanted(arguments).map(|_| ()).expect_err("refused").to_string();
