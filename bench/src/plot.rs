@@ -160,7 +160,12 @@ impl Plot {
             .draw()?;
         for (at, places) in places.iter().enumerate() {
             let colour = COLOURS[at % COLOURS.len()];
-            chart.draw_series(LineSeries::new(places.iter().copied(), colour.stroke_width(2)))?;
+            if is_dashed(at) {
+                let (dash, gap) = (8, 4);
+                chart.draw_series(DashedLineSeries::new(places.iter().copied(), dash, gap, colour.stroke_width(2)))?;
+            } else {
+                chart.draw_series(LineSeries::new(places.iter().copied(), colour.stroke_width(2)))?;
+            }
             if self.below == Below::Bytes {
                 chart.draw_series(places.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
             }
@@ -177,7 +182,10 @@ impl Plot {
     fn draw_names<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Outcome<DB> {
         for (at, series) in self.series.iter().enumerate() {
             let (colour, y) = (COLOURS[at % COLOURS.len()], 52 + at as i32 * 20);
-            area.draw(&PathElement::new(vec![(4, y), (26, y)], colour.stroke_width(3)))?;
+            let strokes: &[(i32, i32)] = if is_dashed(at) { &[(4, 12), (18, 26)] } else { &[(4, 26)] };
+            for (from, to) in strokes {
+                area.draw(&PathElement::new(vec![(*from, y), (*to, y)], colour.stroke_width(3)))?;
+            }
             let name: String = series.name.chars().take(MOST_LETTERS).collect();
             area.draw(&Text::new(name, (STROKE as i32 - 2, y - 7), ("sans-serif", 16)))?;
         }
@@ -190,6 +198,11 @@ impl Plot {
         let points = series.points.iter().filter(|(_, value)| placed(*value));
         points.map(|(x, value)| (self.below.place(*x), *value)).collect()
     }
+}
+
+/// Whether this line has the colour of one before it.
+fn is_dashed(line: usize) -> bool {
+    line / COLOURS.len() % 2 == 1
 }
 
 /// Where a logarithmic axis has its marks: as many as there is room for, at round numbers.
@@ -252,6 +265,22 @@ mod tests {
         assert_eq!(marks(4.0, 600.0), [5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0]);
         assert_eq!(marks(0.9, 1e9).len(), 10);
         assert_eq!(marks(11.0, 14.0), [0.0; 0]);
+    }
+
+    #[test]
+    fn more_lines_than_colours_are_dashed() {
+        let series =
+            |at: usize| Series { name: format!("line {at}"), points: vec![(64.0, 1.0), (128.0, at as f64 + 2.0)] };
+        let of = |lines: usize| Plot {
+            title: "many".to_owned(),
+            below: Below::Bytes,
+            values: "µs".to_owned(),
+            scale: Scale::Linear,
+            series: (0..lines).map(series).collect(),
+        };
+        // A stroke beside the plot for each of the eight, two for each of the rest.
+        let strokes = |svg: String| svg.matches(r#"stroke-width="3""#).count();
+        assert_eq!([8, 11].map(|lines| strokes(svg(&[of(lines)]).expect("drawn"))), [8, 14]);
     }
 
     #[test]
