@@ -72,7 +72,7 @@ pub(crate) fn run(connect: &Connect) -> Result<(), BenchError> {
 
     let mut report = Report::new("connect", cpus, &plan)?;
     report.times(measured)?;
-    report.setting("device", connect.ends.device.as_str());
+    report.device("device", &connect.ends.device);
     report.setting("peer_device", connect.ends.peer_device());
     report.setting("lanes", lanes.iter().copied().collect::<Vec<_>>());
     report.setting("size", connect.size);

@@ -109,7 +109,7 @@ pub(crate) fn run(grant: &Grant) -> Result<(), BenchError> {
     report.times(measured)?;
     report.setting("size", grant.size.0);
     report.setting("lanes", grant.lanes);
-    report.setting("device", grant.device.as_str());
+    report.device("device", &grant.device);
     report.setting("self_contained", grant.self_contained);
     if grant.self_contained {
         report.setting("requests_per_second", grant.requests_per_second);

@@ -133,7 +133,7 @@ pub(crate) fn run(mixed: &Mixed) -> Result<(), BenchError> {
     report.setting("places", shape.places);
     report.setting("size", mixed.size);
     report.setting("wire_bytes", wire);
-    report.setting("device", mixed.device.as_str());
+    report.device("device", &mixed.device);
     report.setting("self_contained", mixed.self_contained);
     report.ratio("mixed_write / mixed_read", "mixed_write", "mixed_read");
     mixed.measuring.finish(&report)

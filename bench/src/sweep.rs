@@ -230,12 +230,12 @@ fn singles(
 
 /// The same with turns of at most so many bytes.
 fn bounded(subject: Subject<'_>, size: usize, most: u64) -> Subject<'_> {
-    let Subject { name, mut turn } = subject;
+    let Subject { mut turn, .. } = subject;
     let most = (most / size.max(1) as u64).max(1);
     let turn = Box::new(move |plan: &Plan| {
         turn(&Plan { count: plan.count.min(most), warmup: plan.warmup.min(most), ..*plan })
     });
-    Subject { name, turn }
+    Subject { turn, ..subject }
 }
 
 /// Many at a time.
@@ -405,11 +405,10 @@ mod tests {
     fn large_operations_are_fewer() {
         let counts = RefCell::new(Vec::new());
         let count = |size| {
-            let turn = Box::new(|plan: &Plan| {
+            let subject = Subject::at_its_own_pace("a", |plan: &Plan| {
                 counts.borrow_mut().push((plan.count, plan.warmup));
                 Ok(figures::histogram()?.into())
             });
-            let subject = Subject { name: "a".to_owned(), turn };
             let plan = Plan { rounds: 1, count: 100, warmup: 20, per_second: None };
             (bounded(subject, size, 1000).turn)(&plan).expect("a turn");
         };
