@@ -103,7 +103,7 @@ fn what_does_not_fit_is_refused_and_wiped() {
 #[test]
 fn who_loses_interest_leaves_a_lane_that_goes_on() {
     let (_lender, mut lane, bytes) = written();
-    for forget in [false, true, false, true] {
+    for (round, forget) in [false, true, false, true].into_iter().enumerate() {
         let mut buffers = vec![vec![0xa5; SIZE]; 40];
         let mut reads = lane.reads();
         for (at, buffer) in buffers.iter_mut().enumerate().take(if forget { 3 } else { 40 }) {
@@ -114,10 +114,16 @@ fn who_loses_interest_leaves_a_lane_that_goes_on() {
         } else {
             drop(reads);
         }
-        let mut out = vec![0; BYTES];
-        lane.write(7, &bytes[7..2000], soon()).unwrap();
-        lane.read(0, &mut out, soon()).unwrap();
-        assert!(out == bytes);
+        // Bytes that lie elsewhere: what was asked for before has no place in them.
+        let from = 100 * SIZE;
+        let mut out = vec![0; BYTES - from];
+        match forget {
+            true if round == 1 => lane.read(from as u64, &mut out, soon()).unwrap(),
+            true => assert!(all(&mut lane, &[(from, 1000)]).unwrap()[0] == bytes[from..from + 1000]),
+            false => lane.write(from as u64 + 7, &bytes[from + 7..from + 2000], soon()).unwrap(),
+        }
+        lane.read(from as u64, &mut out, soon()).unwrap();
+        assert!(out == bytes[from..]);
         assert!(all(&mut lane, &[(0, BYTES), (3, 5)]).unwrap()[1] == bytes[3..8]);
     }
 }
