@@ -15,6 +15,7 @@ use crate::error::BenchError;
 use crate::figures::{Plan, histogram};
 use crate::peer::Peer;
 use crate::rates::{Pace, Rate};
+use crate::systems::System;
 
 /// How long both ends may take beside what is measured.
 const START: Duration = Duration::from_secs(30);
@@ -64,8 +65,8 @@ pub(crate) enum Wanted {
 
 /// One that is here, ready to be started.
 pub(crate) struct TcpLibrary {
-    /// As it appears in results.
-    pub(crate) name: &'static str,
+    /// As which it appears in results.
+    pub(crate) system: System,
     /// What it says of itself.
     pub(crate) version: String,
     program: PathBuf,
@@ -76,28 +77,33 @@ pub(crate) struct TcpLibrary {
     _dir: Rc<TempDir>,
 }
 
+/// One that is not, and why.
+pub(crate) type Missing = (System, String);
+
 /// What is here of the one that is asked for, and what is missing.
-pub(crate) fn find(wanted: Wanted, cpus: Cpus) -> Result<(Vec<TcpLibrary>, Vec<String>), BenchError> {
+pub(crate) fn find(wanted: Wanted, cpus: Cpus) -> Result<(Vec<TcpLibrary>, Vec<Missing>), BenchError> {
     let (library, variants): (_, &[(_, &[_])]) = match wanted {
-        Wanted::Ucx => (&UCX, &[("ucx_tcp", &["ucx"])]),
-        Wanted::Fabric => (&FABRIC, &[("libfabric_tcp_rxm", &["tcp;ofi_rxm"]), ("libfabric_tcp", &["tcp", "net"])]),
+        Wanted::Ucx => (&UCX, &[(System::UcxTcp, &["ucx"])]),
+        Wanted::Fabric => {
+            (&FABRIC, &[(System::LibfabricTcpRxm, &["tcp;ofi_rxm"]), (System::LibfabricTcp, &["tcp", "net"])])
+        }
     };
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     let dir = Rc::new(tempfile::tempdir().map_err(BenchError::io("make a temporary directory"))?);
     let program = match library.compile(dir.path())? {
         Ok(program) => program,
         Err(reason) => {
-            missing.extend(variants.iter().map(|(name, _)| format!("{name}: {reason}")));
+            missing.extend(variants.iter().map(|&(system, _)| (system, reason.clone())));
             return Ok((found, missing));
         }
     };
-    for &(name, providers) in variants {
+    for &(system, providers) in variants {
         let mut refusal = String::new();
         for &provider in providers {
             match library.version(&program, provider)? {
                 Ok(version) => {
                     let (program, environment, dir) = (program.clone(), library.environment, Rc::clone(&dir));
-                    found.push(TcpLibrary { name, version, program, provider, environment, cpus, _dir: dir });
+                    found.push(TcpLibrary { system, version, program, provider, environment, cpus, _dir: dir });
                     refusal.clear();
                     break;
                 }
@@ -105,7 +111,7 @@ pub(crate) fn find(wanted: Wanted, cpus: Cpus) -> Result<(Vec<TcpLibrary>, Vec<S
             }
         }
         if !refusal.is_empty() {
-            missing.push(format!("{name}: {refusal}"));
+            missing.push((system, refusal));
         }
     }
     Ok((found, missing))
@@ -162,7 +168,7 @@ impl TcpLibrary {
     /// The command of its asking end, for the record.
     pub(crate) fn command(&self, arguments: &[String]) -> String {
         let environment = self.environment.iter().map(|(name, value)| format!("{name}={value} "));
-        format!("{}{} '{}' {}", environment.collect::<String>(), self.name, self.provider, arguments.join(" "))
+        format!("{}{} '{}' {}", environment.collect::<String>(), self.system.name(), self.provider, arguments.join(" "))
     }
 
     /// One turn of single operations.
@@ -210,7 +216,7 @@ impl TcpLibrary {
     }
 
     fn failed(&self, what: &str) -> BenchError {
-        BenchError::Child { program: self.name.to_owned(), what: what.to_owned() }
+        BenchError::Child { program: self.system.name().to_owned(), what: what.to_owned() }
     }
 }
 

@@ -4,8 +4,10 @@
 mod accesses;
 mod adapter;
 mod answer;
+mod borrowed;
 mod compare;
 mod connect;
+mod contest;
 mod counted;
 mod cpus;
 mod deep;
@@ -33,9 +35,11 @@ mod needles;
 mod one_sided;
 mod opening;
 mod options;
+mod own;
 mod parties;
 mod patience;
 mod peer;
+mod peers;
 mod percentiles;
 mod perftest;
 mod ping_pong;
@@ -44,7 +48,9 @@ mod plot;
 mod process;
 mod rates;
 mod raw;
+mod redis;
 mod report;
+mod resp;
 mod revoke;
 mod runs;
 mod seal;
@@ -53,9 +59,12 @@ mod several;
 mod stack;
 mod stamps;
 mod sweep;
+mod systems;
 mod table;
 mod tcp;
 mod throughput;
+mod tied;
+mod tls;
 mod udp;
 mod writer;
 
@@ -87,7 +96,7 @@ enum Command {
     Raw(raw::Raw),
     /// READs and WRITEs of one queue pair or several, many at a time: operations and bytes a second, packets sent again
     Throughput(throughput::Throughput),
-    /// The same beside other programs on the same devices, taking turns
+    /// Sealed and plain reads and writes beside other programs', taking turns
     Compare(compare::Compare),
     /// Plain and sealed, from a few bytes to MiB, one at a time and many: latency, throughput, what sealing costs by size
     Sweep(sweep::Sweep),
@@ -108,6 +117,9 @@ enum Command {
     /// The other end of a measurement
     #[command(hide = true)]
     Answer(answer::Answer),
+    /// Another program, which ends with this one
+    #[command(hide = true)]
+    Tied(tied::Tied),
     /// Who floods
     #[command(hide = true)]
     Flooder(flooder::Flooder),
@@ -138,6 +150,7 @@ fn main() -> ExitCode {
         Command::Revoke(revoke) => revoke::run(&revoke).map(|()| ExitCode::SUCCESS),
         Command::Table(table) => table::run(&table).map(|()| ExitCode::SUCCESS),
         Command::Inspect(inspect) => inspect::run(&inspect),
+        Command::Tied(tied) => tied::run(&tied).map(|()| ExitCode::SUCCESS),
         Command::Answer(answer) => answer::run(&answer).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -1,4 +1,5 @@
-//! perftest, the RDMA community's own measure of a device: its latency tests, started here, on the same devices.
+//! perftest, the RDMA community's own measure of a device: its latency and bandwidth tests, started here, on the same
+//! devices.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
@@ -13,6 +14,7 @@ use crate::ends::{self, Ends};
 use crate::error::BenchError;
 use crate::figures::{Plan, histogram};
 use crate::peer::Peer;
+use crate::rates::Rate;
 
 /// How long its two ends may take to find each other.
 const START: Duration = Duration::from_secs(20);
@@ -26,13 +28,22 @@ pub(crate) enum Test {
     ReadLatency,
     /// WRITEs that each end answers with a WRITE when it sees them; half of each round trip.
     WriteLatency,
+    /// READs, a number outstanding.
+    ReadBandwidth,
+    /// WRITEs, a number outstanding.
+    WriteBandwidth,
 }
+
+/// Most bytes that a turn of a bandwidth test moves.
+const MAX_MOVED: u64 = 1 << 30;
 
 impl Test {
     fn program(self) -> &'static str {
         match self {
             Self::ReadLatency => "ib_read_lat",
             Self::WriteLatency => "ib_write_lat",
+            Self::ReadBandwidth => "ib_read_bw",
+            Self::WriteBandwidth => "ib_write_bw",
         }
     }
 }
@@ -69,21 +80,40 @@ impl Perftest {
     }
 
     /// The command of its asking end, for the record.
-    pub(crate) fn command(&self, test: Test, size: usize, plan: &Plan) -> String {
+    pub(crate) fn command(&self, test: Test, arguments: &[String]) -> String {
         let mut words = vec![test.program().to_owned()];
-        words.extend(self.own.iter().cloned());
-        words.extend(turn_arguments(size, plan, None));
+        words.extend(self.own.iter().chain(arguments).cloned());
         words.push(Ipv4Addr::LOCALHOST.to_string());
         words.join(" ")
     }
 
-    /// One turn: both ends, started, run and ended. Its first operations are the warm-up and do not count.
-    pub(crate) fn turn(&self, test: Test, size: usize, plan: &Plan) -> Result<Histogram<u64>, BenchError> {
+    /// One turn of single operations. Its first are the warm-up and do not count.
+    pub(crate) fn times(&self, test: Test, size: usize, plan: &Plan) -> Result<Histogram<u64>, BenchError> {
+        let said = self.turn(test, &timed(size, plan))?;
+        let times = times(&said);
+        let expected = plan.warmup + plan.count;
+        if (times.len() as u64) < expected {
+            return Err(failed(test, &format!("gave {} times, not {expected}", times.len())));
+        }
+        let mut counted = histogram()?;
+        let counting = times.into_iter().skip(plan.warmup as usize).take(plan.count as usize);
+        counting.for_each(|time| counted.saturating_record(time));
+        Ok(counted)
+    }
+
+    /// One turn of many at once.
+    pub(crate) fn rate(&self, test: Test, size: usize, depth: u32, plan: &Plan) -> Result<Rate, BenchError> {
+        let said = self.turn(test, &rated(size, depth, plan))?;
+        rate(&said).ok_or_else(|| failed(test, "gave no rate"))
+    }
+
+    /// Both ends, started, run and ended: what the asking one said.
+    fn turn(&self, test: Test, arguments: &[String]) -> Result<Vec<String>, BenchError> {
         let dir = tempfile::tempdir().map_err(BenchError::io("make a temporary directory"))?;
         let port = free_port()?;
-        let start = |arguments: &[String], cpu: usize, name: &str, host: Option<Ipv4Addr>| {
+        let start = |device: &[String], cpu: usize, name: &str, host: Option<Ipv4Addr>| {
             let mut command = Command::new(test.program());
-            command.args(arguments).args(turn_arguments(size, plan, Some(port)));
+            command.args(device).args(arguments).args(["-p", &port.to_string()]);
             command.args(host.map(|host| host.to_string())).current_dir(dir.path());
             let errors = dir.path().join(name);
             cpus::started_on(cpu, self.cpus.asker, || Peer::start(command, Some(&errors)))
@@ -102,16 +132,17 @@ impl Perftest {
         let mut client = start(&self.own, self.cpus.asker, "client", Some(Ipv4Addr::LOCALHOST))?;
         let said = client.rest(TURN)?;
         server.rest(START)?;
-        let times = times(&said);
-        let expected = plan.warmup + plan.count;
-        if (times.len() as u64) < expected {
-            return Err(client.failed(&format!("gave {} times, not {expected}", times.len())));
-        }
-        let mut counted = histogram()?;
-        let counting = times.into_iter().skip(plan.warmup as usize).take(plan.count as usize);
-        counting.for_each(|time| counted.saturating_record(time));
-        Ok(counted)
+        Ok(said)
     }
+}
+
+fn failed(test: Test, what: &str) -> BenchError {
+    BenchError::Child { program: test.program().to_owned(), what: what.to_owned() }
+}
+
+/// Whether both ends are on real devices.
+pub(crate) fn fits(ends: &Ends) -> bool {
+    real(&ends.device).is_ok() && real(ends.peer_device()).is_ok()
 }
 
 /// The device that our own end would open, if it is a real one.
@@ -139,12 +170,20 @@ fn arguments(device: &FoundDevice, mtu: usize) -> Result<Vec<String>, BenchError
     Ok(["-d", name, "-i", port, "-x", &gid, "-m", &mtu].map(str::to_owned).to_vec())
 }
 
-/// Its times lie between one operation and the next, so it takes one more than it gives; and at least five.
-fn turn_arguments(size: usize, plan: &Plan, port: Option<u16>) -> Vec<String> {
+/// What both ends are told for single operations. Its times lie between one operation and the next, so it takes one more
+/// than it gives; and at least five.
+pub(crate) fn timed(size: usize, plan: &Plan) -> Vec<String> {
     let iterations = (plan.warmup + plan.count + 1).max(5).to_string();
-    let mut words = ["-s", &size.to_string(), "-n", &iterations, "-F", "--report-unsorted"].map(str::to_owned).to_vec();
-    words.extend(port.into_iter().flat_map(|port| ["-p".to_owned(), port.to_string()]));
-    words
+    ["-s", &size.to_string(), "-n", &iterations, "-F", "--report-unsorted"].map(str::to_owned).to_vec()
+}
+
+/// What both ends are told for many at once: as many operations as single ones, but no more bytes than a gibibyte, and
+/// enough that the beginning and the end are a small part. Its own period (-D) is of whole seconds, with margins.
+pub(crate) fn rated(size: usize, depth: u32, plan: &Plan) -> Vec<String> {
+    let most = (MAX_MOVED / size.max(1) as u64).max(1);
+    let iterations = plan.count.min(most).max(8 * u64::from(depth)).to_string();
+    let (size, depth) = (size.to_string(), depth.to_string());
+    ["-s", &size, "-n", &iterations, "-t", &depth, "-F", "--noPeak"].map(str::to_owned).to_vec()
 }
 
 /// The times in what it printed, in nanoseconds and in order: the lines "NUMBER, MICROSECONDS" below "#, usec".
@@ -158,15 +197,31 @@ fn times(said: &[String]) -> Vec<u64> {
     said.iter().skip_while(|line| !line.starts_with("#, usec")).skip(1).map_while(time).collect()
 }
 
+/// The rate in what it printed: below "#bytes" stand the size, the number of operations, the peak, the mean, and millions
+/// of operations a second.
+fn rate(said: &[String]) -> Option<Rate> {
+    let mut lines = said.iter().skip_while(|line| !line.trim_start().starts_with("#bytes"));
+    let head = lines.next()?;
+    let fields: Vec<&str> = lines.next()?.split_whitespace().collect();
+    let [_, operations, _, _, millions] = fields[..] else { return None };
+    let (operations, millions) = (operations.parse::<u64>().ok()?, millions.parse::<f64>().ok()?);
+    let right = head.trim_end().ends_with("MsgRate[Mpps]") && millions.is_finite() && millions > 0.0;
+    right.then(|| Rate {
+        operations,
+        nanoseconds: (operations as f64 * 1000.0 / millions).round() as u64,
+        packets: None,
+    })
+}
+
 /// A TCP port that nobody has at the moment.
-fn free_port() -> Result<u16, BenchError> {
+pub(crate) fn free_port() -> Result<u16, BenchError> {
     let failed = || BenchError::io("find a free TCP port");
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed())?;
     Ok(listener.local_addr().map_err(failed())?.port())
 }
 
 /// Whether somebody listens there. Asked of the kernel: a connection would be taken for the client's.
-fn listens(port: u16) -> bool {
+pub(crate) fn listens(port: u16) -> bool {
     const LISTEN: &str = "0A";
     let port = format!(":{port:04X}");
     ["/proc/net/tcp", "/proc/net/tcp6"].iter().any(|path| {
@@ -189,6 +244,26 @@ mod tests {
             assert!(times(&["#, usec".to_owned(), bad.to_owned()]).is_empty(), "{bad}");
         }
         assert!(times(&["1, 5".to_owned()]).is_empty());
+    }
+
+    #[test]
+    fn its_rate_is_read_from_the_line_below_the_head() {
+        let head = " #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]";
+        let said = |line: &str| rate(&["---", head, line, "---"].map(str::to_owned));
+        let found = said(" 65536      1000             0.00               443.21 \t\t   0.007091").expect("a rate");
+        assert_eq!((found.operations, found.nanoseconds), (1000, 141_023_833));
+        for bad in ["", " 65536 1000 0.00 443.21", " 65536 1000 0.00 443.21 0.000000", " 65536 1000 0.00 443.21 nan"] {
+            assert!(said(bad).is_none(), "{bad}");
+        }
+        assert!(rate(&[" 1 2 3 4 5".to_owned()]).is_none());
+    }
+
+    #[test]
+    fn large_operations_are_fewer_and_more_than_are_outstanding() {
+        let plan = Plan { rounds: 1, count: 20_000, warmup: 0, per_second: None };
+        assert_eq!(rated(64, 16, &plan).join(" "), "-s 64 -n 20000 -t 16 -F --noPeak");
+        assert_eq!(rated(1 << 20, 16, &plan)[3], "1024");
+        assert_eq!(rated(8 << 20, 32, &plan)[3], "256");
     }
 
     #[test]

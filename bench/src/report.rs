@@ -46,10 +46,13 @@ pub(crate) struct Report {
     pub(crate) settings: Map<String, Value>,
     /// Why the figures may not mean what they seem to.
     pub(crate) warnings: Vec<String>,
-    /// By subject.
+    /// By subject. Where there is a list, that is called `results`, and this `subjects`.
     pub(crate) results: Map<String, Value>,
     /// Figures of this run divided by each other.
     pub(crate) ratios: Map<String, Value>,
+    /// By what was compared, where it was.
+    #[serde(skip)]
+    pub(crate) list: Option<Vec<Value>>,
     #[serde(skip)]
     measured: Vec<Measured>,
     #[serde(skip)]
@@ -84,6 +87,7 @@ impl Report {
             warnings,
             results: Map::new(),
             ratios: Map::new(),
+            list: None,
             measured: Vec::new(),
             rated: Vec::new(),
             percentiles_of: None,
@@ -185,7 +189,16 @@ impl Report {
     }
 
     fn json(&self) -> Result<String, BenchError> {
-        let text = serde_json::to_string_pretty(self).map_err(|error| BenchError::Histogram(error.to_string()))?;
+        let text = match &self.list {
+            None => serde_json::to_string_pretty(self),
+            Some(list) => {
+                let mut report = value(self)?;
+                report["subjects"] = report["results"].take();
+                report["results"] = json!(list);
+                serde_json::to_string_pretty(&report)
+            }
+        };
+        let text = text.map_err(|error| BenchError::Histogram(error.to_string()))?;
         Ok(text + "\n")
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::BenchError;
 use crate::kept;
@@ -32,12 +32,33 @@ const MISSING: &str = "not measured";
 /// Prints the tables.
 pub(crate) fn run(table: &Table) -> Result<(), BenchError> {
     let read = |command: &str| kept::value(&table.dir, command).map(|report| report.unwrap_or(Value::Null));
-    let reports = Reports { raw: read("raw")?, compare: read("compare")?, throughput: read("throughput")? };
+    let compare = by_subject(read("compare")?);
+    let reports = Reports { raw: read("raw")?, compare, throughput: read("throughput")? };
     if [&reports.raw, &reports.compare, &reports.throughput].iter().all(|report| report.is_null()) {
         return Err(BenchError::Usage(format!("{} holds no report", table.dir.display())));
     }
     print!("{}", reports.markdown());
     Ok(())
+}
+
+/// A report whose results are a list, as one that has them by subject, with our plain operations alone and by the name
+/// that they had there. One that is like that is left as it is.
+fn by_subject(mut report: Value) -> Value {
+    let Some(Value::Object(subjects)) = report.get_mut("subjects").map(Value::take) else { return report };
+    let rows = report["results"].as_array().into_iter().flatten();
+    let plain: Vec<_> =
+        rows.filter(|row| row["system"] == "overbank-raw").filter_map(|row| row["subject"].as_str()).collect();
+    let own = |name: &str| {
+        let rest = name.strip_prefix("overbank_raw_").filter(|_| plain.contains(&name))?;
+        Some(format!("overbank_{rest}"))
+    };
+    let named = |(name, figures): (String, Value)| {
+        let name = if name.starts_with("overbank_") { own(&name)? } else { name };
+        Some((name, figures))
+    };
+    let results: Map<_, _> = subjects.into_iter().filter_map(named).collect();
+    report["results"] = Value::Object(results);
+    report
 }
 
 /// One line of the first table.
@@ -330,6 +351,33 @@ mod tests {
             "| read 4096 x32, lost 1% | 150000 | 0.5 | 0.50 |",
         ] {
             assert!(text.contains(line), "{line}\n in \n{text}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_results_is_read_like_those_by_subject() {
+        let row = |system: &str, subject: &str| json!({ "system": system, "subject": subject });
+        let report = json!({
+            "rounds": 3,
+            "results": [
+                row("overbank-raw", "overbank_raw_read_64"),
+                row("overbank-raw-stride", "overbank_raw_read_4128"),
+                row("overbank-sealed", "overbank_sealed_read_64"),
+                row("ucx-tcp", "ucx_tcp_read_64"),
+            ],
+            "subjects": {
+                "overbank_raw_read_64": { "p50_ns": 1 }, "overbank_raw_read_4128": { "p50_ns": 2 },
+                "overbank_sealed_read_64": { "p50_ns": 3 }, "ucx_tcp_read_64": { "p50_ns": 4 },
+            },
+        });
+        let report = by_subject(report);
+        assert_eq!(
+            report["results"],
+            json!({ "overbank_read_64": { "p50_ns": 1 }, "ucx_tcp_read_64": { "p50_ns": 4 } })
+        );
+        assert_eq!(report["rounds"], 3);
+        for old in [json!({ "results": { "overbank_read_64": { "p50_ns": 1 } } }), Value::Null] {
+            assert_eq!(by_subject(old.clone()), old);
         }
     }
 

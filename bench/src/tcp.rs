@@ -69,7 +69,8 @@ pub(crate) fn answer(ready: impl FnOnce(SocketAddr)) -> Result<(), BenchError> {
     }
 }
 
-fn polled(stream: &TcpStream) -> Result<(), BenchError> {
+/// Without delay, and not blocking.
+pub(crate) fn polled(stream: &TcpStream) -> Result<(), BenchError> {
     stream.set_nodelay(true).map_err(BenchError::io("switch off Nagle's delay"))?;
     blocking(stream, false)
 }

@@ -1,6 +1,7 @@
-//! Other libraries' ends beside ours, for a moment: that they take their turns, that wrong bytes and lost ends are seen,
-//! and that what is missing is named.
+//! Other programs' and libraries' ends beside ours, for a moment: that they take their turns, that lost ends are seen and
+//! none is left behind, and that what is missing is named.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,10 +24,33 @@ fn alone() -> MutexGuard<'static, ()> {
 
 const SHORT: [&str; 6] = ["--rounds", "1", "--count", "50", "--warmup", "10"];
 
+fn report(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", said(output));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Why there can be no sealed operations.
+fn no_daemons() -> Option<&'static str> {
+    let program = Path::new(env!("CARGO_BIN_EXE_overbank-bench"));
+    let all = ["overbank", "overbank-authd", "overbank-provider"];
+    (!all.iter().all(|other| program.with_file_name(other).exists()))
+        .then_some("the daemons are not built (cargo build --workspace)")
+}
+
+/// Why Redis cannot be compared with here.
+fn no_redis() -> Option<&'static str> {
+    let runs = |program: &str, argument: &str| Command::new(program).arg(argument).output().is_ok();
+    if !runs("redis-server", "--version") {
+        return Some("redis-server is not installed");
+    }
+    (!runs("openssl", "version")).then_some("openssl is not installed")
+}
+
 #[test]
 fn libraries_over_tcp_take_their_turns() {
     let _alone = alone();
-    let mut arguments = vec!["--peers", "ucx-tcp,libfabric-tcp", "--size", "1,20000", "--depth", "16", "--json"];
+    let mut arguments = vec!["--ours", "raw", "--peers", "ucx-tcp,libfabric-tcp,libfabric-tcp-rxm"];
+    arguments.extend(["--size", "1,20000", "--depth", "16", "--json"]);
     arguments.extend(["--seconds", "0.05", "--warmup-seconds", "0.01"]);
     arguments.extend(SHORT);
     let output = compare(&arguments).output().expect("the program runs");
@@ -34,28 +58,126 @@ fn libraries_over_tcp_take_their_turns() {
         println!("SKIPPED compare with libraries: {}", said(&output).trim());
         return;
     }
-    assert!(output.status.success(), "{}", said(&output));
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let report = report(&output);
     let missing = report["settings"]["missing"].to_string();
-    for library in ["ucx_tcp", "libfabric_tcp_rxm", "libfabric_tcp"] {
-        if missing.contains(&format!("{library}: ")) {
-            println!("SKIPPED compare with {library}: {missing}");
+    for system in ["ucx-tcp", "libfabric-tcp-rxm", "libfabric-tcp"] {
+        let library = system.replace('-', "_");
+        if missing.contains(&format!("{system}: ")) {
+            println!("SKIPPED compare with {system}: {missing}");
             continue;
         }
-        assert!(!report["settings"][library].as_str().expect("a version").is_empty());
+        assert!(!report["settings"][&library].as_str().expect("a version").is_empty());
         for operation in ["read_1", "read_20000", "write_1", "write_20000"] {
-            assert_eq!(report["results"][format!("{library}_{operation}")]["count"], 50, "{library} {operation}");
+            assert_eq!(report["subjects"][format!("{library}_{operation}")]["count"], 50, "{library} {operation}");
             for suffix in ["", "_x16"] {
-                let ratio = format!("overbank_{operation}{suffix} / {library}_{operation}{suffix}");
+                let ratio = format!("overbank_raw_{operation}{suffix} / {library}_{operation}{suffix}");
                 assert!(report["ratios"][&ratio].as_f64().expect("a ratio") > 0.0, "{ratio}");
             }
-            let rate = &report["results"][format!("{library}_{operation}_x16")];
+            let rate = &report["subjects"][format!("{library}_{operation}_x16")];
             assert_eq!(rate["rounds"].as_array().expect("rounds").len(), 1, "{library} {operation}");
         }
         let commands = report["settings"]["peer_commands"].to_string();
-        assert!(commands.contains(&format!("{library} ")), "{commands}");
+        assert!(commands.contains(&format!("{system} ")), "{commands}");
     }
-    assert!(report["results"].get("overbank_ping_pong_1").is_none(), "nobody else has a ping-pong");
+    assert!(report["subjects"].get("overbank_raw_ping_pong_1").is_none(), "nobody else has a ping-pong");
+    let sealed = report["results"].as_array().expect("a list").iter().filter(|row| row["system"] == "overbank-sealed");
+    assert_eq!(sealed.count(), 0, "nobody asked for it");
+}
+
+/// The contract of `results`: every system, operation, size and depth has its row, and what was not measured is null.
+#[test]
+fn sealed_plain_and_redis_stand_in_one_list() {
+    if let Some(reason) = no_daemons().or(no_redis()) {
+        println!("SKIPPED compare with redis: {reason}");
+        return;
+    }
+    let _alone = alone();
+    let mut arguments = vec!["--peers", "redis-tcp,redis-tls", "--size", "64,5000", "--depth", "4", "--json"];
+    arguments.extend(["--seconds", "0.05", "--warmup-seconds", "0.01"]);
+    arguments.extend(SHORT);
+    let report = report(&compare(&arguments).output().expect("the program runs"));
+    let rows = report["results"].as_array().expect("a list");
+    let mut seen = 0;
+    for (system, depths) in [
+        ("overbank-sealed", &[1, 4][..]),
+        ("overbank-raw", &[1, 4]),
+        ("overbank-raw-stride", &[1]),
+        ("redis-tcp", &[1, 4]),
+        ("redis-tls", &[1, 4]),
+    ] {
+        for op in ["read", "write"] {
+            for (size, single, many) in [(64, 4128, 4128 / 4), (5000, 2 * 4128, 5 * 4128 / 4)] {
+                for &depth in depths {
+                    let is = |row: &&serde_json::Value| {
+                        row["system"] == system && row["op"] == op && row["size"] == size && row["depth"] == depth
+                    };
+                    let found: Vec<_> = rows.iter().filter(is).collect();
+                    let [row] = found[..] else { panic!("{system} {op} {size} {depth}: {found:?}") };
+                    seen += 1;
+                    let sealed = ["overbank-sealed", "overbank-raw-stride"].contains(&system);
+                    let moved = if depth == 1 || op == "read" { single } else { many };
+                    assert_eq!(row["moved_bytes"], if sealed { moved } else { size }, "{row}");
+                    for (field, at) in [("p50_us", 1), ("p99_us", 1), ("p999_us", 1), ("gib_per_s", 4), ("per_s", 4)] {
+                        assert_eq!(row[field].as_f64().is_some(), depth == at, "{field} in {row}");
+                    }
+                    let rounds = if depth == 1 { "p50_us_by_round" } else { "per_s_by_round" };
+                    assert_eq!(row[rounds].as_array().expect("rounds").len(), 1, "{row}");
+                    let subject = &report["subjects"][row["subject"].as_str().expect("a subject")];
+                    assert!(subject["p50_ns"].is_u64() || subject["per_second"].is_u64(), "{row}");
+                    let command = row["command"].as_str().expect("a command");
+                    let wanted = if system.starts_with("redis") {
+                        "redis-server /"
+                    } else {
+                        "overbank-bench compare --device soft"
+                    };
+                    assert!(command.starts_with(wanted), "{command}");
+                    assert_eq!(command.contains("--tls-port"), system == "redis-tls", "{command}");
+                    assert!(!row["not_alike"].as_str().expect("a statement").is_empty(), "{row}");
+                }
+            }
+        }
+    }
+    assert_eq!(rows.iter().filter(|row| row["op"] != "ping_pong").count(), seen, "nothing else");
+    for ratio in [
+        "overbank_sealed_read_64 / redis_tcp_read_64",
+        "overbank_sealed_write_5000_x4 / redis_tls_write_5000_x4",
+        "overbank_sealed_read_64 / overbank_raw_read_4128",
+        "overbank_raw_read_64 / redis_tls_read_64",
+    ] {
+        assert!(report["ratios"][ratio].as_f64().is_some_and(|ratio| ratio > 0.0), "{ratio} in {}", report["ratios"]);
+    }
+    assert!(report["settings"]["redis_tls"].as_str().expect("a version").contains("Redis"));
+    assert!(report["settings"]["missing"].is_null(), "{}", report["settings"]["missing"]);
+}
+
+#[test]
+fn redis_ends_with_its_comparison_and_ends_it_where_it_stops() {
+    if let Some(reason) = no_redis() {
+        println!("SKIPPED end of redis: {reason}");
+        return;
+    }
+    let _alone = alone();
+    let arguments = ["--ours", "raw", "--peers", "redis-tcp", "--size", "64", "--op", "read", "--count", "100000"];
+    let start = || {
+        let mut bench = compare(&arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("runs");
+        let server = wait_for(Duration::from_secs(60), || {
+            assert!(bench.try_wait().expect("a child").is_none(), "it ended too early");
+            child_of(bench.id(), |words| words[0].contains("redis-server 127.0.0.1:"))
+        });
+        (bench, server)
+    };
+    let (mut bench, server) = start();
+    bench.kill().expect("killed");
+    bench.wait().expect("gone");
+    let gone = || (!Path::new("/proc").join(&server).exists() || is_zombie(&server)).then_some(());
+    wait_for(Duration::from_secs(10), gone);
+
+    let (mut bench, server) = start();
+    assert!(Command::new("kill").args(["-STOP", &server]).status().expect("kill runs").success());
+    // It waits for the answer, then for the server's end.
+    let status = wait_for(Duration::from_secs(60), || bench.try_wait().expect("a child"));
+    assert_eq!(status.code(), Some(1));
+    assert!(!Path::new("/proc").join(&server).exists(), "it is left behind");
 }
 
 #[test]
@@ -67,7 +189,7 @@ fn an_answering_library_that_stops_ends_the_comparison() {
             println!("SKIPPED stopped end of {peer}: there is no {header}");
             continue;
         }
-        let arguments = ["--peers", peer, "--size", "64", "--op", "read", "--rounds", "1"];
+        let arguments = ["--ours", "raw", "--peers", peer, "--size", "64", "--op", "read", "--rounds", "1"];
         let mut bench = compare(&arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("runs");
         let server = wait_for(Duration::from_secs(60), || server_of(bench.id()));
         // Worse than dead: its connection stays.
@@ -80,12 +202,23 @@ fn an_answering_library_that_stops_ends_the_comparison() {
 
 /// The process beneath this one that answers for a library.
 fn server_of(parent: u32) -> Option<String> {
+    child_of(parent, |words| words.get(3).is_some_and(|word| word == "server"))
+}
+
+/// The process beneath this one with such a command line.
+fn child_of(parent: u32, is: impl Fn(&[String]) -> bool) -> Option<String> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
-    let answers = |pid: &&str| {
+    let wanted = |pid: &&str| {
         let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        words.split('\0').nth(3) == Some("server")
+        is(&words.split('\0').map(str::to_owned).collect::<Vec<_>>())
     };
-    children.split_whitespace().find(answers).map(str::to_owned)
+    children.split_whitespace().find(wanted).map(str::to_owned)
+}
+
+/// Dead, and nobody took note: where no process takes over orphans.
+fn is_zombie(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
 fn wait_for<T>(time: Duration, mut look: impl FnMut() -> Option<T>) -> T {
@@ -101,11 +234,65 @@ fn wait_for<T>(time: Duration, mut look: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn what_is_missing_is_named() {
-    let output = compare(&["--peers", "ucx-tcp,libfabric-tcp"]).env("CC", "/no/such/compiler").output().expect("runs");
+    let bare = |arguments: &[&str]| {
+        let mut command = compare(arguments);
+        command.env("CC", "/no/such/compiler").env("PATH", "/no/such/directory").output().expect("runs")
+    };
+    // Asked for by name.
+    let peers = "ucx-tcp,libfabric-tcp,libfabric-tcp-rxm,redis-tcp,redis-tls,perftest";
+    let output = bare(&["--peers", peers]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    for name in ["ucx_tcp: ", "libfabric_tcp_rxm: ", "libfabric_tcp: ", "/no/such/compiler"] {
+    for name in peers.split(',').chain(["/no/such/compiler", "no redis-server", "needs a real RDMA device"]) {
         assert!(said(&output).contains(name), "{}", said(&output));
     }
+    // All there are: none, but ours are two.
+    let output = bare(&["--ours", "raw", "--op", "read"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("nothing to compare with"), "{}", said(&output));
+    if let Some(reason) = no_daemons() {
+        println!("SKIPPED compare with what is missing: {reason}");
+        return;
+    }
+    let mut arguments = vec!["--size", "64", "--op", "read,ping-pong", "--json"];
+    arguments.extend(SHORT);
+    let _alone = alone();
+    let report = report(&bare(&arguments));
+    let systems: Vec<_> =
+        report["results"].as_array().expect("a list").iter().map(|row| row["system"].as_str()).collect();
+    assert_eq!(
+        systems,
+        ["overbank-raw", "overbank-raw-stride", "overbank-sealed"].map(Some),
+        "a ping-pong has only one"
+    );
+    let (missing, warnings) = (report["settings"]["missing"].to_string(), report["warnings"].to_string());
+    for name in ["ucx-tcp: ", "libfabric-tcp: ", "libfabric-tcp-rxm: ", "redis-tcp: ", "redis-tls: "] {
+        assert!(
+            missing.contains(name) && warnings.contains(&format!("not compared with {name}")),
+            "{missing} {warnings}"
+        );
+    }
+    assert!(!missing.contains("perftest"), "it does not fit the device: {missing}");
+}
+
+#[test]
+fn what_of_several_is_missing_is_named_in_the_result() {
+    if let Some(reason) = no_redis() {
+        println!("SKIPPED compare without openssl: {reason}");
+        return;
+    }
+    let _alone = alone();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = std::env::var_os("PATH").expect("a path");
+    let server = std::env::split_paths(&path).map(|dir| dir.join("redis-server")).find(|path| path.exists());
+    std::os::unix::fs::symlink(server.expect("it ran"), dir.path().join("redis-server")).expect("a link");
+    let mut arguments =
+        vec!["--ours", "raw", "--peers", "redis-tls,redis-tcp", "--size", "64", "--op", "read", "--json"];
+    arguments.extend(SHORT);
+    let report = report(&compare(&arguments).env("PATH", dir.path()).output().expect("runs"));
+    let missing = report["settings"]["missing"].to_string();
+    assert!(missing.contains("redis-tls: there is no openssl") && !missing.contains("redis-tcp"), "{missing}");
+    assert_eq!(report["settings"]["peers"], serde_json::json!(["redis-tcp"]));
+    assert!(report["ratios"]["overbank_raw_read_64 / redis_tcp_read_64"].is_f64(), "{}", report["ratios"]);
 }
 
 #[test]
@@ -126,7 +313,10 @@ fn what_cannot_be_compared_is_refused() {
         (&["--peers", "ucx-tcp", "--size", "0"][..], "--size is 1 to"),
         (&["--peers", "ucx-tcp", "--depth", "0"], "--depth is 1 to"),
         (&["--peers", "ucx-tcp", "--depth", "1", "--seconds", "0"], "--seconds 0.001 to"),
+        (&["--peers", "ucx-tcp", "--depth", "4097"], "--depth is 1 to"),
+        (&["--peers", "ucx-tcp", "--rate", "1000"], "--rate is not for compare"),
         (&["--peers", "ucx"], "invalid value 'ucx'"),
+        (&["--peers", "overbank-raw"], "invalid value 'overbank-raw'"),
     ] {
         let output = compare(arguments).output().expect("runs");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", said(&output));

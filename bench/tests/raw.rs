@@ -92,7 +92,7 @@ fn what_cannot_be_measured_is_refused() {
         ),
         (&["floor", "--count", "1", "--rate", "1000"], "--rate cannot be kept by memcpy_hot, memcpy_random:"),
         (&["seal", "--size", "512", "--rate", "1000"], "--rate cannot be kept by seal_512, open_512,"),
-        (&["compare", "--device", "soft"], "perftest"),
+        (&["compare", "--device", "soft", "--peers", "perftest"], "perftest needs a real RDMA device"),
         (&["compare", "--peers", "nobody"], "invalid value 'nobody'"),
     ] {
         let output = bench(arguments);
@@ -116,16 +116,22 @@ fn perftest_takes_its_turns_on_the_same_device() {
         println!("SKIPPED compare: perftest is not installed");
         return;
     }
-    let mut arguments = vec!["compare", "--device", &device, "--size", "64"];
+    let mut arguments = vec!["compare", "--device", &device, "--ours", "raw", "--peers", "perftest", "--size", "64"];
+    arguments.extend(["--depth", "4", "--seconds", "0.1", "--warmup-seconds", "0.01"]);
     arguments.extend(SHORT);
     let report = report(&bench(&arguments));
     for name in ["read_64", "ping_pong_64"] {
-        for program in ["overbank", "perftest"] {
-            let figures = &report["results"][format!("{program}_{name}")];
+        for program in ["overbank_raw", "perftest"] {
+            let figures = &report["subjects"][format!("{program}_{name}")];
             assert_eq!(figures["count"], 40, "{program}_{name}");
             assert!(figures["p50_ns"].as_u64().expect("a number") > 0, "{program}_{name}");
         }
-        let ratio = format!("overbank_{name} / perftest_{name}");
+        let ratio = format!("overbank_raw_{name} / perftest_{name}");
+        assert!(report["ratios"][&ratio].is_f64(), "{ratio}");
+    }
+    for name in ["read_64_x4", "write_64_x4"] {
+        assert!(report["subjects"][format!("perftest_{name}")]["per_second"].as_u64().expect("a number") > 0, "{name}");
+        let ratio = format!("overbank_raw_{name} / perftest_{name}");
         assert!(report["ratios"][&ratio].is_f64(), "{ratio}");
     }
     let commands = report["settings"]["peer_commands"].as_array().expect("commands").clone();
