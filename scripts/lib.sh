@@ -57,6 +57,19 @@ try_packages() {
 }
 missing=()
 
+# Redis, without a service of it running from then on: Debian's package redis-server starts one, and its program is a link to
+# one of redis-tools. Status 1, and $missing, as try_packages.
+try_redis() {
+    local tools
+    tools=$(target_dir)/tools
+    [ ! -x "$tools/redis-server" ] || PATH=$PATH:$tools
+    ! command -v redis-server >/dev/null || return 0
+    try_packages redis-check-rdb:redis-tools || return 1
+    mkdir -p "$tools"
+    ln -sf "$(command -v redis-check-rdb)" "$tools/redis-server"
+    PATH=$PATH:$tools
+}
+
 apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
