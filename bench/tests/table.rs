@@ -41,6 +41,12 @@ fn what_was_kept_makes_a_table() {
     }
     assert!(line("| READ of 64 B, one outstanding, beside UCX").contains("not measured"));
 
+    let list = r#"{ "results": [{ "system": "overbank-raw", "subject": "overbank_raw_read_64" }],
+        "subjects": { "overbank_raw_read_64": { "p50_ns": 5000, "p99_ns": 6000 }, "ucx_tcp_read_64": { "p50_ns": 10000 } } }"#;
+    std::fs::write(dir.path().join("compare.json"), list).expect("written");
+    let text = String::from_utf8(bench(&["table", out]).stdout).expect("UTF-8");
+    assert!(text.contains("beside UCX, tcp | 5.00 / 10.00 µs = 0.50 | below 1 | holds |"), "{text}");
+
     std::fs::write(dir.path().join("compare.json"), "{").expect("written");
     let output = bench(&["table", out]);
     assert_eq!(output.status.code(), Some(2));
