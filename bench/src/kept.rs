@@ -88,6 +88,8 @@ pub(crate) fn read(dir: &Path, command: &str) -> Result<Option<Kept>, BenchError
         format: Option<u64>,
         command: Option<String>,
         machine: Option<Map<String, Value>>,
+        /// Where the results are a list.
+        subjects: Option<Value>,
     }
     let head: Head = parse(&path, &bytes)?;
     let refuse = |why: String| Err(BenchError::Usage(format!("{} {why}", path.display())));
@@ -106,7 +108,14 @@ pub(crate) fn read(dir: &Path, command: &str) -> Result<Option<Kept>, BenchError
         }
         None => return refuse("is no report: it names no command".to_owned()),
     }
-    let kept: Kept = parse(&path, &bytes)?;
+    let kept: Kept = match head.subjects {
+        None => parse(&path, &bytes)?,
+        Some(subjects) => {
+            let mut whole: Value = parse(&path, &bytes)?;
+            whole["results"] = subjects;
+            parse(&path, whole.to_string().as_bytes())?
+        }
+    };
     let rounds = kept.subjects().filter_map(|(_, figures)| figures.by_round()).map(|(_, rounds)| rounds.len());
     let rounds: usize = rounds.sum();
     if kept.results.len() > MAX_RESULTS || rounds > MAX_ROUNDS {
@@ -189,6 +198,15 @@ mod tests {
         }
         let deep = format!(r#"{{ "command": "raw", "settings": {} }}"#, "[".repeat(100_000));
         assert!(said(&deep).contains("is no report"), "{}", said(&deep));
+    }
+
+    #[test]
+    fn where_results_are_a_list_they_are_read_by_subject() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = r#"{ "command": "compare", "results": [{ "system": "a" }], "subjects": { "a": { "p50_ns_by_round": [7] } } }"#;
+        std::fs::write(dir.path().join("compare.json"), text).expect("written");
+        let kept = read(dir.path(), "compare").expect("a report").expect("one");
+        assert_eq!(kept.results["a"].by_round(), Some((Measure::Time, &[7][..])));
     }
 
     #[test]
