@@ -57,7 +57,11 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     };
     let sealed = Sealed::attach(&config, latency.lease, &latency.device, latency.size)?;
     let wire = sealed.wire_bytes();
-    let floor = if latency.with_floor { Some(Floor::start(&latency.device, wire, cpus)?) } else { None };
+    let floor = if latency.with_floor {
+        Some(Floor::start(&latency.device, wire, sealed.places() as usize, cpus)?)
+    } else {
+        None
+    };
 
     let sealed = RefCell::new(sealed);
     let mut subjects = vec![
@@ -66,6 +70,8 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     ];
     if let Some(floor) = &floor {
         subjects.extend([
+            Subject::timed("unsealed_read", || sealed.borrow_mut().unsealed(Op::Read)),
+            Subject::timed("unsealed_write", || sealed.borrow_mut().unsealed(Op::Write)),
             Subject::timed("raw_read", || floor.raw.borrow_mut().once(Op::Read)),
             Subject::timed("udp_read", || floor.udp.borrow_mut().exchange(HEAD, wire)),
             Subject::timed("udp_write", || floor.udp.borrow_mut().exchange(wire, HEAD)),
@@ -82,13 +88,12 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     report.device("device", &latency.device);
     report.setting("self_contained", latency.self_contained);
     report.ratio("sealed_read / udp_read", "sealed_read", "udp_read");
+    report.ratio("sealed_read / unsealed_read", "sealed_read", "unsealed_read");
+    report.ratio("sealed_write / unsealed_write", "sealed_write", "unsealed_write");
     report.ratio("sealed_read / raw_read", "sealed_read", "raw_read");
     report.ratio("sealed_write / udp_write", "sealed_write", "udp_write");
     latency.measuring.finish(&report)
 }
-
-/// Memory that the raw READs go round in, like the sealed ones.
-const SPAN: usize = 4 << 20;
 
 /// What the sealed operations are compared with.
 struct Floor {
@@ -98,14 +103,14 @@ struct Floor {
 }
 
 impl Floor {
-    fn start(device: &str, wire: usize, cpus: Cpus) -> Result<Self, BenchError> {
+    fn start(device: &str, wire: usize, places: usize, cpus: Cpus) -> Result<Self, BenchError> {
         if wire > MAX_DATAGRAM {
             let message =
                 format!("--with-floor compares with one datagram, and {wire} bytes are more than its {MAX_DATAGRAM}");
             return Err(BenchError::Usage(message));
         }
         let (udp_peer, udp) = answer::start(Kind::Udp, cpus)?;
-        let raw = RefCell::new(OneSided::start(&Ends::on(device), wire, SPAN, cpus)?);
+        let raw = RefCell::new(OneSided::start(&Ends::on(device), wire, wire * places, cpus)?);
         Ok(Self { raw, udp: RefCell::new(UdpPing::connect(udp)?), _udp_peer: udp_peer })
     }
 }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use overbank::{AttachOptions, Client, Config, Lease, LeaseId, LeaseRequest};
+use overbank_verbs::{Done, Op, Transfer, WcStatus};
 
 use crate::ends::SPIN;
 use crate::error::BenchError;
+use crate::patience::Patience;
 
 /// Bytes that operations go round in.
 const SPAN: u64 = 16 << 20;
@@ -21,6 +23,7 @@ pub(crate) struct Sealed {
     /// Bytes that operations go round in.
     span: u64,
     next: u64,
+    done: Vec<Done>,
     /// Given back at the end, where the lease was made here.
     own: Option<Client>,
 }
@@ -33,7 +36,13 @@ impl Sealed {
         device: &str,
         size: usize,
     ) -> Result<Self, BenchError> {
-        let mut sealed = Self::empty(config, lease, device, size, SPAN)?;
+        let mut sealed = Self::empty(config, lease, device, size, 2 * SPAN.max(size as u64))?;
+        // The other half is for operations without sealing, after which nothing there opens.
+        sealed.span /= 2;
+        if sealed.places() == 0 {
+            let (twice, bytes) = (2 * size, sealed.lease.bytes());
+            return Err(BenchError::Usage(format!("--size {size} takes {twice} bytes of a lease, and it has {bytes}")));
+        }
         // A block that was never written is not opened: reading it would cost too little.
         for _ in 0..sealed.places() {
             sealed.write()?;
@@ -59,7 +68,7 @@ impl Sealed {
             return Err(BenchError::Usage(format!("--size {size} is more than the lease's {} bytes", lease.bytes())));
         }
         lease.attach(&AttachOptions { device: device.to_owned(), spin: SPIN, ..AttachOptions::default() })?;
-        Ok(Self { lease, buffer: vec![0xA5; size], span, next: 0, own })
+        Ok(Self { lease, buffer: vec![0xA5; size], span, next: 0, done: Vec::with_capacity(1), own })
     }
 
     /// How many places of one operation's bytes there are.
@@ -98,6 +107,30 @@ impl Sealed {
     pub(crate) fn write(&mut self) -> Result<(), BenchError> {
         let at = self.place();
         Ok(self.lease.write(at, &self.buffer)?)
+    }
+
+    /// Reads or writes as many bytes as a sealed operation moves, in the same lender's memory and by the same queue pair:
+    /// the next place of the half that holds nothing sealed. Polls until that has completed.
+    pub(crate) fn unsealed(&mut self, op: Op) -> Result<(), BenchError> {
+        let (len, most) = (self.wire_bytes(), self.places());
+        let unready = || BenchError::Usage("a lease is not attached".to_owned());
+        let (lane, window) = self.lease.wire().ok_or_else(unready)?;
+        let half = window.blocks / 2 * u64::from(window.stride);
+        let places = (half / len as u64).clamp(1, most);
+        self.next += 1;
+        let remote_address = window.address + half + self.next % places * len as u64;
+        let slot = lane.take().ok_or_else(unready)?;
+        lane.post(&[Transfer { slot, op, len, remote_address, rkey: window.rkey }])?;
+        self.done.clear();
+        let mut patience = Patience::with("the provider");
+        while lane.poll(&mut self.done)? == 0 {
+            patience.spin()?;
+        }
+        lane.give(slot);
+        match self.done.first() {
+            Some(done) if done.status != WcStatus::SUCCESS => Err(BenchError::Operation { op, status: done.status }),
+            _ => Ok(()),
+        }
     }
 
     /// Leaves the lease as it should be left.

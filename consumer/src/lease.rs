@@ -25,6 +25,9 @@ use crate::sharing::{self, SharingError};
 
 /// How often one read or write attaches anew before it gives up.
 const ATTACHES: u32 = 3;
+/// How long one look at the clock that goes on while the machine sleeps is good for: it costs as much as the rest of what
+/// is checked here, and the lanes look at the other one.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// A lease that this process uses. Reads and writes go to its provider and to nobody else.
 ///
@@ -35,6 +38,8 @@ pub struct Lease {
     file: LeaseFile,
     contents: Contents,
     until: Until,
+    /// When to look again whether that has come.
+    glance: Instant,
     /// Its bytes that we may reach, and whether we may write them.
     reach: Range<u64>,
     rights: Rights,
@@ -62,7 +67,9 @@ impl Lease {
         };
         let until = facts.until;
         let (lanes, device) = (Vec::new(), None);
-        let mut lease = Self { client, until, reach, rights, contents, file, options, lanes, device, over: false };
+        let glance = Instant::now();
+        let mut lease =
+            Self { client, until, glance, reach, rights, contents, file, options, lanes, device, over: false };
         lease.contents.on_unknown = lease.on_unknown();
         lease
     }
@@ -180,6 +187,13 @@ impl Lease {
         self.transfer(|lane, deadline| lane.write(offset, bytes, deadline))
     }
 
+    /// The first lane without the sealing, where it is attached: for who measures what sealing adds.
+    #[cfg(feature = "measuring")]
+    #[doc(hidden)]
+    pub fn wire(&mut self) -> Option<(&mut overbank_verbs::Lane, &crate::data::Window)> {
+        self.lanes.first_mut().map(SealedLane::wire)
+    }
+
     /// A handle for each of the lanes that [`AttachOptions::lanes`] asked for, each for a thread of its own. What is
     /// written through one is read through any. Unlike this handle they do not attach anew: where the connection broke,
     /// drop them all and split again.
@@ -190,7 +204,7 @@ impl Lease {
         if !self.is_read_only() {
             self.soil()?;
         }
-        self.in_time()?;
+        self.in_time(Instant::now())?;
         self.ready(Instant::now() + self.options.deadline)?;
         let (lease, bytes, deadline) = (self.file.facts().lease, self.contents.bytes, self.options.deadline);
         let device = self.device.as_ref();
@@ -294,10 +308,11 @@ impl Lease {
         &mut self,
         mut step: impl FnMut(&mut SealedLane, Instant) -> Result<(), DataError>,
     ) -> Result<(), Error> {
-        let deadline = Instant::now() + self.options.deadline;
+        let now = Instant::now();
+        let deadline = now + self.options.deadline;
         let (id, mut failed) = (self.id(), None);
         for _ in 0..=ATTACHES {
-            self.in_time()?;
+            self.in_time(now)?;
             match (self.ready(deadline), failed.take()) {
                 (Ok(()), _) => {}
                 // It broke again, while writing what was open.
@@ -319,7 +334,10 @@ impl Lease {
                     failed = Some(error);
                 }
                 // The deadline may have been moved by somebody else.
-                Err(error @ DataError::LeaseOver) => failed = Some(error),
+                Err(error @ DataError::LeaseOver) => {
+                    self.glance = now;
+                    failed = Some(error);
+                }
                 Err(error) => return Err(of(id, error)),
             }
         }
@@ -379,8 +397,13 @@ impl Lease {
     }
 
     /// Fails once the lease's time is over, unless it was renewed elsewhere.
-    fn in_time(&mut self) -> Result<(), Error> {
-        if self.lanes.is_empty() || !self.until.left_here().is_zero() {
+    fn in_time(&mut self, now: Instant) -> Result<(), Error> {
+        if self.lanes.is_empty() || now < self.glance {
+            return Ok(());
+        }
+        let left = self.until.left_here();
+        if !left.is_zero() {
+            self.glance = now + left.min(GLANCE);
             return Ok(());
         }
         match self.refresh() {

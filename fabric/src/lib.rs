@@ -18,7 +18,7 @@
 //! | [`labels`] | every domain-separation label, in one place |
 //!
 //! Each feature `danger-…` takes one defence away, for `scripts/attack-suite --without-defence`. None of them builds for release.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod approval;
 pub mod attach;
@@ -43,6 +43,7 @@ pub mod time;
 pub mod token;
 pub mod units;
 
+mod fork;
 mod wipe;
 
 #[cfg(all(

@@ -57,12 +57,27 @@ fn attack_37_a_forked_child_seals_nothing() {
     let mut sealer = Sealer::new(&LeaseKey::generate(), &context());
     let (payload, mut stride) = (vec![7; 4096], vec![0; HEADER_LEN + 4096]);
     sealer.seal(0, &payload, &mut stride).unwrap();
-    // SAFETY: the child calls getpid and _exit, nothing that another thread of the parent could hold a lock of.
+    // SAFETY: the child seals, allocates and calls _exit: the C library's allocator is whole after a fork, and nothing
+    // else of that has a lock that another thread of the parent could hold.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
             let refused = sealer.seal(1, &payload, &mut stride) == Err(SealError::Forked);
+            let mut own = Sealer::new(&LeaseKey::generate(), &context());
+            let seals = own.seal(1, &payload, &mut stride).is_ok();
+            // Its own child is another process once more, though it looks at the word first.
+            // SAFETY: as above.
+            let grandchild = match unsafe { fork() } {
+                Ok(ForkResult::Child) => {
+                    let both = [&mut sealer, &mut own].map(|one| one.seal(2, &payload, &mut stride));
+                    let refused = both.iter().all(|sealed| *sealed == Err(SealError::Forked));
+                    // SAFETY: _exit takes no pointers and does not return.
+                    unsafe { nix::libc::_exit(if refused { 0 } else { 1 }) }
+                }
+                Ok(ForkResult::Parent { child }) => waitpid(child, None) == Ok(WaitStatus::Exited(child, 0)),
+                Err(_) => false,
+            };
             // SAFETY: _exit takes no pointers and does not return.
-            unsafe { nix::libc::_exit(if refused { 0 } else { 1 }) }
+            unsafe { nix::libc::_exit(if refused && seals && grandchild { 0 } else { 1 }) }
         }
         ForkResult::Parent { child } => {
             assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));

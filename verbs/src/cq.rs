@@ -43,4 +43,23 @@ impl CompletionQueue {
             Backend::Ibv(cq) => cq.wait(deadline),
         }
     }
+
+    /// [`wait`](Self::wait) and [`poll`](Self::poll) at once: appends at most `max` completions to `out`, and returns how
+    /// many; none once the deadline has come.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn poll_within(&self, deadline: Instant, max: usize, out: &mut Vec<Completion>) -> Result<usize, VerbsError> {
+        match &self.0 {
+            Backend::Soft(cq) => cq.poll_within(deadline, max, out),
+            #[cfg(feature = "ibv")]
+            Backend::Ibv(cq) => {
+                if cq.wait(deadline)? {
+                    cq.poll(max, out)
+                } else {
+                    Ok(0)
+                }
+            }
+        }
+    }
 }

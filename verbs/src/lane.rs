@@ -249,6 +249,22 @@ impl Lane {
     pub fn poll(&mut self, out: &mut Vec<Done>) -> Result<usize, VerbsError> {
         self.completions.clear();
         self.cq.poll(self.slots.len(), &mut self.completions)?;
+        Ok(self.take_done(out))
+    }
+
+    /// The same, after waiting for one to end; none where the deadline has come.
+    ///
+    /// # Errors
+    /// The device.
+    pub fn poll_within(&mut self, deadline: Instant, out: &mut Vec<Done>) -> Result<usize, VerbsError> {
+        self.completions.clear();
+        if self.flushed.is_empty() {
+            self.cq.poll_within(deadline, self.slots.len(), &mut self.completions)?;
+        }
+        Ok(self.take_done(out))
+    }
+
+    fn take_done(&mut self, out: &mut Vec<Done>) -> usize {
         let before = out.len();
         for done in self.flushed.drain(..) {
             self.slots[done.slot.0 as usize] = Slot::Held;
@@ -258,7 +274,7 @@ impl Lane {
             out.extend(end(&mut self.slots, completion, Slot::Held));
         }
         self.in_flight -= out.len() - before;
-        Ok(out.len() - before)
+        out.len() - before
     }
 
     /// Polls, then sleeps, until there is something to [`poll`](Self::poll) (true) or the deadline has come (false).

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use overbank_verbs::{Done, Lane, Op, SlotId, Transfer, WcStatus};
 
-use super::{DataError, Window};
+use super::{DataError, Window, in_time};
 use crate::freshness::{Entry, Freshness};
 
 /// What a slot is used for.
@@ -65,6 +65,11 @@ impl Slots {
 
     pub(super) fn window(&self) -> &Window {
         &self.window
+    }
+
+    #[cfg(feature = "measuring")]
+    pub(super) fn wire(&mut self) -> (&mut Lane, &Window) {
+        (&mut self.lane, &self.window)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -193,16 +198,25 @@ impl Slots {
     /// Waits until something has ended.
     fn wait_any(&mut self, deadline: Instant) -> Result<(), DataError> {
         let patience = if cfg!(feature = "danger-no-deadline") { Duration::from_secs(3600) } else { Duration::ZERO };
-        if !self.lane.wait(deadline + patience)? {
-            return Err(DataError::Timeout);
+        self.done.clear();
+        let deadline = deadline + patience;
+        if self.lane.poll_within(deadline, &mut self.done)? == 0 {
+            return in_time(deadline);
         }
-        self.poll()
+        self.settle();
+        Ok(())
     }
 
     /// Sees to what has ended. Never waits.
     pub(super) fn poll(&mut self) -> Result<(), DataError> {
         self.done.clear();
         self.lane.poll(&mut self.done)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// Sees to what was polled.
+    fn settle(&mut self) {
         for Done { slot, status } in self.done.iter().copied() {
             // The first failure says why; the rest are flushed on its account.
             if status != WcStatus::SUCCESS && self.broken.is_none_or(|first| first == WcStatus::WR_FLUSH_ERR) {
@@ -230,7 +244,6 @@ impl Slots {
                 }
             }
         }
-        Ok(())
     }
 
     /// Says of all WRITEs under way that nobody waits for them any more: until their end is polled, it is open.

@@ -104,12 +104,11 @@ impl SealedLane {
     /// Seals whole blocks into the slot and posts them.
     fn send(&mut self, slot: SlotId, first: u64, bytes: &[u8]) -> Result<(), DataError> {
         let stride = self.stride();
-        let mut batch = self.sealer.begin()?;
         let mut entry = None;
         let strides = self.slots.bytes_mut(slot).chunks_exact_mut(stride);
         let mut count = 0;
         for ((payload, out), index) in bytes.chunks_exact(self.block).zip(strides).zip(first..) {
-            let stamp = batch.seal(index, payload, out)?;
+            let stamp = self.sealer.seal(index, payload, out)?;
             entry.get_or_insert(Entry::new(self.salt, stamp.counter));
             count += 1;
         }

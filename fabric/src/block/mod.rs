@@ -32,7 +32,7 @@ mod tests;
 pub use aead::ENGINE;
 pub use key::LeaseKey;
 pub use open::{OpenError, Opener};
-pub use seal::{Batch, SealError, Sealer};
+pub use seal::{SealError, Sealer};
 
 use crate::ids::{LeaseId, Tenant};
 use crate::labels;

@@ -1,6 +1,7 @@
 //! Sealing: payload in, stride out.
 
 use super::{Aad, BlockContext, HEADER_LEN, LeaseKey, MAX_COUNTER, Salt, Stamp, TAG_LEN, aead};
+use crate::fork::Process;
 use crate::ids::LeaseId;
 
 /// Why a block was not sealed. Nothing that could be sent was written.
@@ -25,11 +26,8 @@ pub enum SealError {
 
 /// Seals blocks of one lane. Not Clone: its counter never repeats under its salt.
 ///
-/// A fork copies salt and counter into the child, where each next block would repeat a nonce. So the process id is
-/// compared at the start of each batch ([`Sealer::begin`], or [`Sealer::seal`] for a batch of one), which costs one
-/// getpid. A batch borrows the sealer on one thread and a fork takes along the thread that calls it only, so whoever does
-/// not fork with a batch in hand is caught at the next one. Not caught: a child that gets its parent's own process id
-/// (as the first process of a new pid namespace, or by wrap-around once the parent is gone).
+/// A fork copies salt and counter into the child, where each next block would repeat a nonce. So each block makes sure
+/// that this is still the process the sealer was made in; the child makes a sealer of its own.
 pub struct Sealer {
     key: LeaseKey,
     lease: LeaseId,
@@ -40,7 +38,7 @@ pub struct Sealer {
     counter: u64,
     /// The key of `counter`'s epoch, once something was sealed in it.
     epoch: Option<(u32, aead::Key)>,
-    pub(super) process: u32,
+    process: Process,
 }
 
 impl Sealer {
@@ -64,7 +62,7 @@ impl Sealer {
             salt,
             counter,
             epoch: None,
-            process: std::process::id(),
+            process: Process::current(),
         }
     }
 
@@ -79,24 +77,12 @@ impl Sealer {
     /// # Errors
     /// [`SealError`].
     pub fn seal(&mut self, index: u64, payload: &[u8], out: &mut [u8]) -> Result<Stamp, SealError> {
-        self.begin()?.seal(index, payload, out)
-    }
-
-    /// Makes sure once, for any number of blocks, that this process may seal. No fork while the batch lives.
-    ///
-    /// # Errors
-    /// [`SealError::NoSalt`] and [`SealError::Forked`].
-    pub fn begin(&mut self) -> Result<Batch<'_>, SealError> {
         if self.salt == Salt::ZERO {
             return Err(SealError::NoSalt);
         }
-        if self.process != std::process::id() && !cfg!(feature = "danger-no-fork-check") {
+        if self.process != Process::current() && !cfg!(feature = "danger-no-fork-check") {
             return Err(SealError::Forked);
         }
-        Ok(Batch { sealer: self })
-    }
-
-    fn seal_next(&mut self, index: u64, payload: &[u8], out: &mut [u8]) -> Result<Stamp, SealError> {
         if self.block != Some(payload.len()) || out.len() != HEADER_LEN + payload.len() {
             return Err(SealError::Length);
         }
@@ -122,20 +108,5 @@ impl Sealer {
         header[..HEADER_LEN - TAG_LEN].copy_from_slice(&stamp.to_bytes());
         header[HEADER_LEN - TAG_LEN..].copy_from_slice(&tag);
         Ok(stamp)
-    }
-}
-
-/// Leave to seal any number of blocks: see [`Sealer::begin`].
-pub struct Batch<'a> {
-    sealer: &'a mut Sealer,
-}
-
-impl Batch<'_> {
-    /// Seals one block: `payload` is exactly one block, `out` exactly one stride.
-    ///
-    /// # Errors
-    /// [`SealError`].
-    pub fn seal(&mut self, index: u64, payload: &[u8], out: &mut [u8]) -> Result<Stamp, SealError> {
-        self.sealer.seal_next(index, payload, out)
     }
 }

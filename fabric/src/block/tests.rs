@@ -230,16 +230,6 @@ fn sealers_differ_in_salt_and_refuse_none() {
 }
 
 #[test]
-fn a_sealer_of_another_process_seals_nothing() {
-    let mut sealer = Sealer::new(&key(), &context(512));
-    sealer.process ^= 1;
-    let mut out = stride(512);
-    assert_eq!(sealer.seal(0, &[0; 512], &mut out), Err(SealError::Forked));
-    assert!(sealer.begin().is_err());
-    assert!(out.iter().all(|&byte| byte == 0xa5));
-}
-
-#[test]
 fn an_opener_keeps_what_opened_and_bounds_it() {
     let context = context(512);
     let mut opener = Opener::new(&key(), &context);

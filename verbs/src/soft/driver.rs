@@ -307,13 +307,14 @@ impl Driver {
         }
     }
 
-    /// Moves the device on until the queue has a completion (true) or the deadline has come (false).
-    pub(crate) fn wait(&self, cq: CqHandle, deadline: Instant) -> Result<bool, VerbsError> {
+    /// Moves the device on until the queue has a completion, and returns the lock with it; None where the deadline has come.
+    pub(crate) fn wait(&self, cq: CqHandle, deadline: Instant) -> Result<Option<MutexGuard<'_, Core>>, VerbsError> {
         let deadline = u64::try_from(deadline.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
         let spin = self.spin.as_nanos() as u64;
-        let mut spin_until = self.called().0.saturating_add(spin);
         let mut core = self.hot()?;
-        let mut leading = false;
+        let (mut leading, begun) = (false, core.now);
+        // From the first look at the clock on.
+        let mut spin_until = u64::MAX;
         let result = loop {
             if self.failed() {
                 break Err(Self::failure());
@@ -326,7 +327,7 @@ impl Driver {
             if now.0 >= deadline {
                 break Ok(false);
             }
-            if busy {
+            if busy || spin_until == u64::MAX && now != begun {
                 spin_until = now.0.saturating_add(spin);
             }
             if now.0 < spin_until {
@@ -356,7 +357,7 @@ impl Driver {
             core.leader = None;
             self.turn.notify_all();
         }
-        result
+        Ok(result?.then_some(core))
     }
 
     /// The thread: moves the device on while no caller does.
