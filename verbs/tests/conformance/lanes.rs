@@ -21,8 +21,7 @@ fn finish(lane: &mut Lane) -> Vec<Done> {
     let mut all = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(10);
     while lane.in_flight() > 0 {
-        assert!(lane.wait(deadline).unwrap(), "{} still in flight", lane.in_flight());
-        lane.poll(&mut all).unwrap();
+        assert!(lane.poll_within(deadline, &mut all).unwrap() > 0, "{} still in flight", lane.in_flight());
     }
     all
 }
@@ -94,6 +93,34 @@ fn a_slot_is_touched_only_while_it_is_held() {
     lane.give(one);
     assert!(lane.bytes(one).is_none());
     assert_eq!((lane.take(), lane.take()), (Some(one), None), "given back twice");
+}
+
+#[test]
+fn who_waits_and_polls_at_once_gets_what_both_give() {
+    let (mut lane, b) = lane_and_peer(2);
+    let far = memory(SLOT, 0);
+    let remote = b.register(&far, ALL);
+    let (one, two) = (lane.take().unwrap(), lane.take().unwrap());
+    let (mut done, soon) = (Vec::new(), || Instant::now() + Duration::from_secs(10));
+    // Nothing comes: until the deadline, and no longer than that.
+    let begun = Instant::now();
+    assert_eq!(lane.poll_within(begun + Duration::from_millis(50), &mut done).unwrap(), 0);
+    assert!(begun.elapsed() >= Duration::from_millis(50) && begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(lane.poll_within(begun, &mut done).unwrap(), 0);
+    // What was waited for is there for whoever polls next, once.
+    lane.post(&[transfer(one, Op::Read, 10, &remote, 0)]).unwrap();
+    assert!(lane.wait(soon()).unwrap());
+    assert_eq!(lane.poll(&mut done).unwrap(), 1);
+    lane.post(&[transfer(one, Op::Read, 10, &remote, 0)]).unwrap();
+    assert!(lane.wait(soon()).unwrap());
+    assert_eq!(lane.poll_within(soon(), &mut done).unwrap(), 1);
+    assert_eq!((lane.poll(&mut done).unwrap(), lane.in_flight()), (0, 0));
+    // What a renewal flushed needs no waiting, though the device has nothing.
+    lane.post(&[transfer(one, Op::Read, 10, &remote, 0), transfer(two, Op::Read, 10, &remote, 0)]).unwrap();
+    lane.renew().unwrap();
+    done.clear();
+    assert_eq!(lane.poll_within(Instant::now(), &mut done).unwrap(), 2);
+    assert_eq!((done.len(), lane.in_flight()), (2, 0));
 }
 
 #[test]
