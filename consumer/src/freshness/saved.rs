@@ -70,24 +70,15 @@ impl Freshness {
         bytes.extend_from_slice(&(salts.len() as u16).to_be_bytes());
         salts.iter().for_each(|salt| bytes.extend_from_slice(&salt.0));
 
-        let mut run = (0, Entry::NEVER);
-        self.for_each_piece(|count, entry| {
-            let entry = match entry.sealing() {
-                Some((number, counter)) => match numbers.get(usize::from(number.0)).copied().flatten() {
-                    Some(number) => Entry::new(number, counter),
-                    // A lane that was made since the salts were counted: its writes are going on.
-                    None => Entry::UNKNOWN,
-                },
-                None => entry,
-            };
-            if goes_on(run, entry) {
-                run.0 += count;
-            } else {
-                write_run(run, &mut bytes);
-                run = (count, entry);
-            }
+        // Counted first: a buffer that grows holds the table up to three times over, old and new.
+        let (mut length, mut one) = (0, Vec::new());
+        self.for_each_run(&numbers, |run| {
+            one.clear();
+            write_run(run, &mut one);
+            length += one.len();
         });
-        write_run(run, &mut bytes);
+        bytes.reserve_exact(length + CODE);
+        self.for_each_run(&numbers, |run| write_run(run, &mut bytes));
         let code = key.authenticate(labels::FRESHNESS, &bound_to(context), &bytes);
         bytes.extend_from_slice(&code);
         bytes
@@ -166,6 +157,27 @@ impl Freshness {
         });
         debug_assert!(used.len() <= MAX_SALTS);
         (numbers, used)
+    }
+
+    /// All blocks in order, as runs; the salts have these numbers.
+    fn for_each_run(&self, numbers: &[Option<SaltNumber>], mut each: impl FnMut((u64, Entry))) {
+        let mut run = (0, Entry::NEVER);
+        self.for_each_piece(|count, entry| {
+            let entry = match entry.sealing() {
+                Some((number, counter)) => match numbers.get(usize::from(number.0)).copied().flatten() {
+                    Some(number) => Entry::new(number, counter),
+                    // A lane that was made since the salts were counted: its writes are going on.
+                    None => Entry::UNKNOWN,
+                },
+                None => entry,
+            };
+            if goes_on(run, entry) {
+                run.0 += count;
+            } else {
+                each(std::mem::replace(&mut run, (count, entry)));
+            }
+        });
+        each(run);
     }
 
     /// All blocks in order, as numbers of blocks that have one entry; single ones where they are told one by one.
