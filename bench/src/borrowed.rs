@@ -11,7 +11,7 @@ use crate::cpus::Cpus;
 use crate::ends::{Ends, SPIN};
 use crate::error::BenchError;
 use crate::figures::{Plan, Subject, Times};
-use crate::rates::{Pace, Rate};
+use crate::rates::{Clock, Pace, Rate};
 use crate::stack::{POOL, Places, Setup, Stack};
 
 /// Least bytes that operations go round in.
@@ -103,7 +103,7 @@ impl Borrowed {
         let lane = lanes.first_mut().ok_or_else(|| BenchError::Usage("a lease has no lane".to_owned()))?;
         let mut reads = lane.reads();
         let (mut asked, mut done) = (0, 0);
-        let (begin, mut timed_from, mut timed) = (Instant::now(), None, None);
+        let (mut clock, mut timed) = (Clock::start(pace), None);
         loop {
             let read = match free.pop().filter(|_| timed.is_none()) {
                 Some(buffer) => {
@@ -126,17 +126,7 @@ impl Borrowed {
                 continue;
             }
             free.push(read);
-            let now = Instant::now();
-            match timed_from {
-                None if now.duration_since(begin) >= pace.warmup() => timed_from = Some((now, done)),
-                None => {}
-                Some((from, before)) => {
-                    let (time, operations) = (now.duration_since(from), (done - before) as u64);
-                    if pace.count.map_or(time >= pace.time(), |count| operations >= count) {
-                        timed = Some(Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None });
-                    }
-                }
-            }
+            timed = clock.look(done as u64);
         }
     }
 
@@ -204,9 +194,8 @@ fn paced(each: u64, pace: &Pace, once: &mut dyn FnMut() -> Result<(), BenchError
     loop {
         once()?;
         operations += each;
-        let time = from.elapsed();
-        if pace.count.map_or(time >= pace.time(), |count| operations >= count) {
-            return Ok(Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None });
+        if let Some(rate) = pace.over(from.elapsed(), operations) {
+            return Ok(rate);
         }
     }
 }

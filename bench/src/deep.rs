@@ -8,7 +8,7 @@ use overbank_fabric::block::{HEADER_LEN, LeaseKey, MAX_BLOCK, MIN_BLOCK, Opener,
 
 use crate::ends::SPIN;
 use crate::error::BenchError;
-use crate::rates::{Pace, Rate};
+use crate::rates::{Clock, Pace, Rate};
 use crate::seal;
 
 /// A lease lasts as long, unless it is given back before: nobody measures for longer.
@@ -124,7 +124,7 @@ fn flow(mut lane: LeaseLane<'_>, mut ask: Places, buffers: &mut [Vec<u8>], pace:
     let mut expected = Places { next: 0, ..ask };
     let mut free: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
     let mut reads = lane.reads();
-    let (begin, mut all, mut timed_from) = (Instant::now(), 0_u64, None);
+    let (mut clock, mut all) = (Clock::start(pace), 0);
     loop {
         let done = match free.pop() {
             Some(buffer) => reads.push(ask.next(), buffer)?,
@@ -136,16 +136,8 @@ fn flow(mut lane: LeaseLane<'_>, mut ask: Places, buffers: &mut [Vec<u8>], pace:
         }
         free.push(done);
         all += 1;
-        let now = Instant::now();
-        match timed_from {
-            None if now.duration_since(begin) >= pace.warmup() => timed_from = Some((now, all)),
-            None => {}
-            Some((from, before)) => {
-                let (time, operations) = (now.duration_since(from), all - before);
-                if pace.count.map_or(time >= pace.time(), |count| operations >= count) {
-                    return Ok(Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None });
-                }
-            }
+        if let Some(rate) = clock.look(all) {
+            return Ok(rate);
         }
     }
 }
@@ -176,9 +168,8 @@ impl Opening {
             opened.map_err(|error| BenchError::Sealing(error.to_string()))?;
             black_box(&mut self.opened);
             operations += 1;
-            let time = start.elapsed();
-            if pace.count.map_or(time >= pace.time(), |count| operations >= count) {
-                return Ok(Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None });
+            if let Some(rate) = pace.over(start.elapsed(), operations) {
+                return Ok(rate);
             }
         }
     }

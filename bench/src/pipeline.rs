@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use overbank_verbs::{Access, Backing, Device, Done, Lane, Memory, Op, QpCaps, Transfer, WcStatus};
 
@@ -13,7 +12,7 @@ use crate::ends::{self, Ends, MAX_SIZE, RETRY, Reach};
 use crate::error::BenchError;
 use crate::patience::Patience;
 use crate::peer::Peer;
-use crate::rates::{Pace, Packets, Rate};
+use crate::rates::{Clock, Pace, Packets, Rate};
 
 /// What the answering process is asked for its counters with.
 const COUNTERS: &str = "counters";
@@ -200,8 +199,7 @@ impl Pipeline {
             lane.post(transfers)?;
         }
         let mut all = 0_u64;
-        let begin = Instant::now();
-        let (mut timed_from, mut timed) = (None, None);
+        let (mut clock, mut timed) = (Clock::start(pace), None);
         let mut done: Vec<Done> = Vec::new();
         let mut batch: Vec<Transfer> = Vec::new();
         let mut patience = Patience::with("the RDMA peer");
@@ -228,24 +226,12 @@ impl Pipeline {
                 continue;
             }
             patience = Patience::with("the RDMA peer");
-            if timed.is_some() {
-                continue;
-            }
-            let now = Instant::now();
-            match timed_from {
-                None if now.duration_since(begin) >= pace.warmup() => timed_from = Some((now, all)),
-                None => {}
-                Some((from, before)) => {
-                    let (time, operations) = (now.duration_since(from), all - before);
-                    if pace.count.map_or(time >= pace.time(), |count| operations >= count) {
-                        timed = Some((time, operations));
-                    }
-                }
+            if timed.is_none() {
+                timed = clock.look(all);
             }
         }
-        let (time, operations) = timed.unwrap_or_default();
         let packets = Some(Packets { operations: all, ..Packets::default() });
-        Ok(Rate { operations, nanoseconds: time.as_nanos() as u64, packets })
+        Ok(Rate { packets, ..timed.unwrap_or_default() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! How many operations a second, round by round, and what is said of them afterwards.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -33,10 +33,43 @@ impl Pace {
     pub(crate) fn time(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
     }
+
+    /// What the timed part was, where it is over after so many operations.
+    pub(crate) fn over(&self, time: Duration, operations: u64) -> Option<Rate> {
+        let over = self.count.map_or(time >= self.time(), |count| operations >= count);
+        over.then(|| Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None })
+    }
+}
+
+/// Keeps the time of a turn in which many operations are under way: untimed first, then timed.
+pub(crate) struct Clock<'a> {
+    pace: &'a Pace,
+    begin: Instant,
+    /// When the timed part began, and how many operations had completed before.
+    from: Option<(Instant, u64)>,
+}
+
+impl<'a> Clock<'a> {
+    /// From now on.
+    pub(crate) fn start(pace: &'a Pace) -> Self {
+        Self { pace, begin: Instant::now(), from: None }
+    }
+
+    /// Looks, when something has completed, `all` operations since the start; what the turn was, where it is over.
+    pub(crate) fn look(&mut self, all: u64) -> Option<Rate> {
+        let now = Instant::now();
+        match self.from {
+            None => {
+                self.from = (now.duration_since(self.begin) >= self.pace.warmup()).then_some((now, all));
+                None
+            }
+            Some((from, before)) => self.pace.over(now.duration_since(from), all - before),
+        }
+    }
 }
 
 /// One turn.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Rate {
     /// Operations completed in that time.
     pub(crate) operations: u64,
@@ -232,6 +265,20 @@ mod tests {
         let dropped = [("ICRC".to_owned(), 1)].into();
         let answerer = Counted { sent: answerer, retransmitted: again, dropped, ..Counted::default() };
         Packets { operations, asker, answerer, udp_receive_buffer_errors: 1 }
+    }
+
+    #[test]
+    fn what_completes_in_the_warm_up_does_not_count() {
+        let pace = Pace { rounds: 1, seconds: 0.02, count: None, warmup_seconds: 0.01 };
+        let (begin, mut clock) = (Instant::now(), Clock::start(&pace));
+        let (all, rate) = (1..).find_map(|all| Some((all, clock.look(all)?))).expect("it ends");
+        let timed = Duration::from_nanos(rate.nanoseconds);
+        assert!(timed >= pace.time() && begin.elapsed() >= timed + pace.warmup(), "{rate:?}");
+        assert!(rate.operations < all, "{rate:?} of {all}");
+        let pace = Pace { count: Some(10), warmup_seconds: 0.0, ..pace };
+        let mut clock = Clock::start(&pace);
+        let counted = [5, 14, 16].map(|all| clock.look(all).map(|rate| rate.operations));
+        assert_eq!(counted, [None, None, Some(11)], "from the first look after the warm-up");
     }
 
     #[test]

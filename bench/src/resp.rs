@@ -2,13 +2,12 @@
 //! that does not block.
 
 use std::io::{ErrorKind, Read, Write};
-use std::time::Instant;
 
 use overbank_verbs::Op;
 
 use crate::error::BenchError;
 use crate::patience::Patience;
-use crate::rates::{Pace, Rate};
+use crate::rates::{Clock, Pace, Rate};
 
 /// Who is waited for.
 const PEER: &str = "redis-server";
@@ -136,8 +135,7 @@ impl Flow {
     pub(crate) fn rate(&mut self, pace: &Pace, stream: &mut dyn Stream) -> Result<Rate, BenchError> {
         self.ask(self.depth);
         let (mut outstanding, mut all) = (self.depth, 0_u64);
-        let begin = Instant::now();
-        let (mut timed_from, mut timed) = (None, None);
+        let (mut clock, mut timed) = (Clock::start(pace), None);
         let mut patience = Patience::with(PEER);
         while outstanding > 0 {
             let found = self.look(stream)?;
@@ -152,17 +150,7 @@ impl Flow {
                 continue;
             }
             self.ask(found.answers);
-            let now = Instant::now();
-            match timed_from {
-                None if now.duration_since(begin) >= pace.warmup() => timed_from = Some((now, all)),
-                None => {}
-                Some((from, before)) => {
-                    let (time, operations) = (now.duration_since(from), all - before);
-                    if pace.count.map_or(time >= pace.time(), |count| operations >= count) {
-                        timed = Some(Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None });
-                    }
-                }
-            }
+            timed = clock.look(all);
         }
         timed.ok_or_else(|| failed("was not timed"))
     }
