@@ -28,6 +28,8 @@ UCX and libfabric have small clients of their own here, compiled when they are n
 both ends poll. Their WRITEs at --depth may count as soon as their bytes may be changed (UCX).
 redis-server is started for this, listens on loopback alone, keeps nothing, and ends with this; redis-tls needs openssl.
 The bytes are checked after every turn, but perftest's.
+--out draws compare-percentiles-OP_SIZE.svg for each operation and size, one at a time, and compare-sizes.svg and
+compare-rates.svg.
 
 Examples
   overbank-bench compare --device soft --json
@@ -130,6 +132,11 @@ pub(crate) fn run(compare: &Compare) -> Result<(), BenchError> {
     report.setting("peer_commands", commands);
     for (own, other) in &contest::pairs(&entries) {
         report.ratio(&format!("{own} / {other}"), own, other);
+    }
+    for ((kind, size), names) in contest::singles(&entries) {
+        let part = if kind == Kind::PingPong { ", half of the round trip" } else { "" };
+        let what = format!("{} of {size} bytes, one at a time{part}", kind.name());
+        report.draw_percentiles_of(&format!("-{}_{size}", kind.name()), &what, names);
     }
     report.list = Some(contest::rows(&entries, &report.results));
     compare.measuring.finish(&report)

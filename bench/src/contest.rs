@@ -1,6 +1,6 @@
 //! What is to be measured of all systems, and each figure with whose it is, how it was had, and what is not alike.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -117,6 +117,15 @@ pub(crate) fn rows(entries: &[Entry], figures: &Map<String, Value>) -> Vec<Value
     entries.iter().map(|entry| entry.row(figures)).collect()
 }
 
+/// Who is timed one at a time, by operation and size.
+pub(crate) fn singles(entries: &[Entry]) -> BTreeMap<(Kind, usize), BTreeSet<String>> {
+    let mut singles: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| entry.depth == 1) {
+        singles.entry((entry.kind, entry.size)).or_default().insert(entry.subject());
+    }
+    singles
+}
+
 /// Which figures are to be divided: of the same work ours by each other's, and sealed by plain.
 pub(crate) fn pairs(entries: &[Entry]) -> BTreeSet<(String, String)> {
     let of = |wanted: System| entries.iter().filter(move |entry| entry.system == wanted);
@@ -166,6 +175,20 @@ mod tests {
         assert_eq!((&redis["gib_per_s"], &redis["depth"]), (&json!(0.5), &json!(16)));
         assert!(redis["p50_us"].is_null() && redis["per_s_by_round"] == json!([4, 5]));
         assert!(ucx["p50_us"].is_null() && ucx["p50_us_by_round"].is_null());
+    }
+
+    #[test]
+    fn who_is_timed_one_at_a_time_stands_by_operation_and_size() {
+        let entries = [
+            entry(System::Sealed, Kind::Write, 1),
+            entry(System::Sealed, Kind::Read, 1),
+            entry(System::RawStride, Kind::Read, 1),
+            entry(System::UcxTcp, Kind::Read, 16),
+        ];
+        let singles: Vec<_> = singles(&entries).into_iter().map(|(of, names)| (of, Vec::from_iter(names))).collect();
+        let read = vec!["overbank_raw_read_4128".to_owned(), "overbank_sealed_read_64".to_owned()];
+        let write = vec!["overbank_sealed_write_64".to_owned()];
+        assert_eq!(singles, [((Kind::Read, 64), read), ((Kind::Write, 64), write)]);
     }
 
     #[test]

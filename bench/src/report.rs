@@ -57,15 +57,24 @@ pub(crate) struct Report {
     measured: Vec<Measured>,
     #[serde(skip)]
     rated: Vec<Rated>,
-    /// Of which subjects alone percentiles are drawn, and what they have in common.
+    /// Drawings of percentiles, where all of them in one would be too many lines.
     #[serde(skip)]
-    percentiles_of: Option<(String, BTreeSet<String>)>,
+    percentiles_of: Vec<Few>,
     /// Further lines of the rates by size.
     #[serde(skip)]
     rates_by_size: Vec<Series>,
     /// Further drawings, by the end of their file's name.
     #[serde(skip)]
     drawings: Vec<(&'static str, Vec<Plot>)>,
+}
+
+/// Subjects whose percentiles are one drawing.
+struct Few {
+    /// Behind `COMMAND-percentiles`, in the name of the file.
+    which: String,
+    /// What they have in common.
+    what: String,
+    names: BTreeSet<String>,
 }
 
 impl Report {
@@ -90,7 +99,7 @@ impl Report {
             list: None,
             measured: Vec::new(),
             rated: Vec::new(),
-            percentiles_of: None,
+            percentiles_of: Vec::new(),
             rates_by_size: Vec::new(),
             drawings: Vec::new(),
         })
@@ -140,9 +149,11 @@ impl Report {
         }
     }
 
-    /// Draws percentiles of these subjects alone; of many, nobody could tell one line from another.
-    pub(crate) fn draw_percentiles_of(&mut self, what: &str, names: impl Iterator<Item = String>) {
-        self.percentiles_of = Some((what.to_owned(), names.collect()));
+    /// Draws percentiles of these subjects alone, in the file `COMMAND-percentiles` with `which` behind it; of many, nobody
+    /// could tell one line from another.
+    pub(crate) fn draw_percentiles_of(&mut self, which: &str, what: &str, names: impl IntoIterator<Item = String>) {
+        let (which, what, names) = (which.to_owned(), format!(": {what}"), names.into_iter().collect());
+        self.percentiles_of.push(Few { which, what, names });
     }
 
     /// Draws these lines of GiB a second too, beside those of what is rated here.
@@ -234,8 +245,8 @@ impl Report {
     }
 
     /// `COMMAND.json` (this report). Where times were measured, `COMMAND.hlog` (every round's histogram, HdrHistogram log
-    /// format, V2 deflate), `COMMAND-SUBJECT.hgrm` (percentiles of all rounds) and `COMMAND-percentiles.svg`; where something
-    /// was measured at several sizes, `COMMAND-sizes.svg`.
+    /// format, V2 deflate), `COMMAND-SUBJECT.hgrm` (percentiles of all rounds) and `COMMAND-percentiles.svg`, or several such; where
+    /// something was measured at several sizes, `COMMAND-sizes.svg`.
     fn keep(&self, out: &Path) -> Result<(), BenchError> {
         fs::create_dir_all(out).map_err(BenchError::io(format!("create {}", out.display())))?;
         let write = |rest: &str, bytes: &[u8]| {
@@ -251,13 +262,18 @@ impl Report {
             for (name, rounds) in self.measured.iter().flat_map(Measured::all) {
                 let all = percentiles::merged(rounds)?;
                 write(&format!("-{name}.hgrm"), percentiles::text(&all).as_bytes())?;
-                if self.percentiles_of.as_ref().is_none_or(|(_, only)| only.contains(&name)) {
-                    lines.push(Series { name, points: percentiles::points(&all) });
-                }
+                lines.push(Series { name, points: percentiles::points(&all) });
             }
-            let what = self.percentiles_of.as_ref().map_or_else(String::new, |(what, _)| format!(": {what}"));
-            let plot = self.plot(&what, Below::Percentiles, "µs", lines);
-            write("-percentiles.svg", plot::svg(&[plot])?.as_bytes())?;
+            let draw = |which: &str, what: &str, lines| {
+                let plot = self.plot(what, Below::Percentiles, "µs", lines);
+                write(&format!("-percentiles{which}.svg"), plot::svg(&[plot])?.as_bytes())
+            };
+            for Few { which, what, names } in &self.percentiles_of {
+                draw(which, what, lines.iter().filter(|line| names.contains(&line.name)).cloned().collect())?;
+            }
+            if self.percentiles_of.is_empty() {
+                draw("", "", lines)?;
+            }
         }
         let mut rates = by_size(self.rated.iter().map(|one| (&*one.name, one.gib_per_second())));
         rates.extend(self.rates_by_size.iter().cloned());
@@ -344,6 +360,36 @@ pub(crate) fn row(name: &str, columns: [String; 5]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_percentiles_each_drawing_has_a_few() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let measured = ["a_read_64", "b_read_64", "a_write_64"].map(|name| {
+            let mut round = crate::figures::histogram().expect("one");
+            (1..=1000).for_each(|value| round.saturating_record(value));
+            Measured::new(name, vec![round])
+        });
+        let drawn = |out: &str, few: &[(&str, &[&str])]| {
+            let plan = BTreeMap::from([("rounds", 1)]);
+            let mut report = Report::new("compare", Cpus { asker: 0, answerer: 0 }, &plan).expect("a report");
+            let measured = measured.iter().map(|one| Measured::new(&*one.name, one.rounds.clone())).collect();
+            report.times(measured).expect("figures");
+            for (which, names) in few {
+                report.draw_percentiles_of(which, "few", names.iter().map(|name| (*name).to_owned()));
+            }
+            report.keep(&dir.path().join(out)).expect("kept");
+            let names = ["a_read_64", "b_read_64", "a_write_64", "compare: few"];
+            let files = ["", "-read_64", "-write_64"].map(|which| format!("compare-percentiles{which}.svg"));
+            files.map(|file| {
+                let svg = fs::read_to_string(dir.path().join(out).join(file)).ok()?;
+                Some(names.map(|name| svg.contains(name)))
+            })
+        };
+        let (read, write) = (&["a_read_64", "b_read_64"][..], &["a_write_64"][..]);
+        let few = drawn("few", &[("-read_64", read), ("-write_64", write)]);
+        assert_eq!(few, [None, Some([true, true, false, true]), Some([false, false, true, true])]);
+        assert_eq!(drawn("all", &[]), [Some([true, true, true, false]), None, None]);
+    }
 
     #[test]
     fn lines_by_size_need_two_sizes() {

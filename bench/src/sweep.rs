@@ -135,8 +135,8 @@ pub(crate) fn run(sweep: &Sweep) -> Result<(), BenchError> {
     if wanted.single {
         let measured = singles(sweep, &wanted, stack.as_ref(), &plan, cpus, &mut report)?;
         let names = measured.iter().map(|one| one.name.clone());
-        report
-            .draw_percentiles_of(&format!("one at a time, {drawn} bytes"), names.filter(|name| has_size(name, drawn)));
+        let names = names.filter(|name| has_size(name, drawn));
+        report.draw_percentiles_of("", &format!("one at a time, {drawn} bytes"), names);
         let costs = Costs::of(&wanted, &measured);
         costs.note(&mut report);
         report.times(measured)?;
