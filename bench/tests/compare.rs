@@ -46,6 +46,39 @@ fn no_redis() -> Option<&'static str> {
     (!runs("openssl", "version")).then_some("openssl is not installed")
 }
 
+/// What `results` is read by: every field of every row, of its type, and null where nothing was measured.
+fn rows(report: &serde_json::Value) -> &[serde_json::Value] {
+    const SYSTEMS: [&str; 9] = [
+        "overbank-sealed",
+        "overbank-raw",
+        "overbank-raw-stride",
+        "ucx-tcp",
+        "libfabric-tcp",
+        "libfabric-tcp-rxm",
+        "redis-tcp",
+        "redis-tls",
+        "perftest",
+    ];
+    let rows = report["results"].as_array().expect("a list");
+    for row in rows {
+        let one_of = |field: &str, names: &[&str]| row[field].as_str().is_some_and(|name| names.contains(&name));
+        assert!(one_of("system", &SYSTEMS) && one_of("op", &["read", "write", "ping_pong"]), "{row}");
+        assert!(row["size"].as_u64() > Some(0) && row["depth"].as_u64() > Some(0), "{row}");
+        let [p50, p99, p999, gib] = ["p50_us", "p99_us", "p999_us", "gib_per_s"].map(|field| {
+            let value = row.get(field).unwrap_or_else(|| panic!("no {field} in {row}"));
+            assert!(value.is_null() || value.as_f64().is_some_and(|number| number >= 0.0), "{field} in {row}");
+            value.as_f64()
+        });
+        assert!(p50 <= p99 && p99 <= p999 && p50.is_some() != gib.is_some(), "{row}");
+        // Who waits, waits for all of it: half of a ping-pong is what its subject says.
+        let subject = &report["subjects"][row["subject"].as_str().expect("a subject")];
+        let halves = if row["op"] == "ping_pong" { 2.0 } else { 1.0 };
+        assert_eq!(p50, subject["p50_ns"].as_f64().map(|half| half * halves / 1000.0), "{row}");
+        assert_eq!(gib, subject["gib_per_second"].as_f64(), "{row}");
+    }
+    rows
+}
+
 #[test]
 fn libraries_over_tcp_take_their_turns() {
     let _alone = alone();
@@ -80,11 +113,10 @@ fn libraries_over_tcp_take_their_turns() {
         assert!(commands.contains(&format!("{system} ")), "{commands}");
     }
     assert!(report["subjects"].get("overbank_raw_ping_pong_1").is_none(), "nobody else has a ping-pong");
-    let sealed = report["results"].as_array().expect("a list").iter().filter(|row| row["system"] == "overbank-sealed");
-    assert_eq!(sealed.count(), 0, "nobody asked for it");
+    assert!(rows(&report).iter().all(|row| row["system"] != "overbank-sealed"), "nobody asked for it");
 }
 
-/// The contract of `results`: every system, operation, size and depth has its row, and what was not measured is null.
+/// Every system, operation, size and depth has its row; every operation and size has its drawing.
 #[test]
 fn sealed_plain_and_redis_stand_in_one_list() {
     if let Some(reason) = no_daemons().or(no_redis()) {
@@ -95,8 +127,10 @@ fn sealed_plain_and_redis_stand_in_one_list() {
     let mut arguments = vec!["--peers", "redis-tcp,redis-tls", "--size", "64,5000", "--depth", "4", "--json"];
     arguments.extend(["--seconds", "0.05", "--warmup-seconds", "0.01"]);
     arguments.extend(SHORT);
-    let report = report(&compare(&arguments).output().expect("the program runs"));
-    let rows = report["results"].as_array().expect("a list");
+    let dir = tempfile::tempdir().expect("a directory");
+    let out = compare(&arguments).arg("--out").arg(dir.path()).output().expect("the program runs");
+    let report = report(&out);
+    let rows = rows(&report);
     let mut seen = 0;
     for (system, depths) in [
         ("overbank-sealed", &[1, 4][..]),
@@ -146,6 +180,17 @@ fn sealed_plain_and_redis_stand_in_one_list() {
     ] {
         assert!(report["ratios"][ratio].as_f64().is_some_and(|ratio| ratio > 0.0), "{ratio} in {}", report["ratios"]);
     }
+    let drawn = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect("drawn");
+    for (op, other) in [("read", "write"), ("write", "read")] {
+        for size in [64, 5000] {
+            let svg = drawn(&format!("compare-percentiles-{op}_{size}.svg"));
+            let names = ["overbank_sealed", "overbank_raw", "redis_tcp", "redis_tls"];
+            assert!(names.iter().all(|name| svg.contains(&format!("{name}_{op}_{size}\n"))), "{op} {size}: {svg}");
+            assert!(!svg.contains(&format!("_{other}_")) && !svg.contains("_x4"), "{op} {size}: {svg}");
+        }
+    }
+    assert!(drawn("compare-rates.svg").contains("overbank_sealed_read_x4"));
+    assert!(!dir.path().join("compare-percentiles.svg").exists(), "too many lines for one");
     assert!(report["settings"]["redis_tls"].as_str().expect("a version").contains("Redis"));
     assert!(report["settings"]["missing"].is_null(), "{}", report["settings"]["missing"]);
 }
@@ -257,8 +302,7 @@ fn what_is_missing_is_named() {
     arguments.extend(SHORT);
     let _alone = alone();
     let report = report(&bare(&arguments));
-    let systems: Vec<_> =
-        report["results"].as_array().expect("a list").iter().map(|row| row["system"].as_str()).collect();
+    let systems: Vec<_> = rows(&report).iter().map(|row| row["system"].as_str()).collect();
     assert_eq!(
         systems,
         ["overbank-raw", "overbank-raw-stride", "overbank-sealed"].map(Some),
