@@ -139,5 +139,5 @@ pub(crate) fn run(compare: &Compare) -> Result<(), BenchError> {
         report.draw_percentiles_of(&format!("-{}_{size}", kind.name()), &what, names);
     }
     report.list = Some(contest::rows(&entries, &report.results));
-    compare.measuring.finish(&report)
+    compare.measuring.finish(report)
 }

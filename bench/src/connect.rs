@@ -82,5 +82,5 @@ pub(crate) fn run(connect: &Connect) -> Result<(), BenchError> {
             report.ratio(&format!("{many} / {one}"), &many, &one);
         }
     }
-    connect.measuring.finish(&report)
+    connect.measuring.finish(report)
 }

@@ -168,7 +168,7 @@ pub(crate) fn run(flood: &Flood) -> Result<(), BenchError> {
         }
     }
     report.times(turns.into_iter().flat_map(|turn| [turn.grants, turn.sessions]).collect())?;
-    flood.output.finish(&report)
+    flood.output.finish(report)
 }
 
 /// It runs beside the consumer, and behind it: the consumer must not wait for who floods.

@@ -48,5 +48,5 @@ pub(crate) fn run(floor: &Floor) -> Result<(), BenchError> {
     let mut report = Report::new("floor", cpus, &plan)?;
     report.times(measure(&plan, &mut subjects)?)?;
     report.setting("size", size);
-    floor.measuring.finish(&report)
+    floor.measuring.finish(report)
 }

@@ -117,7 +117,7 @@ pub(crate) fn run(grant: &Grant) -> Result<(), BenchError> {
     }
     report.setting("lease_files_in_memory", in_memory(lives.config.leases()));
     report.setting("receipt_looked_for_every_us", PAUSE.as_micros() as u64);
-    grant.measuring.finish(&report)
+    grant.measuring.finish(report)
 }
 
 /// Whether what is written there never waits for a disk.

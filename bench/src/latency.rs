@@ -92,7 +92,7 @@ pub(crate) fn run(latency: &Latency) -> Result<(), BenchError> {
     report.ratio("sealed_write / unsealed_write", "sealed_write", "unsealed_write");
     report.ratio("sealed_read / raw_read", "sealed_read", "raw_read");
     report.ratio("sealed_write / udp_write", "sealed_write", "udp_write");
-    latency.measuring.finish(&report)
+    latency.measuring.finish(report)
 }
 
 /// What the sealed operations are compared with.

@@ -8,13 +8,14 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::cpus::Cpus;
+use crate::others;
 
 /// Clocks that are read without a system call and do not go astray.
 const GOOD_CLOCKS: [&str; 2] = ["tsc", "arch_sys_counter"];
 /// What the processor has that AES-GCM is computed with.
 const FOR_AES: [&str; 7] = ["aes", "pclmulqdq", "vaes", "vpclmulqdq", "avx512f", "avx512vl", "pmull"];
-/// So much more than what is spare may the load average be: nothing runs all alone.
-const TOLERANCE: f64 = 0.5;
+/// So much more than what is spare may others use: nothing runs all alone.
+const TOLERANCE: f64 = 0.1;
 
 /// Before anything was measured.
 static LOAD_BEFORE: OnceLock<Option<String>> = OnceLock::new();
@@ -52,10 +53,12 @@ pub(crate) struct Machine {
     pub(crate) transparent_hugepages: Option<String>,
     /// What the processor has that AES-GCM is computed with.
     pub(crate) aes: Vec<String>,
-    /// Load average over the last minute when this program began: others' work shows in the tail.
+    /// Load average over the last minute when this program began: what ran before it shows too.
     pub(crate) load_before: String,
-    /// The same when this record was made: for most commands when all was measured.
+    /// The same when this record was made: when all was measured.
     pub(crate) load: String,
+    /// How many processors others kept busy meanwhile, at least: their work shows in the tail.
+    pub(crate) others_cpus: Option<f64>,
     /// Seconds since 1970.
     pub(crate) taken_at: u64,
     /// `release`, or `debug`: figures of a debug build mean nothing.
@@ -66,9 +69,10 @@ pub(crate) struct Machine {
     pub(crate) version: &'static str,
 }
 
-/// Looks at what is over as soon as something is measured.
+/// Looks at what is over as soon as something is measured, and begins to watch the others.
 pub(crate) fn look_before() {
     let _ = LOAD_BEFORE.set(load());
+    others::watch();
 }
 
 impl Machine {
@@ -111,6 +115,7 @@ impl Machine {
             aes: FOR_AES.into_iter().filter(|wanted| flag(wanted)).map(str::to_owned).collect(),
             load_before: LOAD_BEFORE.get().cloned().unwrap_or_else(load).unwrap_or_else(unknown),
             load: load().unwrap_or_else(unknown),
+            others_cpus: others::busy(),
             taken_at: now.map_or(0, |since| since.as_secs()),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
             commit: env!("OVERBANK_COMMIT"),
@@ -137,11 +142,11 @@ impl Machine {
             );
         }
         let spare = self.cpus.saturating_sub(if cpus.shared() { 1 } else { 2 });
-        let load: Option<f64> = self.load_before.parse().ok();
-        if let Some(load) = load.filter(|load| *load > spare as f64 + TOLERANCE) {
+        if let Some(others) = self.others_cpus.filter(|others| *others > spare as f64 + TOLERANCE) {
             warnings.push(format!(
-                "THE MACHINE WAS BUSY: the load average before the run was {load}, and besides the two ends' there are \
-                 {spare} processors: others' work, or that of a run just before, is in the figures"
+                "THE MACHINE WAS BUSY: what this program did not start kept at least {others} processors busy from its \
+                 beginning to its end (the kernel's own threads included), and besides the two ends' there are {spare}: \
+                 others' work may be in the figures"
             ));
         }
         if !GOOD_CLOCKS.contains(&&*self.clock_source) {
@@ -208,7 +213,8 @@ mod tests {
         let (two, one) = (Cpus { asker: 0, answerer: 1 }, Cpus { asker: 0, answerer: 0 });
         let good = Machine {
             cpus: 4,
-            load_before: "2.10".to_owned(),
+            load_before: "20.10".to_owned(),
+            others_cpus: Some(2.1),
             clock_source: "tsc".to_owned(),
             ends_share_a_core: false,
             build: "release",
@@ -219,8 +225,9 @@ mod tests {
         assert!(said(&good, one).contains("TOO FEW PROCESSORS"));
         assert!(said(&Machine { build: "debug", ..good.clone() }, two).contains("debug build"));
         assert!(said(&Machine { ends_share_a_core: true, ..good.clone() }, two).contains("ONE CORE"));
-        let busy = said(&Machine { load_before: "2.60".to_owned(), ..good.clone() }, two);
-        assert!(busy.contains("was 2.6, and besides the two ends' there are 2 processors"), "{busy}");
+        assert_eq!(said(&Machine { others_cpus: None, ..good.clone() }, two), "");
+        let busy = said(&Machine { others_cpus: Some(2.11), ..good.clone() }, two);
+        assert!(busy.contains("at least 2.11 processors") && busy.contains("the two ends' there are 2:"), "{busy}");
         assert!(said(&Machine { clock_source: "hpet".to_owned(), ..good.clone() }, two).contains("is hpet, not tsc"));
         assert!(said(&Machine { clock_source: "unknown".to_owned(), ..good }, two).contains("A SLOW CLOCK"));
     }

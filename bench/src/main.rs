@@ -35,6 +35,7 @@ mod needles;
 mod one_sided;
 mod opening;
 mod options;
+mod others;
 mod own;
 mod parties;
 mod patience;

@@ -136,7 +136,7 @@ pub(crate) fn run(mixed: &Mixed) -> Result<(), BenchError> {
     report.device("device", &mixed.device);
     report.setting("self_contained", mixed.self_contained);
     report.ratio("mixed_write / mixed_read", "mixed_write", "mixed_read");
-    mixed.measuring.finish(&report)
+    mixed.measuring.finish(report)
 }
 
 /// The operations on the lease, and what they left there.

@@ -80,7 +80,7 @@ impl Output {
     }
 
     /// Prints the report and keeps what is to be kept.
-    pub(crate) fn finish(&self, report: &Report) -> Result<(), BenchError> {
+    pub(crate) fn finish(&self, report: Report) -> Result<(), BenchError> {
         report.finish(self.json, self.out.as_deref())
     }
 }
@@ -104,7 +104,7 @@ impl Measuring {
     }
 
     /// Prints the report and keeps what is to be kept.
-    pub(crate) fn finish(&self, report: &Report) -> Result<(), BenchError> {
+    pub(crate) fn finish(&self, report: Report) -> Result<(), BenchError> {
         self.output.finish(report)
     }
 }

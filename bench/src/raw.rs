@@ -111,7 +111,7 @@ pub(crate) fn run(raw: &Raw) -> Result<(), BenchError> {
     for (own, floor) in &pairs {
         report.ratio(&format!("{own} / {floor}"), own, floor);
     }
-    raw.measuring.finish(&report)
+    raw.measuring.finish(report)
 }
 
 /// What the same datagrams take without us.

@@ -80,8 +80,6 @@ struct Few {
 impl Report {
     /// Of what is measured on these processors.
     pub(crate) fn new(command: &'static str, cpus: Cpus, plan: &impl Serialize) -> Result<Self, BenchError> {
-        let machine = Machine::record(cpus);
-        let warnings = machine.warnings(cpus);
         let Value::Object(plan) = value(plan)? else {
             return Err(BenchError::Histogram("a plan has no names".to_owned()));
         };
@@ -89,11 +87,11 @@ impl Report {
             format: FORMAT,
             command,
             arguments: std::env::args().skip(1).collect(),
-            machine,
+            machine: Machine::record(cpus),
             cpus,
             plan,
             settings: Map::new(),
-            warnings,
+            warnings: Vec::new(),
             results: Map::new(),
             ratios: Map::new(),
             list: None,
@@ -191,8 +189,10 @@ impl Report {
         self.ratios.insert(name.to_owned(), json!((ratio * 1000.0).round() / 1000.0));
     }
 
-    /// Keeps the raw data under `out`, then prints the report to standard output.
-    pub(crate) fn finish(&self, json: bool, out: Option<&Path>) -> Result<(), BenchError> {
+    /// Looks at the machine once more, keeps the raw data under `out`, then prints the report to standard output.
+    pub(crate) fn finish(mut self, json: bool, out: Option<&Path>) -> Result<(), BenchError> {
+        self.machine = Machine::record(self.cpus);
+        self.warnings.splice(..0, self.machine.warnings(self.cpus));
         if let Some(out) = out {
             self.keep(out)?;
         }
@@ -389,6 +389,21 @@ mod tests {
         let few = drawn("few", &[("-read_64", read), ("-write_64", write)]);
         assert_eq!(few, [None, Some([true, true, false, true]), Some([false, false, true, true])]);
         assert_eq!(drawn("all", &[]), [Some([true, true, true, false]), None, None]);
+    }
+
+    #[test]
+    fn the_machine_is_looked_at_when_all_is_measured() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let plan = BTreeMap::from([("rounds", 1)]);
+        let mut report = Report::new("floor", Cpus { asker: 0, answerer: 0 }, &plan).expect("a report");
+        report.machine.taken_at = 0;
+        report.warnings.push("of a peer".to_owned());
+        report.finish(false, Some(dir.path())).expect("kept");
+        let kept = fs::read_to_string(dir.path().join("floor.json")).expect("kept");
+        let kept: Value = serde_json::from_str(&kept).expect("JSON");
+        assert!(kept["machine"]["taken_at"].as_u64() > Some(0), "{kept}");
+        let warnings = kept["warnings"].to_string();
+        assert!(warnings.contains("TOO FEW PROCESSORS") && warnings.contains("of a peer"), "{warnings}");
     }
 
     #[test]

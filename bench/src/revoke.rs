@@ -141,7 +141,7 @@ pub(crate) fn run(revoke: &Revoke) -> Result<(), BenchError> {
     }
     report.setting("loss_percent", revoke.loss);
     report.setting("requests_per_second", revoke.requests_per_second);
-    revoke.output.finish(&report)
+    revoke.output.finish(report)
 }
 
 async fn measure(revoke: &Revoke, stack: &Stack, device: &Device, report: &mut Report) -> Result<(), BenchError> {

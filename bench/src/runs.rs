@@ -15,7 +15,7 @@ use crate::report::{INTERLEAVED, print};
 use crate::table;
 
 /// Of the machine's record, what differs without telling anything.
-const EVER_NEW: [&str; 3] = ["load", "load_before", "taken_at"];
+const EVER_NEW: [&str; 4] = ["load", "load_before", "others_cpus", "taken_at"];
 /// Longest text of a value in a list of differences.
 const LONGEST: usize = 80;
 const MISSING: &str = "not measured";

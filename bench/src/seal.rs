@@ -64,7 +64,7 @@ pub(crate) fn run(seal: &Seal) -> Result<(), BenchError> {
         let ours = format!("{what}_{size}");
         report.ratio(&format!("{ours} / {ENGINE} alone"), &ours, &format!("{ENGINE}_{ours}"));
     }
-    seal.measuring.finish(&report)
+    seal.measuring.finish(report)
 }
 
 /// What a block of this size is bound to here.

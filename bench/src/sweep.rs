@@ -161,7 +161,7 @@ pub(crate) fn run(sweep: &Sweep) -> Result<(), BenchError> {
         let plain = format!("plain_{rest}");
         report.ratio(&format!("{sealed} / {plain}"), sealed, &plain);
     }
-    sweep.measuring.finish(&report)
+    sweep.measuring.finish(report)
 }
 
 fn single(how: &str, kind: Kind, size: usize) -> String {

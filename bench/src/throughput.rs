@@ -144,7 +144,7 @@ pub(crate) fn run(throughput: &Throughput) -> Result<(), BenchError> {
     if let Some(sealed) = sealed {
         sealed.finish(&mut report)?;
     }
-    throughput.output.finish(&report)
+    throughput.output.finish(report)
 }
 
 /// Sealed reads, and what they are to be compared with.

@@ -1,9 +1,18 @@
 //! The floors, for a moment only: that they give a figure, not which.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What polls on both processors has them to itself.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 fn every_floor_gives_figures_and_its_raw_data() {
+    let _alone = alone();
     let dir = tempfile::tempdir().expect("a directory");
     let output = Command::new(env!("CARGO_BIN_EXE_overbank-bench"))
         .args(["floor", "--rounds", "2", "--count", "200", "--warmup", "10", "--json", "--out"])
@@ -22,6 +31,7 @@ fn every_floor_gives_figures_and_its_raw_data() {
     assert_eq!((&machine["build"], &report["format"]), (&"debug".into(), &1.into()));
     assert!(machine["mitigations"].is_object() && machine["aes"].is_array() && machine["clock_source"].is_string());
     assert!(machine["load_before"].as_str().is_some_and(|load| load.parse::<f64>().is_ok()), "{machine}");
+    assert!(machine["others_cpus"].as_f64().is_some_and(|others| others >= 0.0), "{machine}");
     assert!(!report["warnings"].as_array().expect("a list").is_empty(), "a debug build is warned of");
 
     let kept = std::fs::read(dir.path().join("floor.json")).expect("kept");
@@ -38,6 +48,24 @@ fn every_floor_gives_figures_and_its_raw_data() {
         values += histogram.len();
     }
     assert_eq!(values, 6 * 400);
+}
+
+#[test]
+fn a_machine_with_other_work_is_called_busy() {
+    let _alone = alone();
+    let over = AtomicBool::new(false);
+    let processors = std::thread::available_parallelism().expect("a number").get();
+    let output = std::thread::scope(|scope| {
+        for _ in 0..processors {
+            scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+        }
+        let arguments = ["floor", "--rounds", "1", "--count", "3000", "--warmup", "0", "--json"];
+        let output = Command::new(env!("CARGO_BIN_EXE_overbank-bench")).args(arguments).output();
+        over.store(true, Ordering::Relaxed);
+        output.expect("the program runs")
+    });
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(report["warnings"].to_string().contains("THE MACHINE WAS BUSY"), "{}", report["machine"]);
 }
 
 /// RFC 4648, for what the log holds.
