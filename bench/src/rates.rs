@@ -37,7 +37,7 @@ impl Pace {
     /// What the timed part was, where it is over after so many operations.
     pub(crate) fn over(&self, time: Duration, operations: u64) -> Option<Rate> {
         let over = self.count.map_or(time >= self.time(), |count| operations >= count);
-        over.then(|| Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None })
+        if over { Some(Rate { operations, nanoseconds: time.as_nanos() as u64, packets: None }) } else { None }
     }
 }
 

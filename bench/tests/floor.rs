@@ -57,9 +57,13 @@ fn a_machine_with_other_work_is_called_busy() {
     let processors = std::thread::available_parallelism().expect("a number").get();
     let output = std::thread::scope(|scope| {
         for _ in 0..processors {
-            scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
-        let arguments = ["floor", "--rounds", "1", "--count", "3000", "--warmup", "0", "--json"];
+        let arguments = ["floor", "--rounds", "1", "--count", "10000", "--warmup", "0", "--json"];
         let output = Command::new(env!("CARGO_BIN_EXE_overbank-bench")).args(arguments).output();
         over.store(true, Ordering::Relaxed);
         output.expect("the program runs")
