@@ -52,7 +52,7 @@ pub(crate) fn chosen(device: &str) -> (String, Option<usize>) {
 
 /// How every end opens its device: a real one at the best of its addresses, the soft one on loopback.
 pub(crate) fn options() -> DeviceOptions {
-    DeviceOptions { spin: SPIN, mtu: Mtu::Mtu4096, ..DeviceOptions::new(IpAddr::V4(Ipv4Addr::LOCALHOST)) }
+    DeviceOptions { spin: SPIN, ..DeviceOptions::new(IpAddr::V4(Ipv4Addr::LOCALHOST)) }
 }
 
 /// Opens a device for one end.

@@ -27,7 +27,7 @@ fn one_command_gives_the_sealed_figures_and_their_floors() {
         assert_eq!(report["results"][name]["count"], 200, "{name}");
     }
     assert_eq!(report["settings"]["wire_bytes"], 4128);
-    assert_eq!((&report["settings"]["device"], &report["settings"]["device_mtu"]), (&"soft".into(), &4096.into()));
+    assert_eq!((&report["settings"]["device"], &report["settings"]["device_mtu"]), (&"soft".into(), &8192.into()));
     assert!(report["ratios"]["sealed_read / udp_read"].as_f64().expect("a ratio") > 0.0);
     assert!(dir.path().join("latency.hlog").exists() && dir.path().join("latency.json").exists());
 }

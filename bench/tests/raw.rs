@@ -36,7 +36,7 @@ fn every_operation_of_every_size_is_timed() {
     }
     assert_eq!(report["settings"]["device"], device);
     assert_eq!(report["settings"]["peer_device"], device);
-    assert!(report["settings"]["mtu"].as_u64().is_some_and(|mtu| [1024, 2048, 4096].contains(&mtu)));
+    assert!(report["settings"]["mtu"].as_u64().is_some_and(|mtu| [1024, 2048, 4096, 8192].contains(&mtu)));
     assert!(report["settings"]["gid"].as_str().expect("an address").parse::<std::net::IpAddr>().is_ok());
     assert_eq!(report["arguments"][0], "raw");
     assert!(!report["machine"]["commit"].as_str().expect("a commit").is_empty());

@@ -45,7 +45,7 @@ fn plain_operations_need_no_other_program() {
         }
     }
     let settings = &report["settings"];
-    assert_eq!((&settings["device"], &settings["mtu"]), (&"soft".into(), &4096.into()));
+    assert_eq!((&settings["device"], &settings["mtu"]), (&"soft".into(), &8192.into()));
     assert!(settings["sealing_cost"].is_null() && report["ratios"].as_object().is_some_and(|ratios| ratios.is_empty()));
 }
 

@@ -25,7 +25,7 @@ fn every_device_is_there_and_the_soft_one_can_be_used() {
     let devices = found["devices"].as_array().expect("a list");
     let soft = devices.last().expect("at least one");
     assert_eq!((soft["name"].as_str(), soft["kind"].as_str()), (Some("soft"), Some("soft")));
-    assert_eq!((soft["usable"].as_bool(), soft["mtu"].as_u64()), (Some(true), Some(4096)));
+    assert_eq!((soft["usable"].as_bool(), soft["mtu"].as_u64()), (Some(true), Some(8192)));
     assert_eq!(soft["address"], "127.0.0.1");
     for device in devices {
         // One that can be used has an address, and one that cannot has a reason.

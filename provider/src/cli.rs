@@ -114,8 +114,8 @@ pub struct Serve {
     #[cfg(any(debug_assertions, feature = "lossy"))]
     #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
     pub lose_per_million: u32,
-    /// Most bytes in one packet; what fits through the network between.
-    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_mtu)]
+    /// Most bytes in one packet; what fits through the network between. Real devices take 4096 at most.
+    #[arg(long, value_name = "BYTES", default_value = "8192", value_parser = parse_mtu)]
     pub mtu: Mtu,
     /// Longest time until a lease's deadline.
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_max_lease)]
@@ -206,7 +206,7 @@ fn parse_spin(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_mtu(text: &str) -> Result<Mtu, String> {
-    let sizes = ["256", "512", "1024", "2048", "4096"];
+    let sizes = ["256", "512", "1024", "2048", "4096", "8192"];
     let found = sizes.iter().zip(Mtu::ALL).find(|(size, _)| **size == text);
     found.map(|(_, mtu)| mtu).ok_or_else(|| format!("the path MTU is one of {}", sizes.join(", ")))
 }
@@ -287,7 +287,7 @@ mod tests {
     fn defaults_are_as_documented() {
         let serve = parse(&[]).expect("complete");
         assert_eq!(serve.authd, "localhost:7471");
-        assert_eq!((serve.pool, serve.pages, serve.mtu), (Size(2 << 30), Pages::Auto, Mtu::Mtu4096));
+        assert_eq!((serve.pool, serve.pages, serve.mtu), (Size(2 << 30), Pages::Auto, Mtu::Mtu8192));
         assert_eq!((serve.spin, serve.max_lease), (Duration::from_micros(50), Duration::from_secs(86400)));
         assert_eq!(serve.device, "auto");
     }

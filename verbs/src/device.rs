@@ -24,7 +24,7 @@ pub struct DeviceOptions {
     pub port: Option<u16>,
     /// How long the progress thread and [`CompletionQueue::wait`] poll after the last traffic before they sleep.
     pub spin: Duration,
-    /// Largest path MTU. A network interface with smaller packets lowers it.
+    /// Largest path MTU. A network interface with smaller packets lowers it, and so does a real device at either end.
     pub mtu: Mtu,
     /// So many of a million datagrams the soft device does not send, chosen at random: for tests and measurements of
     /// loss. Real devices take no other value than 0.
@@ -35,14 +35,14 @@ pub struct DeviceOptions {
 }
 
 impl DeviceOptions {
-    /// The usual options at this address: port 4791 or any, 50 µs of polling, MTU 4096.
+    /// The usual options at this address: port 4791 or any, 50 µs of polling, MTU 8192.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
         Self {
             address,
             port: None,
             spin: Duration::from_micros(50),
-            mtu: Mtu::Mtu4096,
+            mtu: Mtu::Mtu8192,
             lose_per_million: 0,
             before_threads: None,
         }

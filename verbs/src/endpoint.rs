@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::VerbsError;
 
-/// The most payload that one packet carries, with the codes of `ibv_mtu`.
+/// The most payload that one packet carries, with the codes of `ibv_mtu`; the last is known between soft devices only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mtu {
     /// 256 bytes.
@@ -15,13 +15,15 @@ pub enum Mtu {
     Mtu1024,
     /// 2048 bytes.
     Mtu2048,
-    /// 4096 bytes.
+    /// 4096 bytes: the most that a RoCE packet carries (InfiniBand specification, 9.4.1).
     Mtu4096,
+    /// 8192 bytes, between soft devices: a sealed block of 4096 is one packet, and jumbo frames carry it.
+    Mtu8192,
 }
 
 impl Mtu {
     /// All of them, the smallest first.
-    pub const ALL: [Self; 5] = [Self::Mtu256, Self::Mtu512, Self::Mtu1024, Self::Mtu2048, Self::Mtu4096];
+    pub const ALL: [Self; 6] = [Self::Mtu256, Self::Mtu512, Self::Mtu1024, Self::Mtu2048, Self::Mtu4096, Self::Mtu8192];
 
     /// Payload bytes of a full packet.
     #[must_use]
@@ -29,7 +31,7 @@ impl Mtu {
         128 << self as usize
     }
 
-    /// The MTU with this code of `ibv_mtu`.
+    /// The MTU with this code.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|mtu| *mtu as u8 == code)
@@ -109,6 +111,8 @@ impl Endpoint {
             bad("version")
         } else if bytes[1] & !Self::SOFT != 0 {
             bad("flags")
+        } else if mtu > Mtu::Mtu4096 && bytes[1] & Self::SOFT == 0 {
+            bad("MTU")
         } else if bytes[3] != 0 {
             bad("reserved bytes")
         } else if !(2..1 << 24).contains(&qpn) {
@@ -167,7 +171,7 @@ mod tests {
             (0, 2, "version"),
             (1, 2, "flags"),
             (2, 0, "MTU"),
-            (2, 6, "MTU"),
+            (2, 7, "MTU"),
             (3, 1, "reserved bytes"),
             (4, 1, "queue pair number"),
             (8, 1, "packet sequence number"),
@@ -185,7 +189,16 @@ mod tests {
 
     #[test]
     fn mtu_codes_are_those_of_ibv_mtu() {
-        assert_eq!(Mtu::ALL.map(Mtu::bytes), [256, 512, 1024, 2048, 4096]);
-        assert_eq!(Mtu::ALL.map(|mtu| mtu as u8), [1, 2, 3, 4, 5]);
+        assert_eq!(Mtu::ALL.map(Mtu::bytes), [256, 512, 1024, 2048, 4096, 8192]);
+        assert_eq!(Mtu::ALL.map(|mtu| mtu as u8), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn packets_longer_than_any_adapter_takes_are_for_soft_devices() {
+        let mut bytes = SAMPLE.to_bytes();
+        bytes[2] = 6;
+        assert_eq!(Endpoint::from_bytes(&bytes).unwrap().mtu, Mtu::Mtu8192);
+        bytes[1] = 0;
+        assert!(matches!(Endpoint::from_bytes(&bytes), Err(VerbsError::Endpoint { field: "MTU" })));
     }
 }

@@ -496,11 +496,13 @@ mod tests {
             (2128, 2048),
             (4175, 2048),
             (4176, 4096),
-            (65_536, 4096),
+            (8271, 4096),
+            (8272, 8192),
+            (65_536, 8192),
         ] {
             assert_eq!(mtu_within(carries).bytes(), mtu, "{carries}");
         }
-        assert_eq!(interface_mtu("127.0.0.1".parse().unwrap()), Mtu::Mtu4096);
+        assert_eq!(interface_mtu("127.0.0.1".parse().unwrap()), Mtu::Mtu8192);
         assert_eq!(interface_mtu("192.0.2.1".parse().unwrap()), Mtu::Mtu1024);
     }
 }

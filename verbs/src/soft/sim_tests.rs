@@ -36,7 +36,7 @@ impl Pair {
 
     /// Host 1 gives host 0 these rights.
     pub(super) fn with(seed: u64, faults: Faults, mtu: Mtu, bytes: usize, rights: Access, retry: Retry) -> Self {
-        let mut net = Net::new(seed, faults, &[Mtu::Mtu4096, mtu]);
+        let mut net = Net::new(seed, faults, &[Mtu::Mtu8192, mtu]);
         let a = Side::new(&mut net, 0, bytes);
         let b = Side::new(&mut net, 1, bytes);
         connect(&mut net, (&a, Access::empty()), (&b, rights), retry);
@@ -125,7 +125,7 @@ pub(super) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-const MTUS: [Mtu; 5] = Mtu::ALL;
+const MTUS: [Mtu; 6] = Mtu::ALL;
 
 // InfiniBand 9.4.3, 9.4.4: RDMA WRITE and READ, cut into packets of the path MTU.
 #[test]

@@ -93,7 +93,7 @@ impl Peer {
 
     /// With these flags in its endpoint.
     pub(super) fn of_kind(flags: u8, mtu: Mtu, rights: Access, retry: Retry) -> Self {
-        let mut engine = Engine::new(address(0), Mtu::Mtu4096);
+        let mut engine = Engine::new(address(0), Mtu::Mtu8192);
         let memory = Arc::new(Memory::map(MEMORY, Backing::Ordinary).unwrap());
         memory.copy_in(0, &pattern(1, MEMORY)).unwrap();
         let pd = engine.alloc_pd();

@@ -9,8 +9,8 @@ use super::psn::Psn;
 pub(crate) const DEFAULT_PKEY: u16 = 0xffff;
 /// Bytes of the invariant CRC at the end.
 pub(crate) const ICRC_LEN: usize = 4;
-/// The longest datagram: a WRITE ONLY with immediate data and a payload of 4,096 bytes.
-pub(crate) const MAX_DATAGRAM: usize = Bth::LEN + Reth::LEN + 4 + 4096 + ICRC_LEN;
+/// The longest datagram: a WRITE ONLY with immediate data and a payload of 8,192 bytes.
+pub(crate) const MAX_DATAGRAM: usize = Bth::LEN + Reth::LEN + 4 + 8192 + ICRC_LEN;
 
 /// What a packet is. A foreign code is data, so an unknown one is no panic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -91,7 +91,7 @@ fn check(bytes: &[u8]) -> Outcome {
 
 /// A packet that some opcode allows.
 fn packet() -> impl Strategy<Value = Vec<u8>> {
-    let lengths = prop_oneof![0..40_usize, 250..260_usize, 4090..=4096_usize];
+    let lengths = prop_oneof![0..40_usize, 250..260_usize, 4090..=4096_usize, 8186..=8192_usize];
     (0..=0x17_u8, any::<[u8; 12]>(), lengths, any::<u8>()).prop_map(|(opcode, head, len, fill)| {
         let (extended, may_have_data) = headers(opcode).unwrap_or((28, true));
         let len = if may_have_data { len } else { 0 };
