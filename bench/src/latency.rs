@@ -24,7 +24,8 @@ pub(crate) struct Latency {
     /// Bytes of one operation, 1 to 1 MiB
     #[arg(long, default_value_t = 4096)]
     size: usize,
-    /// Also measure, in the same rounds, a plain READ and UDP ping-pong of as many bytes as a sealed operation moves
+    /// Also measure, in the same rounds, as many bytes as a sealed operation moves: without sealing by the same queue pair, as
+    /// a plain READ from another process, and as UDP ping-pong
     #[arg(long)]
     with_floor: bool,
     /// Start an auth daemon and a provider for this measurement, from the programs beside this one

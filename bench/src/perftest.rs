@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use overbank_verbs::{Device, FoundDevice};
+use overbank_verbs::{Device, FoundDevice, Mtu};
 
 use crate::cpus::{self, Cpus};
 use crate::ends::{self, Ends};
@@ -60,7 +60,7 @@ impl Perftest {
     /// On the devices, GIDs and MTU that our own ends use.
     pub(crate) fn new(ends: &Ends, cpus: Cpus) -> Result<Self, BenchError> {
         let (own, other) = (real(&ends.device)?, real(ends.peer_device())?);
-        let mtu = own.mtu.min(other.mtu).unwrap_or(ends::options().mtu).bytes();
+        let mtu = own.mtu.min(other.mtu).unwrap_or(Mtu::Mtu4096).bytes();
         Ok(Self { own: arguments(&own, mtu)?, other: arguments(&other, mtu)?, cpus })
     }
 

@@ -115,10 +115,15 @@ impl Sealed {
         let (len, most) = (self.wire_bytes(), self.places());
         let unready = || BenchError::Usage("a lease is not attached".to_owned());
         let (lane, window) = self.lease.wire().ok_or_else(unready)?;
-        let half = window.blocks / 2 * u64::from(window.stride);
-        let places = (half / len as u64).clamp(1, most);
+        // Sealed operations stay below the middle, and a block that lies across it is theirs.
+        let first = window.blocks.div_ceil(2);
+        let places = ((window.blocks - first) * u64::from(window.stride) / len as u64).min(most);
+        if places == 0 || len > lane.slot_len() {
+            let message = format!("the lease or its blocks are too small for {len} bytes at once without sealing");
+            return Err(BenchError::Usage(message));
+        }
         self.next += 1;
-        let remote_address = window.address + half + self.next % places * len as u64;
+        let remote_address = window.address + first * u64::from(window.stride) + self.next % places * len as u64;
         let slot = lane.take().ok_or_else(unready)?;
         lane.post(&[Transfer { slot, op, len, remote_address, rkey: window.rkey }])?;
         self.done.clear();

@@ -26,7 +26,7 @@ use crate::sharing::{self, SharingError};
 /// How often one read or write attaches anew before it gives up.
 const ATTACHES: u32 = 3;
 /// How long one look at the clock that goes on while the machine sleeps is good for: it costs as much as the rest of what
-/// is checked here, and the lanes look at the other one.
+/// is checked here. So who was asleep in the middle of its work notices that much later; the provider does at once.
 const GLANCE: Duration = Duration::from_millis(10);
 
 /// A lease that this process uses. Reads and writes go to its provider and to nobody else.
@@ -312,6 +312,10 @@ impl Lease {
         let deadline = now + self.options.deadline;
         let (id, mut failed) = (self.id(), None);
         for _ in 0..=ATTACHES {
+            if failed.is_some() {
+                // Seconds may have passed.
+                self.glance = now;
+            }
             self.in_time(now)?;
             match (self.ready(deadline), failed.take()) {
                 (Ok(()), _) => {}
@@ -334,10 +338,7 @@ impl Lease {
                     failed = Some(error);
                 }
                 // The deadline may have been moved by somebody else.
-                Err(error @ DataError::LeaseOver) => {
-                    self.glance = now;
-                    failed = Some(error);
-                }
+                Err(error @ DataError::LeaseOver) => failed = Some(error),
                 Err(error) => return Err(of(id, error)),
             }
         }

@@ -121,11 +121,16 @@ fn look(context: &Context, limits: Limits, name: &str, port: u8, address: IpAddr
         soft: false,
         state: state_name(attributes.state),
         link: if attributes.link_layer == INFINIBAND { "InfiniBand" } else { "Ethernet" },
-        mtu: u8::try_from(attributes.active_mtu).ok().and_then(Mtu::from_code),
+        mtu: active_mtu(attributes.active_mtu),
         gids,
         limits: Some(limits),
         usable,
     }
+}
+
+/// The MTU with the code that the device says; none that RoCE and InfiniBand do not have.
+fn active_mtu(code: u32) -> Option<Mtu> {
+    u8::try_from(code).ok().and_then(Mtu::from_code).filter(|mtu| *mtu <= Mtu::Mtu4096)
 }
 
 /// Whether it has what each connection of this library asks for.
@@ -246,7 +251,7 @@ impl IbvDevice {
         let gids = gid::table(name, port, attributes.gids, attributes.link_layer == INFINIBAND);
         enough(&limits).map_err(unusable)?;
         let gid = judge(&attributes, &gids, Kind::of(name, port), options.address).map_err(unusable)?;
-        let active = u8::try_from(attributes.active_mtu).ok().and_then(Mtu::from_code).unwrap_or(Mtu::Mtu256);
+        let active = active_mtu(attributes.active_mtu).unwrap_or(Mtu::Mtu256);
         let mut device = Self {
             context: Arc::new(context),
             name: name.to_owned(),

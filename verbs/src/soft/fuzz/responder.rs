@@ -153,11 +153,11 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let len = prop_oneof![10 => 0..3000_u32, 1 => any::<u32>(), 1 => 250..260_u32, 1 => Just(1 << 31)];
     prop_oneof![
-        12 => (aim(), prop_oneof![3 => 0..5000_u16, 1 => (0..12_u16).prop_map(|n| n * 256)], any::<bool>(), any::<bool>())
+        12 => (aim(), prop_oneof![3 => 0..9000_u16, 1 => (0..12_u16).prop_map(|n| n * 256)], any::<bool>(), any::<bool>())
             .prop_map(|(aim, len, asks, whole)| Step::Write { aim, len, asks, whole }),
         6 => any::<bool>().prop_map(|asks| Step::GoOn { asks }),
         12 => (aim(), prop_oneof![20 => 0..4000_u32, 1 => 0..66_000_u32]).prop_map(|(aim, len)| Step::Read { aim, len }),
-        8 => (0..=0x18_u8, place, aim(), len, prop_oneof![0..600_u16, Just(256), 4090..4100_u16],
+        8 => (0..=0x18_u8, place, aim(), len, prop_oneof![0..600_u16, Just(256), 4090..4100_u16, 8186..8200_u16],
               prop_oneof![9 => Just(0), 1 => 0..30_u8], any::<bool>())
             .prop_map(|(opcode, place, aim, len, data, cut, asks)| {
                 Step::Other { opcode, place, aim, len, data, cut, asks }
@@ -180,7 +180,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let mtu = prop_oneof![3 => Just(Mtu::Mtu256), 1 => Just(Mtu::Mtu1024), 1 => Just(Mtu::Mtu4096)];
+    let mtu =
+        prop_oneof![3 => Just(Mtu::Mtu256), 1 => Just(Mtu::Mtu1024), 1 => Just(Mtu::Mtu4096), 1 => Just(Mtu::Mtu8192)];
     let rights = prop_oneof![12 => Just(3_u8), 1 => 0..3_u8];
     (any::<u64>(), mtu, rights, prop::bool::weighted(0.3), vec(step(), 1..60))
         .prop_map(|(seed, mtu, rights, is_real, steps)| Case { seed, mtu, rights, is_real, steps })
@@ -407,7 +408,7 @@ impl Run {
             Step::Stray { last, all, by } => {
                 if let Some(left) = self.model.write_left() {
                     let right = if *all { left } else { left.min(self.model.mtu) };
-                    let size = right.saturating_add_signed((*by).into()).min(4096) as usize;
+                    let size = right.saturating_add_signed((*by).into()).min(8192) as usize;
                     let (opcode, psn, data) = (if *last { 0x08 } else { 0x07 }, self.model.psn(), self.data(size));
                     self.say(&Request { opcode, psn, asks: true, address: 0, rkey: 0, len: 0, data })?;
                 }
