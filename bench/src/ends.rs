@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use overbank_fabric::ids;
-use overbank_verbs::{Device, DeviceOptions, Endpoint, Mtu, Retry};
+use overbank_verbs::{Device, DeviceOptions, Endpoint, Retry};
 
 use crate::error::BenchError;
 use crate::peer::Peer;
@@ -105,6 +105,8 @@ impl Reach {
 
 #[cfg(test)]
 mod tests {
+    use overbank_verbs::Mtu;
+
     use super::*;
 
     #[test]

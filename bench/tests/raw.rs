@@ -77,8 +77,8 @@ fn operations_are_due_at_a_rate() {
 fn what_cannot_be_measured_is_refused() {
     for (arguments, said) in [
         (
-            &["raw", "--device", "soft", "--size", "64,4097", "--with-floor"][..],
-            "4097 bytes are more than a packet's 4096",
+            &["raw", "--device", "soft", "--size", "64,8193", "--with-floor"][..],
+            "8193 bytes are more than a packet's 8192",
         ),
         (&["raw", "--size", "0"], "--size is 1 to"),
         (&["raw", "--size", "64,8388609"], "--size is 1 to"),

@@ -40,8 +40,8 @@ fn both_ends_are_counted_in_every_round() {
             let operations = number(&round["operations_in_all"]);
             assert!(500 <= number(&round["operations"]) && number(&round["operations"]) <= operations, "{name}");
             let (asker, answerer) = (number(&round["asker"]["sent"]), number(&round["answerer"]["sent"]));
-            // A READ is answered by as many packets as its bytes need, of 4096; a WRITE is sent as so many.
-            let pieces = if name.contains("20000") { 5 } else { 1 };
+            // A READ is answered by as many packets as its bytes need, of 8192; a WRITE is sent as so many.
+            let pieces = if name.contains("20000") { 3 } else { 1 };
             let carrier = if name.starts_with("read") { answerer } else { asker };
             assert!(carrier >= operations * pieces, "{name}: {carrier} packets for {operations} operations");
             assert!(asker > 0 && answerer > 0, "{name}");

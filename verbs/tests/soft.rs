@@ -44,7 +44,7 @@ fn it_says_where_it_is_and_refuses_where_it_cannot_be() {
     let device = open();
     assert_eq!(device.name(), "soft");
     let text = device.describe();
-    assert!(text.contains(&address(&device).to_string()) && text.contains("path MTU 4096"), "{text}");
+    assert!(text.contains(&address(&device).to_string()) && text.contains("path MTU 8192"), "{text}");
     let smaller = Device::open("auto", &DeviceOptions { mtu: Mtu::Mtu1024, ..options() }).unwrap();
     assert!(smaller.describe().contains("path MTU 1024"));
     // One of two that ask for no port cannot have 4791, and says so.
