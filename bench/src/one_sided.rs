@@ -52,16 +52,28 @@ impl OneSided {
         self.transfer.op = op;
         self.transfer.remote_address = self.other.address + self.next % self.places * self.transfer.len as u64;
         self.next += 1;
-        self.lane.post(&[self.transfer])?;
-        self.done.clear();
-        let mut patience = Patience::with("the RDMA peer");
-        while self.lane.poll(&mut self.done)? == 0 {
-            patience.spin()?;
+        transfer(&mut self.lane, self.transfer, &mut self.done, "the RDMA peer")
+    }
+}
+
+/// Posts one transfer of a lane on which nothing is under way, and polls until it has completed. `done` is room for that.
+pub(crate) fn transfer(
+    lane: &mut Lane,
+    transfer: Transfer,
+    done: &mut Vec<Done>,
+    peer: &'static str,
+) -> Result<(), BenchError> {
+    lane.post(&[transfer])?;
+    done.clear();
+    let mut patience = Patience::with(peer);
+    while lane.poll(done)? == 0 {
+        patience.spin()?;
+    }
+    match done.first() {
+        Some(done) if done.status != WcStatus::SUCCESS => {
+            Err(BenchError::Operation { op: transfer.op, status: done.status })
         }
-        match self.done.first() {
-            Some(done) if done.status != WcStatus::SUCCESS => Err(BenchError::Operation { op, status: done.status }),
-            _ => Ok(()),
-        }
+        _ => Ok(()),
     }
 }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use overbank::{AttachOptions, Client, Config, Lease, LeaseId, LeaseRequest};
-use overbank_verbs::{Done, Op, Transfer, WcStatus};
+use overbank_verbs::{Done, Op, Transfer};
 
 use crate::ends::SPIN;
 use crate::error::BenchError;
-use crate::patience::Patience;
+use crate::one_sided;
 
 /// Bytes that operations go round in.
 const SPAN: u64 = 16 << 20;
@@ -125,17 +125,10 @@ impl Sealed {
         self.next += 1;
         let remote_address = window.address + first * u64::from(window.stride) + self.next % places * len as u64;
         let slot = lane.take().ok_or_else(unready)?;
-        lane.post(&[Transfer { slot, op, len, remote_address, rkey: window.rkey }])?;
-        self.done.clear();
-        let mut patience = Patience::with("the provider");
-        while lane.poll(&mut self.done)? == 0 {
-            patience.spin()?;
-        }
+        let transfer = Transfer { slot, op, len, remote_address, rkey: window.rkey };
+        let transferred = one_sided::transfer(lane, transfer, &mut self.done, "the provider");
         lane.give(slot);
-        match self.done.first() {
-            Some(done) if done.status != WcStatus::SUCCESS => Err(BenchError::Operation { op, status: done.status }),
-            _ => Ok(()),
-        }
+        transferred
     }
 
     /// Leaves the lease as it should be left.

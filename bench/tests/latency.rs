@@ -23,7 +23,8 @@ fn one_command_gives_the_sealed_figures_and_their_floors() {
         .expect("the program runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    for name in ["sealed_read", "sealed_write", "raw_read", "udp_read", "udp_write"] {
+    for name in ["sealed_read", "sealed_write", "unsealed_read", "unsealed_write", "raw_read", "udp_read", "udp_write"]
+    {
         assert_eq!(report["results"][name]["count"], 200, "{name}");
     }
     assert_eq!(report["settings"]["wire_bytes"], 4128);
