@@ -1,0 +1,206 @@
+//! What the kernel does about faults on a range of addresses: userfaultfd, `ioctl_userfaultfd(2)`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use std::os::fd::AsFd;
+use userfaultfd::{Event, FaultKind, FeatureFlags, ReadWrite, RegisterMode, Uffd, UffdBuilder};
+
+use crate::error::PagingError;
+use crate::map::Map;
+
+/// `struct uffdio_copy`: the crate's own call cannot map a page that is protected from writing.
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+/// `struct uffdio_poison`, Linux 6.6.
+#[repr(C)]
+struct Poison {
+    start: u64,
+    len: u64,
+    mode: u64,
+    poisoned: i64,
+}
+
+const COPY_PROTECTED: u64 = 1 << 1;
+
+nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, Copy);
+nix::ioctl_readwrite!(uffdio_poison, 0xAA, 0x08, Poison);
+
+/// Who is told of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Faults {
+    /// The thread that touched the page resolves the fault itself, in a signal handler: the fastest way. A system call that
+    /// is given an address whose page is not there fails with `EFAULT`.
+    #[default]
+    Signal,
+    /// A thread of the region's own is woken. System calls work as on any memory; the process must be allowed to handle
+    /// faults of the kernel.
+    Thread,
+}
+
+/// What a thread wanted to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// A fault that somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) address: usize,
+    pub(crate) access: Access,
+}
+
+/// The faults of one [`Map`].
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    uffd: Uffd,
+}
+
+/// What has become of pages that were to be mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mapped {
+    All,
+    /// So many bytes; the page behind them was there already.
+    Until(usize),
+}
+
+impl Kernel {
+    /// Has the faults on a map told to us. Nothing is mapped in it yet.
+    pub(crate) fn new(map: &Map, faults: Faults) -> Result<Self, PagingError> {
+        let mut features = FeatureFlags::PAGEFAULT_FLAG_WP;
+        if faults == Faults::Signal {
+            features |= FeatureFlags::SIGBUS;
+        }
+        let uffd = UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            .user_mode_only(faults == Faults::Signal)
+            .require_features(features)
+            .create()
+            .map_err(|error| refused(faults, &error))?;
+        uffd.register_with_mode(
+            map.start().as_ptr().cast(),
+            map.len(),
+            RegisterMode::MISSING | RegisterMode::WRITE_PROTECT,
+        )
+        .map_err(|error| PagingError::Kernel { what: "watching the range for faults", source: os(&error) })?;
+        Ok(Self { uffd })
+    }
+
+    /// Maps pages with these bytes, protected from writing where that is wanted, and wakes who waits for them.
+    pub(crate) fn copy_in(&self, address: usize, bytes: &[u8], protected: bool) -> io::Result<Mapped> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let mut copy = Copy {
+                dst: (address + done) as u64,
+                src: rest.as_ptr() as u64,
+                len: rest.len() as u64,
+                mode: if protected { COPY_PROTECTED } else { 0 },
+                copied: 0,
+            };
+            // SAFETY: the kernel reads `len` bytes of a slice that lives, and maps pages only where none are, in a range
+            // that is registered with this descriptor.
+            let result = unsafe { uffdio_copy(self.uffd.as_raw_fd(), &raw mut copy) };
+            done += usize::try_from(copy.copied).unwrap_or(0).min(rest.len());
+            match result {
+                Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(Errno::EEXIST) => return Ok(Mapped::Until(done)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Mapped::All)
+    }
+
+    /// Protects pages from writing: from here on a write is a fault.
+    pub(crate) fn protect(&self, address: usize, len: usize) -> io::Result<()> {
+        self.uffd.write_protect(address as *mut libc::c_void, len).map_err(|error| os(&error))
+    }
+
+    /// Lets pages be written, and wakes who waits for that.
+    pub(crate) fn unprotect(&self, address: usize, len: usize) -> io::Result<()> {
+        self.uffd.remove_write_protection(address as *mut libc::c_void, len, true).map_err(|error| os(&error))
+    }
+
+    /// Wakes who waits for pages: they are there.
+    pub(crate) fn wake(&self, address: usize, len: usize) -> io::Result<()> {
+        self.uffd.wake(address as *mut libc::c_void, len).map_err(|error| os(&error))
+    }
+
+    /// Makes each further touch of a page that is not there end in `SIGBUS`. Not every kernel can.
+    pub(crate) fn poison(&self, address: usize, len: usize) -> io::Result<()> {
+        let mut poison = Poison { start: address as u64, len: len as u64, mode: 0, poisoned: 0 };
+        // SAFETY: the range is registered with this descriptor; only pages that are not there are marked.
+        unsafe { uffdio_poison(self.uffd.as_raw_fd(), &raw mut poison) }?;
+        Ok(())
+    }
+
+    /// The next fault, if one waits.
+    pub(crate) fn next(&self) -> io::Result<Option<Fault>> {
+        loop {
+            match self.uffd.read_event().map_err(|error| os(&error))? {
+                None => return Ok(None),
+                Some(Event::Pagefault { kind, rw, addr, .. }) => {
+                    let write = rw == ReadWrite::Write || kind == FaultKind::WriteProtected;
+                    let access = if write { Access::Write } else { Access::Read };
+                    return Ok(Some(Fault { address: addr as usize, access }));
+                }
+                // None other was asked for.
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Waits until a fault comes, or for so long.
+    pub(crate) fn wait(&self, patience: Duration) -> io::Result<()> {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match nix::poll::poll(&mut [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsRawFd for Kernel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.uffd.as_raw_fd()
+    }
+}
+
+/// The system's number for what a call of the crate's ended with.
+fn os(error: &userfaultfd::Error) -> io::Error {
+    match error {
+        userfaultfd::Error::SystemError(errno) => io::Error::from_raw_os_error(*errno as i32),
+        userfaultfd::Error::CopyFailed(errno) | userfaultfd::Error::ZeropageFailed(errno) => {
+            io::Error::from_raw_os_error(*errno as i32)
+        }
+        userfaultfd::Error::OpenDevUserfaultfd(error) => {
+            error.raw_os_error().map_or_else(|| io::Error::other("opening it failed"), io::Error::from_raw_os_error)
+        }
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn refused(faults: Faults, error: &userfaultfd::Error) -> PagingError {
+    let source = os(error);
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) if faults == Faults::Thread => PagingError::KernelFaultsForbidden,
+        Some(libc::EPERM | libc::EACCES) => PagingError::Forbidden { source },
+        Some(libc::ENOSYS | libc::EINVAL) => PagingError::Unsupported { source },
+        _ => PagingError::Kernel { what: "asking for a userfaultfd", source },
+    }
+}

@@ -1,0 +1,372 @@
+//! What happens when somebody touches a page: the one place where pages come.
+//!
+//! Each page's [`Word`] says where it is. Whoever changes that takes the page first ([`Place::Busy`]), and everybody else
+//! waits; only the evictor lets others have a page back that it is about to take away ([`Place::Leaving`]).
+//!
+//! A page that came for reading is protected, so that the first write to it is seen. Before a page is copied out it is
+//! protected again: a write that comes later takes the page back, and what was copied is not believed.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use crate::ahead::{Ahead, Plan};
+use crate::clock::Clock;
+use crate::kernel::{Access, Faults, Kernel, Mapped};
+use crate::map::Map;
+use crate::pause::Pause;
+use crate::pool::{Pool, Slot};
+use crate::room::Room;
+use crate::signal::{self, Resolve};
+use crate::stats::{Counters, count};
+use crate::store::{Cause, Lane, Trouble};
+use crate::word::{MOST_CREDIT, Place, Table, Word};
+
+/// Pages that come or go together, at most.
+pub(crate) const TOGETHER: usize = 64;
+
+/// A page that goes and is missed before this many quarters of the local memory have gone as well went too soon.
+const SOON: u32 = 4;
+
+pub(crate) struct Pager<L> {
+    pub(crate) map: Map,
+    pub(crate) kernel: Kernel,
+    pub(crate) faults: Faults,
+    pub(crate) table: Table,
+    pub(crate) clock: Clock,
+    pub(crate) room: Room,
+    pub(crate) pool: Pool<L>,
+    pub(crate) counters: Counters,
+    ahead: Mutex<Ahead>,
+    /// As many as come together.
+    zeros: Box<[u8]>,
+    /// Bytes of a page.
+    pub(crate) page: usize,
+    /// Pages that have gone so far.
+    pub(crate) gone: AtomicU64,
+    /// How long a fault may take before the page is given up.
+    patience: Duration,
+    /// Why nothing comes or goes any more.
+    lost: OnceLock<Cause>,
+}
+
+/// What a pager is made of.
+pub(crate) struct Parts<L> {
+    pub(crate) map: Map,
+    pub(crate) kernel: Kernel,
+    pub(crate) faults: Faults,
+    pub(crate) room: Room,
+    pub(crate) pool: Pool<L>,
+    pub(crate) page: usize,
+    /// Pages that come together, at most.
+    pub(crate) ahead: usize,
+    pub(crate) patience: Duration,
+}
+
+/// Pages that are taken, in the order of a plan.
+struct Taken {
+    pages: [usize; TOGETHER],
+    words: [Word; TOGETHER],
+    count: usize,
+}
+
+impl Taken {
+    fn pages(&self) -> &[usize] {
+        &self.pages[..self.count]
+    }
+}
+
+impl<L: Lane> Pager<L> {
+    pub(crate) fn new(parts: Parts<L>) -> Self {
+        let Parts { map, kernel, faults, room, pool, page, ahead, patience } = parts;
+        let pages = map.len() / page;
+        Self {
+            map,
+            kernel,
+            faults,
+            table: Table::new(pages),
+            clock: Clock::new(pages),
+            room,
+            pool,
+            counters: Counters::new(),
+            ahead: Mutex::new(Ahead::new(ahead)),
+            zeros: vec![0; ahead * page].into_boxed_slice(),
+            page,
+            gone: AtomicU64::new(0),
+            patience,
+            lost: OnceLock::new(),
+        }
+    }
+
+    /// Brings the page at an address, or lets it be written. When this returns, the touch can be tried again.
+    pub(crate) fn touch(&self, address: usize, access: Option<Access>) -> Result<(), Cause> {
+        let begun = Instant::now();
+        let page = (address - self.map.at(0)) / self.page;
+        let deadline = begun + self.patience;
+        let mut pause = Pause::until(deadline);
+        loop {
+            let word = self.table.load(page);
+            let resolved = match word.place() {
+                Place::Here => self.here(page, word, access),
+                Place::Leaving => self.take_back(page, word, access),
+                Place::Nowhere | Place::Away => self.bring(page, word, access, deadline)?,
+                Place::Busy => false,
+            };
+            if resolved {
+                break;
+            }
+            if !pause.wait() {
+                return Err(self.late());
+            }
+        }
+        count(&self.counters.faults, 1);
+        self.counters.times.add(begun.elapsed());
+        Ok(())
+    }
+
+    fn late(&self) -> Cause {
+        if let Some(cause) = self.lost.get() {
+            return cause.clone();
+        }
+        let (patience, used, most) = (self.patience, self.room.used(), self.room.most());
+        let what = if used >= most { "no room was made" } else { "it did not come" };
+        Cause::new(&format_args!("{what} within {patience:?}; {used} of {most} pages of local memory are in use"))
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    pub(crate) fn lose(&self, cause: &Cause) {
+        let _ = self.lost.set(cause.clone());
+    }
+
+    pub(crate) fn lost(&self) -> Option<&Cause> {
+        self.lost.get()
+    }
+
+    fn address(&self, page: usize) -> usize {
+        self.map.at(page * self.page)
+    }
+
+    /// A fault on a page that is here: a first write, one that somebody else has seen to, or one on a page that the program
+    /// has thrown away behind our back, which then holds zeros.
+    fn here(&self, page: usize, word: Word, access: Option<Access>) -> bool {
+        if !self.table.take(page, word) {
+            return false;
+        }
+        let (address, zeros) = (self.address(page), self.zeros(1));
+        let written = access != Some(Access::Read);
+        if written && !word.is_dirty() {
+            let done = self.kernel.unprotect(address, self.page).is_ok();
+            let credit = word.credit().max(1);
+            self.table.put(page, if done { word.dirty(true).with_credit(credit) } else { word });
+            count(&self.counters.write_faults, usize::from(done));
+            return done;
+        }
+        let done = match self.kernel.copy_in(address, zeros, false) {
+            Ok(_) if word.is_dirty() => self.kernel.unprotect(address, self.page).is_ok(),
+            // It holds other bytes than the store, perhaps.
+            Ok(Mapped::All) => {
+                self.table.put(page, word.dirty(true));
+                return true;
+            }
+            Ok(Mapped::Until(_)) => self.wake(page),
+            Err(_) => false,
+        };
+        self.table.put(page, word);
+        done
+    }
+
+    /// A fault on a page that is on its way out, and still mapped.
+    fn take_back(&self, page: usize, word: Word, access: Option<Access>) -> bool {
+        if access == Some(Access::Read) {
+            return self.wake(page);
+        }
+        if !self.table.take(page, word) {
+            return false;
+        }
+        let done = self.kernel.unprotect(self.address(page), self.page).is_ok();
+        self.table.put(page, word.at(Place::Here).dirty(true).with_credit(word.credit().max(1)));
+        count(&self.counters.kept, 1);
+        done
+    }
+
+    /// Brings a page that is not here, and those that are likely to be wanted next; false where it is to be tried again.
+    fn bring(&self, page: usize, word: Word, access: Option<Access>, deadline: Instant) -> Result<bool, Cause> {
+        if let (Some(cause), Place::Away) = (self.lost.get(), word.place()) {
+            return Err(cause.clone());
+        }
+        if !self.room.reserve() {
+            count(&self.counters.waits, 1);
+            self.room.call_evictor();
+            return match self.lost.get() {
+                Some(cause) => Err(cause.clone()),
+                None => Ok(false),
+            };
+        }
+        if !self.table.take(page, word) {
+            self.room.release(1);
+            return Ok(false);
+        }
+        let taken = self.take_more(page, word);
+        let written = access == Some(Access::Write);
+        if word.place() == Place::Nowhere {
+            let mapped = self.map_runs(&taken, self.zeros(taken.count), written);
+            count(&self.counters.zeroed, taken.count);
+            return self.settle(&taken, mapped, written).map(|()| true);
+        }
+        let mut pause = Pause::until(deadline);
+        loop {
+            let mended = self.pool.mended();
+            let fetched = match self.pool.take() {
+                Some(mut slot) if !self.pool.is_broken() => {
+                    let Slot { lane, bytes } = &mut *slot;
+                    let bytes = &mut bytes[..taken.count * self.page];
+                    match lane.fetch(taken.pages(), bytes) {
+                        Ok(()) => {
+                            let mapped = self.map_runs(&taken, bytes, written);
+                            count(&self.counters.fetched, taken.count);
+                            count(&self.counters.ahead, taken.count - 1);
+                            drop(slot);
+                            return self.settle(&taken, mapped, written).map(|()| true);
+                        }
+                        Err(trouble) => Some(trouble),
+                    }
+                }
+                _ => None,
+            };
+            let cause = match fetched {
+                Some(Trouble::Lost(cause)) => Some(cause),
+                Some(Trouble::Broken(cause)) => {
+                    self.pool.ask_to_mend(mended);
+                    (!pause.wait()).then_some(cause)
+                }
+                None => (!pause.wait()).then(|| self.late()),
+            };
+            if let Some(cause) = cause.or_else(|| self.lost.get().cloned()) {
+                self.give_back(&taken);
+                return Err(cause);
+            }
+        }
+    }
+
+    /// The page, which is taken, and what the streams say comes next, as far as it is of the same kind and there is room.
+    fn take_more(&self, page: usize, word: Word) -> Taken {
+        let mut taken = Taken { pages: [page; TOGETHER], words: [word; TOGETHER], count: 1 };
+        let alone = Plan { first: page, step: 1, count: 1 };
+        // Somebody else plans at this moment: this one comes alone.
+        let plan = self.ahead.try_lock().map_or(alone, |mut ahead| ahead.plan(page));
+        for n in 1..plan.count.min(TOGETHER) {
+            let Some(next) = plan.page(n).filter(|&next| next < self.table.pages()) else { break };
+            let word = self.table.load(next);
+            if word.place() != taken.words[0].place() || self.room.is_above_high() || !self.room.reserve() {
+                break;
+            }
+            if !self.table.take(next, word) {
+                self.room.release(1);
+                break;
+            }
+            (taken.pages[n], taken.words[n]) = (next, word);
+            taken.count += 1;
+        }
+        taken
+    }
+
+    /// Maps pages that are taken, neighbours together.
+    fn map_runs(&self, taken: &Taken, bytes: &[u8], written: bool) -> std::io::Result<()> {
+        for run in runs(taken.pages()) {
+            let bytes = &bytes[run.start * self.page..run.end * self.page];
+            if self.kernel.copy_in(self.address(taken.pages[run.start]), bytes, !written)? != Mapped::All {
+                return Err(std::io::Error::other("something else is mapped there"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Says of pages that were mapped that they are here, or of all that they are not.
+    fn settle(&self, taken: &Taken, mapped: std::io::Result<()>, written: bool) -> Result<(), Cause> {
+        if let Err(error) = mapped {
+            taken.pages().iter().for_each(|&page| {
+                let _ = self.map.drop_pages(self.bytes_of(page..page + 1));
+            });
+            self.give_back(taken);
+            return Err(Cause::new(&format_args!("the kernel did not map it: {error}")));
+        }
+        let now = self.quarters();
+        for (at, (&page, &word)) in taken.pages().iter().zip(&taken.words).enumerate() {
+            let away = word.place() == Place::Away;
+            let missed = at == 0 && away && now.wrapping_sub(word.when()) & (u32::MAX >> 8) <= SOON;
+            let credit = if missed { MOST_CREDIT } else { 0 };
+            self.clock.enter(page);
+            self.table.put(page, word.at(Place::Here).dirty(written).stored(away).with_credit(credit));
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, taken: &Taken) {
+        taken.pages().iter().zip(&taken.words).for_each(|(&page, &word)| self.table.put(page, word));
+        self.room.release(taken.count);
+    }
+
+    /// Quarters of the local memory that have gone so far.
+    pub(crate) fn quarters(&self) -> u32 {
+        let quarter = (self.room.most() as u64 / 4).max(1);
+        (self.gone.load(Ordering::Relaxed) / quarter) as u32 & (u32::MAX >> 8)
+    }
+
+    /// Bytes of the map that pages take.
+    pub(crate) fn bytes_of(&self, pages: Range<usize>) -> Range<usize> {
+        pages.start * self.page..pages.end * self.page
+    }
+
+    fn wake(&self, page: usize) -> bool {
+        self.faults == Faults::Signal || self.kernel.wake(self.address(page), self.page).is_ok()
+    }
+
+    fn zeros(&self, pages: usize) -> &[u8] {
+        &self.zeros[..pages * self.page]
+    }
+}
+
+impl<L: Lane> Resolve for Pager<L> {
+    fn resolve(&self, address: usize, access: Option<Access>) -> bool {
+        self.touch(address, access).map_err(|cause| self.report(address, &cause)).is_ok()
+    }
+}
+
+impl<L: Lane> Pager<L> {
+    /// Says on standard error why the program is about to get `SIGBUS`. Allocates nothing.
+    pub(crate) fn report(&self, address: usize, cause: &Cause) {
+        let text = Cause::new(&format_args!(
+            "overbank: the page at {address:#x}, byte {} of a paged region of {}, is lost: {cause}\n",
+            address.saturating_sub(self.map.at(0)),
+            self.map.len()
+        ));
+        signal::say(text.bytes());
+    }
+}
+
+/// Places in a list of pages that are neighbours one after the other.
+pub(crate) fn runs(pages: &[usize]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let rest = pages.get(start..).filter(|rest| !rest.is_empty())?;
+        let len = 1 + rest.windows(2).take_while(|pair| pair[1] == pair[0] + 1).count();
+        let run = start..start + len;
+        start += len;
+        Some(run)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_go_together() {
+        assert_eq!(runs(&[3, 4, 5, 9, 8, 7, 8]).collect::<Vec<_>>(), [0..3, 3..4, 4..5, 5..7]);
+        assert_eq!(runs(&[]).count(), 0);
+    }
+}

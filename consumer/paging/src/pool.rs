@@ -1,0 +1,83 @@
+//! The lanes of a region: one for whoever evicts, the others for whoever meets a fault.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::thread::Thread;
+
+use crate::store::Lane;
+
+/// A lane, and room for the pages that it moves at a time.
+pub(crate) struct Slot<L> {
+    pub(crate) lane: L,
+    pub(crate) bytes: Box<[u8]>,
+}
+
+pub(crate) struct Pool<L> {
+    slots: Box<[Mutex<Slot<L>>]>,
+    /// Times that the lanes were mended, and that somebody found one broken, as of the same count.
+    mended: AtomicU64,
+    asked: AtomicU64,
+    keeper: OnceLock<Thread>,
+}
+
+impl<L: Lane> Pool<L> {
+    /// The first lane is the evictor's. Each can move `bytes` bytes at a time.
+    pub(crate) fn new(lanes: Vec<L>, bytes: usize) -> Self {
+        let slot = |lane| Mutex::new(Slot { lane, bytes: vec![0; bytes].into_boxed_slice() });
+        Self {
+            slots: lanes.into_iter().map(slot).collect(),
+            mended: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            keeper: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn set_keeper(&self, keeper: Thread) {
+        let _ = self.keeper.set(keeper);
+    }
+
+    /// The evictor's.
+    pub(crate) fn first(&self) -> MutexGuard<'_, Slot<L>> {
+        self.slots[0].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One for a fault, if one is free. Never waits.
+    pub(crate) fn take(&self) -> Option<MutexGuard<'_, Slot<L>>> {
+        self.slots[1..].iter().find_map(|slot| match slot.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        })
+    }
+
+    /// How often lanes were mended so far.
+    pub(crate) fn mended(&self) -> u64 {
+        self.mended.load(Ordering::Acquire)
+    }
+
+    /// Asks the keeper to mend the lanes, which were found broken when they had been mended so often.
+    pub(crate) fn ask_to_mend(&self, mended: u64) {
+        self.asked.fetch_max(mended + 1, Ordering::AcqRel);
+        if let Some(keeper) = self.keeper.get() {
+            keeper.unpark();
+        }
+    }
+
+    /// Whether somebody asked for that since.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.asked.load(Ordering::Acquire) > self.mended()
+    }
+
+    /// All lanes, once nobody uses them, for the keeper.
+    pub(crate) fn with_all<T>(&self, act: impl FnOnce(&mut [&mut L]) -> T) -> T {
+        let mut guards: Vec<_> =
+            self.slots.iter().map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        let mut lanes: Vec<&mut L> = guards.iter_mut().map(|guard| &mut guard.lane).collect();
+        act(&mut lanes)
+    }
+
+    /// All lanes are good again.
+    pub(crate) fn set_mended(&self) {
+        self.mended.fetch_add(1, Ordering::AcqRel);
+    }
+}
