@@ -37,6 +37,7 @@ mod opening;
 mod options;
 mod others;
 mod own;
+mod page;
 mod parties;
 mod patience;
 mod peer;
@@ -89,6 +90,8 @@ enum Command {
     Latency(latency::Latency),
     /// Sealed reads and writes mixed, uniform or with popular blocks; what is read is checked
     Mixed(mixed::Mixed),
+    /// A lease used as memory: what a page that is touched takes to come, and a scan with and without fetching ahead
+    Page(page::Page),
     /// What the control plane costs a consumer: handshake, allocate, attach, renew, release
     Grant(grant::Grant),
     /// What opening a connection of plain queue pairs costs, and closing it
@@ -137,6 +140,7 @@ fn main() -> ExitCode {
         Command::Floor(floor) => floor::run(&floor).map(|()| ExitCode::SUCCESS),
         Command::Latency(latency) => latency::run(&latency).map(|()| ExitCode::SUCCESS),
         Command::Mixed(mixed) => mixed::run(&mixed).map(|()| ExitCode::SUCCESS),
+        Command::Page(page) => page::run(&page).map(|()| ExitCode::SUCCESS),
         Command::Grant(grant) => grant::run(&grant).map(|()| ExitCode::SUCCESS),
         Command::Connect(connect) => connect::run(&connect).map(|()| ExitCode::SUCCESS),
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),

@@ -180,6 +180,18 @@ impl Report {
         }
     }
 
+    /// Notes the p50 of `subject` divided by that of `one` and so many times that of `other` together.
+    pub(crate) fn ratio_to_sum(&mut self, subject: &str, one: &str, times: f64, other: &str) {
+        if let (Some(above), Some(one_ns), Some(other_ns)) =
+            (self.figure(subject), self.figure(one), self.figure(other))
+        {
+            self.put_ratio(
+                &format!("{subject} / ({one} + {times} {other})"),
+                above / (one_ns + times * other_ns).max(1.0),
+            );
+        }
+    }
+
     fn figure(&self, subject: &str) -> Option<f64> {
         let result = self.results.get(subject)?;
         ["p50_ns", "per_second"].iter().find_map(|name| result.get(name)?.as_f64())

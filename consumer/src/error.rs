@@ -8,6 +8,7 @@ use overbank_fabric::ids::{CorrelationId, Fingerprint, LeaseId};
 use overbank_fabric::keyfile::KeyFileError;
 use overbank_fabric::message::{Refusal, RefusalCode};
 use overbank_fabric::units::{Size, show_duration};
+use overbank_paging::PagingError;
 use overbank_verbs::VerbsError;
 
 use crate::attach::MAX_LANES;
@@ -125,6 +126,17 @@ pub enum Error {
     /// The data path: contents that are not what was written, or a provider that does not answer.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Memory kept in a lease: what the system, or the region itself, makes of it.
+    #[error(transparent)]
+    Paging(Box<PagingError>),
+    /// A lease that cannot be used as memory.
+    #[error("the lease {lease} cannot be used as memory: {why}")]
+    RegionOf {
+        /// Which.
+        lease: LeaseId,
+        /// Why not.
+        why: String,
+    },
     /// The RDMA device.
     #[error(transparent)]
     Device(#[from] VerbsError),
@@ -209,7 +221,8 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config(_) | Self::Lanes { .. } => ErrorKind::Usage,
+            Self::Config(_) | Self::Lanes { .. } | Self::RegionOf { .. } => ErrorKind::Usage,
+            Self::Paging(error) => paging_kind(error),
             Self::Sharing(error) => sharing_kind(error),
             Self::AuthdUnreachable { .. } => ErrorKind::AuthdUnreachable,
             Self::AuthdKeyChanged { .. } => ErrorKind::AuthdKeyChanged,
@@ -260,6 +273,19 @@ fn sharing_kind(error: &SharingError) -> ErrorKind {
         }
         SharingError::Over { .. } => ErrorKind::LeaseOver,
         SharingError::Bundle(_) | SharingError::OtherAuthd { .. } => ErrorKind::Local,
+    }
+}
+
+fn paging_kind(error: &PagingError) -> ErrorKind {
+    match error {
+        PagingError::Page { .. } | PagingError::TooLittle { .. } | PagingError::Length { .. } => ErrorKind::Usage,
+        PagingError::Range { .. } | PagingError::Held { .. } => ErrorKind::DoesNotFit,
+        PagingError::Lost { .. } => ErrorKind::LeaseLost,
+        PagingError::TooMany { .. }
+        | PagingError::KernelFaultsForbidden
+        | PagingError::Forbidden { .. }
+        | PagingError::Unsupported { .. }
+        | PagingError::Kernel { .. } => ErrorKind::Local,
     }
 }
 

@@ -277,6 +277,20 @@ impl Lease {
         Ok(())
     }
 
+    /// The lanes of an attach, for who uses them without this handle. It then attaches them anew by [`Lease::mend_lanes`].
+    pub(crate) fn take_lanes(&mut self) -> Vec<SealedLane> {
+        std::mem::take(&mut self.lanes)
+    }
+
+    /// Attaches lanes anew that were taken, where one of them broke, by the usual deadline. Lanes that cannot be had back
+    /// are gone.
+    pub(crate) fn mend_lanes(&mut self, lanes: Vec<SealedLane>) -> (Vec<SealedLane>, Result<(), Error>) {
+        self.lanes = lanes;
+        let result = self.ready(Instant::now() + self.options.deadline);
+        let result = result.map_err(|error| blame(self.device.as_ref(), error));
+        (self.take_lanes(), result)
+    }
+
     /// Whether a read or a write is allowed here; the provider's device says the same, more curtly.
     fn admit(&self, right: Rights, offset: u64, len: usize) -> Result<(), Error> {
         if !self.rights.contains(right) {
@@ -292,7 +306,7 @@ impl Lease {
     }
 
     /// From here on, a process that dies leaves behind that it wrote.
-    fn soil(&mut self) -> Result<(), Error> {
+    pub(crate) fn soil(&mut self) -> Result<(), Error> {
         if self.file.facts().dirty {
             return Ok(());
         }

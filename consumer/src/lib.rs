@@ -33,6 +33,7 @@
 //! | `operating` | what operators ask of it |
 //! | `rotation` | a new key for this borrower |
 //! | `leasing`, `lease` | leases: making, opening, ending them; reading and writing |
+//! | `region` | a lease as memory whose pages come when they are touched |
 //! | `sharing` | a part of a lease for somebody else, and from somebody else |
 //! | `lease_file`, `local`, `clock` | what lies on this machine, and until when it is good |
 //! | `attach`, `grant` | believing what the provider and the auth daemon answer |
@@ -53,6 +54,7 @@ mod leasing;
 mod local;
 mod operating;
 mod pins;
+mod region;
 mod rotation;
 mod sharing;
 
@@ -67,9 +69,14 @@ pub use lease_file::LeaseFileError;
 pub use leasing::{LeaseRequest, Released, local_leases, verify_receipt};
 pub use local::LocalError;
 pub use pins::PinsError;
+pub use region::{Region, RegionOptions};
 pub use rotation::rotate;
 
 pub use sharing::{ShareRequest, SharedLease, SharingError, read_bundle, share, write_bundle};
+
+#[cfg(feature = "measuring")]
+#[doc(hidden)]
+pub use overbank_paging::floor;
 
 pub use overbank_fabric::approval::Proposal;
 pub use overbank_fabric::audit;
@@ -82,6 +89,7 @@ pub use overbank_fabric::message::{
 };
 pub use overbank_fabric::receipt::{EndReason, Receipt, ReceiptError, Step};
 pub use overbank_fabric::units::{Size, UnitError, parse_duration, show_duration};
+pub use overbank_paging::{Faults, PagingError, RegionStats};
 
 #[cfg(all(not(debug_assertions), any(feature = "danger-no-deadline", feature = "danger-no-freshness")))]
 compile_error!("a feature danger-… takes a defence of overbank away: never in a release build");

@@ -19,6 +19,9 @@ mod ahead;
 mod clock;
 mod error;
 mod evict;
+#[cfg(feature = "measuring")]
+#[doc(hidden)]
+pub mod floor;
 mod handler;
 mod keep;
 mod kernel;

@@ -109,6 +109,14 @@ impl Map {
         }
     }
 
+    /// Reads a byte.
+    #[cfg(feature = "measuring")]
+    pub(crate) fn peek(&self, offset: usize) -> u8 {
+        assert!(offset < self.len);
+        // SAFETY: the byte lies in the mapping, which is readable.
+        unsafe { self.start.as_ptr().add(offset).read_volatile() }
+    }
+
     /// Which of the kernel's pages of a range are mapped, one entry each.
     pub(crate) fn resident(&self, range: Range<usize>) -> io::Result<Vec<bool>> {
         assert!(range.start <= range.end && range.end <= self.len);

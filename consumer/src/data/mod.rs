@@ -14,6 +14,7 @@
 //! their blocks as unknown.
 
 mod error;
+mod pages;
 mod read;
 mod reads;
 mod slots;

@@ -62,7 +62,13 @@ impl SealedLane {
     }
 
     /// Seals and sends whole blocks from `first` on, as many as nobody else is writing. Returns their bytes.
-    fn write_whole(&mut self, slot: SlotId, first: u64, bytes: &[u8], deadline: Instant) -> Result<usize, DataError> {
+    pub(super) fn write_whole(
+        &mut self,
+        slot: SlotId,
+        first: u64,
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> Result<usize, DataError> {
         self.begin(first, deadline)?;
         let most = (bytes.len() / self.block) as u64;
         let count = (1..most).find(|&at| !self.freshness.begin(first + at)).unwrap_or(most);
