@@ -10,6 +10,7 @@ mod ends;
 mod faults;
 mod library;
 mod memory;
+mod paged;
 mod process;
 mod receipts;
 mod rotation;

@@ -10,73 +10,54 @@ use overbank_paging::{Faults, RegionOptions};
 
 use crate::vault::{PAGE, region};
 
-/// Runs a test that is a part of another.
-fn again(name: &str) -> Output {
+/// In a process that [`again`] started: which case it is to run.
+fn case() -> Option<String> {
+    std::env::var("OVERBANK_CASE").ok()
+}
+
+/// Runs one test once more, in a process of its own that is told to be this case.
+fn again(test: &str, case: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("ends::{name}"), "--ignored", "--nocapture", "--test-threads", "1"])
-        .env("OVERBANK_PART", "1")
+        .args(["--exact", &format!("ends::{test}"), "--nocapture", "--test-threads", "1"])
+        .env("OVERBANK_CASE", case)
         .output()
         .unwrap()
 }
 
-fn is_part() -> bool {
-    std::env::var_os("OVERBANK_PART").is_some()
-}
-
-fn lose(faults: Faults) {
-    if !is_part() {
-        return;
-    }
-    let options = RegionOptions { faults, patience: Duration::from_secs(2), ..RegionOptions::new(64 * PAGE) };
-    let (mut region, vault) = region(512, &options);
-    region.as_mut_slice().fill(5);
-    vault.lost.store(true, Ordering::SeqCst);
-    // Away by now, since the last ones are here.
-    let byte = region.as_mut_slice()[3 * PAGE];
-    println!("it was {byte}");
-}
-
-#[test]
-#[ignore = "a part of the test below"]
-fn part_lose_by_signal() {
-    lose(Faults::Signal);
-}
-
-#[test]
-#[ignore = "a part of the test below"]
-fn part_lose_by_thread() {
-    lose(Faults::Thread);
-}
-
 #[test]
 fn a_lost_page_ends_in_sigbus_and_says_why() {
-    for part in ["part_lose_by_signal", "part_lose_by_thread"] {
-        let output = again(part);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.signal(), Some(7), "{part}: {:?} {said}", output.status);
-        assert!(said.contains("of a paged region of 2097152, is lost: the vault is gone"), "{part}: {said}");
-        assert!(!String::from_utf8_lossy(&output.stdout).contains("it was "), "{part}");
-    }
-}
-
-#[test]
-#[ignore = "a part of the test below"]
-fn part_never_mended() {
-    if !is_part() {
+    if let Some(case) = case() {
+        let faults = if case == "signal" { Faults::Signal } else { Faults::Thread };
+        let options = RegionOptions { faults, patience: Duration::from_secs(2), ..RegionOptions::new(64 * PAGE) };
+        let (mut region, vault) = region(512, &options);
+        region.as_mut_slice().fill(5);
+        vault.lost.store(true, Ordering::SeqCst);
+        // Away by now, since the last ones are here.
+        println!("it was {}", region.as_mut_slice()[3 * PAGE]);
         return;
     }
-    let options = RegionOptions { patience: Duration::from_millis(300), ..RegionOptions::new(64 * PAGE) };
-    let (mut region, vault) = region(512, &options);
-    region.as_mut_slice().fill(5);
-    vault.stubborn.store(usize::MAX, Ordering::SeqCst);
-    vault.broken.store(true, Ordering::SeqCst);
-    println!("it was {}", region.as_mut_slice()[3 * PAGE]);
+    for case in ["signal", "thread"] {
+        let output = again("a_lost_page_ends_in_sigbus_and_says_why", case);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(7), "{case}: {:?} {said}", output.status);
+        assert!(said.contains("of a paged region of 2097152, is lost: the vault is gone"), "{case}: {said}");
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("it was "), "{case}");
+    }
 }
 
 #[test]
 fn what_is_never_mended_is_given_up_after_the_patience() {
+    if case().is_some() {
+        let options = RegionOptions { patience: Duration::from_millis(300), ..RegionOptions::new(64 * PAGE) };
+        let (mut region, vault) = region(512, &options);
+        region.as_mut_slice().fill(5);
+        vault.stubborn.store(usize::MAX, Ordering::SeqCst);
+        vault.broken.store(true, Ordering::SeqCst);
+        println!("it was {}", region.as_mut_slice()[3 * PAGE]);
+        return;
+    }
     let begun = std::time::Instant::now();
-    let output = again("part_never_mended");
+    let output = again("what_is_never_mended_is_given_up_after_the_patience", "the only one");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.signal(), Some(7), "{said}");
     assert!(said.contains("is lost: "), "{said}");
@@ -84,27 +65,21 @@ fn what_is_never_mended_is_given_up_after_the_patience() {
 }
 
 #[test]
-#[ignore = "a part of the test below"]
-fn part_of_another_kind() {
-    if !is_part() {
+fn a_sigbus_that_is_not_ours_is_what_it_was() {
+    if case().is_some() {
+        let (mut region, _) = region(64, &RegionOptions::new(64 * PAGE));
+        region.as_mut_slice().fill(5);
+        // Nobody's page: a file that is shorter than its mapping.
+        let file = tempfile();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        println!("it was {}", unsafe { at.cast::<u8>().read_volatile() });
         return;
     }
-    let (mut region, _) = region(64, &RegionOptions::new(64 * PAGE));
-    region.as_mut_slice().fill(5);
-    // Nobody's page: a file that is shorter than its mapping.
-    let file = tempfile();
-    let at = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            PAGE,
-            libc::PROT_READ,
-            libc::MAP_SHARED,
-            std::os::fd::AsRawFd::as_raw_fd(&file),
-            0,
-        )
-    };
-    assert_ne!(at, libc::MAP_FAILED);
-    println!("it was {}", unsafe { at.cast::<u8>().read_volatile() });
+    let output = again("a_sigbus_that_is_not_ours_is_what_it_was", "the only one");
+    assert_eq!(output.status.signal(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("paged region"));
 }
 
 fn tempfile() -> std::fs::File {
@@ -112,13 +87,6 @@ fn tempfile() -> std::fs::File {
     let file = std::fs::File::options().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
     std::fs::remove_file(path).unwrap();
     file
-}
-
-#[test]
-fn a_sigbus_that_is_not_ours_is_what_it_was() {
-    let output = again("part_of_another_kind");
-    assert_eq!(output.status.signal(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(!String::from_utf8_lossy(&output.stderr).contains("paged region"));
 }
 
 #[test]
