@@ -63,6 +63,17 @@ pub(crate) enum Placed {
     Nowhere,
 }
 
+/// Whose a page is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// An allocation of so many bytes begins there.
+    Block(usize),
+    /// The program's, or another allocator's.
+    Mapping,
+    /// Nobody's, or it is in the middle of an allocation.
+    Nobody,
+}
+
 /// How a block is wanted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wish {
@@ -297,18 +308,24 @@ impl Pool {
         then
     }
 
-    /// Bytes of the allocation that begins there.
-    pub(crate) fn length(&self, address: usize) -> Option<usize> {
-        if !address.is_multiple_of(self.page) {
-            return None;
+    /// Whose the page is that begins there.
+    pub(crate) fn owner(&self, address: usize) -> Owner {
+        let (heap, page) = (self.heap(), address / self.page);
+        if let Some(block) = heap.allocation(page) {
+            return Owner::Block(block.pages * self.page);
         }
-        self.heap().allocation(address / self.page).map(|block| block.pages * self.page)
+        match heap.pieces(page..page + 1)[..] {
+            [(_, Piece::Used(Kind::Mapping | Kind::Retired))] => Owner::Mapping,
+            _ => Owner::Nobody,
+        }
     }
 
-    /// Frees the allocation that begins there. False where none does.
-    pub(crate) fn free(&self, address: usize) -> bool {
-        let gone = if address.is_multiple_of(self.page) { self.heap().give_up(address / self.page) } else { None };
-        gone.map(|gone| self.take_back(&gone)).is_some()
+    /// Frees the allocation that begins there.
+    pub(crate) fn free(&self, address: usize) {
+        let gone = self.heap().give_up(address / self.page);
+        if let Some(gone) = gone {
+            self.take_back(&gone);
+        }
     }
 
     /// Gives the allocation that begins there another length, where it is. False where it has to be moved for that.

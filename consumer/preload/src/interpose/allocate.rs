@@ -8,14 +8,14 @@ use libc::size_t;
 use crate::arena;
 use crate::heap::Kind;
 use crate::inside::{Inside, is_inside, set_errno};
-use crate::pool::{self, Placed, Pool, Wish};
+use crate::pool::{self, Owner, Placed, Pool, Wish};
 use crate::real;
 use crate::say::die;
 
 /// What C promises of every block.
 const ALIGN: usize = 16;
-/// The longest that a block can be.
-const MOST: usize = isize::MAX as usize;
+/// Longer than any block can be: whoever is asked for it fails.
+const MOST: usize = 1 << 47;
 
 /// Where this library's `malloc` is.
 pub(crate) fn own_malloc() -> *mut c_void {
@@ -34,11 +34,8 @@ fn place(size: usize, align: usize, roomy: bool) -> Place {
     if is_inside() {
         return Place::Arena;
     }
-    if !pool::is_large(size) {
+    if !pool::is_large(size) || size >= MOST {
         return Place::Next;
-    }
-    if size > MOST {
-        return Place::Nowhere;
     }
     let Some(_inside) = Inside::enter() else { return Place::Arena };
     match pool::place(Wish { bytes: size, align, kind: Kind::Allocation, roomy, hint: 0 }) {
@@ -53,13 +50,27 @@ fn no_memory() -> *mut c_void {
     null_mut()
 }
 
-/// The pool, and our own code, where the block is in it.
-fn of_pool(block: *const c_void) -> Option<(Option<Inside>, &'static Pool)> {
-    if !pool::touches(block as usize, 1) {
+/// A block of the pool, and our own code to deal with it.
+struct Held {
+    pool: &'static Pool,
+    length: usize,
+    _inside: Option<Inside>,
+}
+
+/// Where a block of the pool begins there. Another allocator's memory may be a mapping of the pool, and its blocks lie there
+/// too; but what belongs to nobody ends the process.
+fn of_pool(block: *const c_void, what: &str) -> Option<Held> {
+    let address = block as usize;
+    if !pool::touches(address, 1) || !address.is_multiple_of(real::page()) {
         return None;
     }
     let inside = Inside::enter();
-    Some((inside, pool::any()?))
+    let pool = pool::any()?;
+    match pool.owner(address) {
+        Owner::Block(length) => Some(Held { pool, length, _inside: inside }),
+        Owner::Mapping => None,
+        Owner::Nobody => die(&format!("{what}({block:p}): no block begins there, or it was freed before")),
+    }
 }
 
 /// C's.
@@ -103,10 +114,10 @@ pub(crate) unsafe extern "C" fn free(block: *mut c_void) {
     if block.is_null() {
         return;
     }
-    if let Some((_inside, pool)) = of_pool(block) {
-        // In a forked child the block is not there; nor is its memory, which needs no freeing.
-        if pool.is_alive() && !pool.free(block as usize) {
-            die(&format!("free({block:p}): no block begins there, or it was freed before"));
+    if let Some(held) = of_pool(block, "free") {
+        // In a forked child its memory is not there, and needs no freeing.
+        if held.pool.is_alive() {
+            held.pool.free(block as usize);
         }
     } else if arena::holds(block) {
         // SAFETY: a block of the arena; the caller's promise that it was not freed.
@@ -127,24 +138,22 @@ pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mu
         // SAFETY: as in C.
         return unsafe { malloc(size) };
     }
-    if let Some((inside, pool)) = of_pool(block) {
-        let Some(length) = pool.length(block as usize) else {
-            die(&format!("realloc({block:p}): no block begins there, or it was freed before"));
-        };
+    if let Some(held) = of_pool(block, "realloc") {
+        let (pool, length) = (held.pool, held.length);
         if size == 0 {
-            drop(inside);
+            drop(held);
             // SAFETY: as in C.
             unsafe { free(block) };
             return null_mut();
         }
-        if size > MOST {
-            drop(inside);
+        if size >= MOST {
+            drop(held);
             return no_memory();
         }
         if pool.is_alive() && pool::is_large(size) && pool.resize(block as usize, size) {
             return block;
         }
-        drop(inside);
+        drop(held);
         // SAFETY: the block has that many bytes.
         return unsafe { moved(block, length, size) };
     }
@@ -282,7 +291,7 @@ pub(crate) unsafe extern "C" fn pvalloc(size: size_t) -> *mut c_void {
 /// # Safety
 /// What `next` asks.
 unsafe fn aligned(align: usize, size: usize, next: unsafe fn(usize, usize) -> *mut c_void) -> *mut c_void {
-    let Some(power) = align.checked_next_power_of_two().filter(|&power| power <= MOST) else {
+    let Some(power) = align.checked_next_power_of_two().filter(|&power| power < MOST) else {
         set_errno(libc::EINVAL);
         return null_mut();
     };
@@ -304,8 +313,8 @@ pub(crate) unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> size_t
     if block.is_null() {
         return 0;
     }
-    if let Some((_inside, pool)) = of_pool(block) {
-        return pool.length(block as usize).unwrap_or(0);
+    if let Some(held) = of_pool(block, "malloc_usable_size") {
+        return held.length;
     }
     if arena::holds(block) {
         // SAFETY: a block of the arena, which was not freed.
