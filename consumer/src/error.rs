@@ -182,38 +182,54 @@ impl ExpectedBy {
     }
 }
 
-/// What an error comes down to. Kinds are only ever added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
+/// The kinds, each with its number.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $number:literal,)*) => {
+        /// What an error comes down to. Kinds are only ever added, and the number of each never changes: it is the exit status
+        /// of the command, and the code in C.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        #[repr(u8)]
+        pub enum ErrorKind {
+            $($(#[$doc])* $kind = $number,)*
+        }
+
+        impl ErrorKind {
+            /// Every kind that there is: so that who gives each a code of his own can see that none is left out.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),*];
+        }
+    };
+}
+
+kinds! {
     /// None of the others.
-    Other,
+    Other = 1,
     /// The request itself makes no sense.
-    Usage,
+    Usage = 2,
     /// The auth daemon cannot be reached.
-    AuthdUnreachable,
+    AuthdUnreachable = 3,
     /// This identity is not trusted, or not for this.
-    NotTrusted,
+    NotTrusted = 4,
     /// The auth daemon has another key than it had.
-    AuthdKeyChanged,
+    AuthdKeyChanged = 5,
     /// The pool is full or the quota used up.
-    NoRoom,
+    NoRoom = 6,
     /// It waits for more operators' approval.
-    Proposed,
+    Proposed = 14,
     /// The lease is over.
-    LeaseOver,
+    LeaseOver = 7,
     /// The lease's provider died or is away.
-    LeaseLost,
+    LeaseLost = 8,
     /// What was in the lease did not come back as it was written.
-    Contents,
+    Contents = 9,
     /// More than the lease holds.
-    DoesNotFit,
+    DoesNotFit = 10,
     /// Not done in time.
-    Deadline,
+    Deadline = 11,
     /// A local file.
-    Local,
+    Local = 12,
     /// This machine's RDMA device: it has failed, its port is down, or it cannot be used.
-    Device,
+    Device = 13,
 }
 
 impl Error {

@@ -64,22 +64,25 @@ impl Failure {
     /// The exit status, and its name in JSON.
     pub(crate) fn status(&self) -> (u8, &'static str) {
         match self {
-            Self::Library(error) => match error.kind() {
-                ErrorKind::Usage => (2, "usage"),
-                ErrorKind::AuthdUnreachable => (3, "authd-unreachable"),
-                ErrorKind::NotTrusted => (4, "not-trusted"),
-                ErrorKind::AuthdKeyChanged => (5, "authd-key-changed"),
-                ErrorKind::NoRoom => (6, "no-room"),
-                ErrorKind::LeaseOver => (7, "lease-over"),
-                ErrorKind::LeaseLost => (8, "lease-lost"),
-                ErrorKind::Contents => (9, "contents-refused"),
-                ErrorKind::DoesNotFit => (10, "does-not-fit"),
-                ErrorKind::Deadline => (11, "deadline"),
-                ErrorKind::Local => (12, "local"),
-                ErrorKind::Device => (13, "device"),
-                ErrorKind::Proposed => (14, "proposed"),
-                _ => (1, "other"),
-            },
+            Self::Library(error) => {
+                let name = match error.kind() {
+                    ErrorKind::Usage => "usage",
+                    ErrorKind::AuthdUnreachable => "authd-unreachable",
+                    ErrorKind::NotTrusted => "not-trusted",
+                    ErrorKind::AuthdKeyChanged => "authd-key-changed",
+                    ErrorKind::NoRoom => "no-room",
+                    ErrorKind::LeaseOver => "lease-over",
+                    ErrorKind::LeaseLost => "lease-lost",
+                    ErrorKind::Contents => "contents-refused",
+                    ErrorKind::DoesNotFit => "does-not-fit",
+                    ErrorKind::Deadline => "deadline",
+                    ErrorKind::Local => "local",
+                    ErrorKind::Device => "device",
+                    ErrorKind::Proposed => "proposed",
+                    _ => "other",
+                };
+                (error.kind() as u8, name)
+            }
             Self::Usage(_) => (2, "usage"),
             Self::Receipt(_) => (9, "contents-refused"),
             Self::Device { .. } => (13, "device"),
