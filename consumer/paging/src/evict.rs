@@ -140,14 +140,15 @@ impl<L: Lane> Evictor<L> {
         // As many as there is room for at a time.
         for part in leaving.chunks((bytes.len() / pager.page).max(1)) {
             let (mut full, mut empty) = (Vec::with_capacity(part.len()), Vec::new());
-            for &page in part {
-                // Whoever wants to write has it back already.
-                if pager.table.load(page).place() != Place::Leaving {
-                    continue;
+            let copied = self.copy(part, bytes);
+            for (at, &page) in copied.iter().enumerate() {
+                let from = at * pager.page..(at + 1) * pager.page;
+                if is_zero(&bytes[from.clone()]) {
+                    empty.push(page);
+                } else {
+                    bytes.copy_within(from, full.len() * pager.page);
+                    full.push(page);
                 }
-                let out = &mut bytes[full.len() * pager.page..][..pager.page];
-                pager.map.copy_out(pager.bytes_of(page..page + 1), out);
-                if is_zero(out) { empty.push(page) } else { full.push(page) }
             }
             if !full.is_empty() {
                 lane.store(&full, &bytes[..full.len() * pager.page])?;
@@ -166,6 +167,26 @@ impl<L: Lane> Evictor<L> {
     }
 }
 
+impl<L: Lane> Evictor<L> {
+    /// Copies pages that are leaving, side by side, and returns which. One that cannot be read stays, and is passed by for
+    /// as long as can be; whoever wants to write to one has it back already.
+    fn copy(&self, leaving: &[usize], bytes: &mut [u8]) -> Vec<usize> {
+        let pager = &self.pager;
+        let mut copied = Vec::with_capacity(leaving.len());
+        let mut rest = leaving;
+        while !rest.is_empty() {
+            let ranges: Vec<_> = rest.iter().map(|&page| pager.bytes_of(page..page + 1)).collect();
+            let done = pager.map.copy_out(&ranges, &mut bytes[copied.len() * pager.page..]).unwrap_or(0) / pager.page;
+            copied.extend_from_slice(&rest[..done]);
+            if let Some(&unreadable) = rest.get(done) {
+                pager.stay(unreadable);
+            }
+            rest = rest.get(done + 1..).unwrap_or_default();
+        }
+        copied
+    }
+}
+
 impl<L: Lane> Pager<L> {
     /// Takes a page that was copied out, unless it was taken back since; says what the store has of it.
     fn take_leaving(&self, page: usize, stored: bool) -> bool {
@@ -178,7 +199,7 @@ impl<L: Lane> Pager<L> {
     fn stay(&self, page: usize) {
         let word = self.table.load(page);
         if word.place() == Place::Leaving {
-            self.table.change(page, word, word.at(Place::Here));
+            self.table.change(page, word, word.at(Place::Here).with_credit(MOST_CREDIT));
         }
     }
 

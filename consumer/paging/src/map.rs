@@ -1,10 +1,11 @@
 //! A range of this process's addresses whose pages this crate maps and takes away.
 #![allow(unsafe_code)]
 
-use std::arch::asm;
 use std::io;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
+
+use crate::pager::TOGETHER;
 
 /// Bytes of the kernel's own page.
 pub(crate) fn kernel_page() -> usize {
@@ -87,26 +88,35 @@ impl Map {
         self.advise(range, libc::MADV_DONTNEED)
     }
 
-    /// Copies a range out, whose pages must be mapped. Others may write to it meanwhile; what is then copied is of no use,
-    /// and that is for the caller to find out.
-    pub(crate) fn copy_out(&self, range: Range<usize>, out: &mut [u8]) {
-        assert!(range.start <= range.end && range.end <= self.len && range.len() == out.len());
-        let (from, to, len) = (self.at(range.start), out.as_mut_ptr(), out.len());
-        // SAFETY: `len` bytes at `from` lie in the mapping and `len` bytes at `to` are the caller's. As machine code the copy
-        // is opaque to the compiler, so that it may race with a program that writes there.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") len => _, options(nostack, preserves_flags));
+    /// Copies ranges out, one after the other, and returns how many bytes could be: a range that the program has made
+    /// unreadable ends it. Others may write there meanwhile; what is then copied is of no use, and that is for the caller to
+    /// find out.
+    pub(crate) fn copy_out(&self, ranges: &[Range<usize>], out: &mut [u8]) -> io::Result<usize> {
+        /// What the kernel takes at once (`IOV_MAX`), and more than is ever asked for.
+        const MOST: usize = 1024;
+        let mut remote = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; TOGETHER];
+        assert!(ranges.len() <= TOGETHER && TOGETHER <= MOST);
+        let mut len = 0;
+        for (range, remote) in ranges.iter().zip(&mut remote) {
+            assert!(range.start <= range.end && range.end <= self.len);
+            *remote = libc::iovec { iov_base: self.at(range.start) as *mut libc::c_void, iov_len: range.len() };
+            len += range.len();
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        for at in (0..len).step_by(8) {
-            debug_assert!(from.is_multiple_of(8) && len.is_multiple_of(8), "whole pages");
-            // SAFETY: as above; words of pages are aligned.
-            unsafe {
-                let word = std::sync::atomic::AtomicU64::from_ptr((from + at) as *mut u64);
-                to.add(at).cast::<u64>().write_unaligned(word.load(std::sync::atomic::Ordering::Relaxed));
-            }
-        }
+        assert!(len <= out.len());
+        let local = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: len };
+        // SAFETY: the kernel reads from ranges of the mapping, or stops where it cannot, and writes to `len` bytes of the
+        // caller's. That the copy is the kernel's makes it no race of ours with a program that writes there.
+        let copied = unsafe {
+            libc::process_vm_readv(
+                libc::getpid(),
+                &raw const local,
+                1,
+                remote.as_ptr(),
+                ranges.len() as libc::c_ulong,
+                0,
+            )
+        };
+        usize::try_from(copied).map_err(|_| io::Error::last_os_error())
     }
 
     /// Reads a byte.

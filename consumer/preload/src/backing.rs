@@ -1,128 +1,126 @@
 //! The memory of the pool: a range of addresses that holds zeros until it is written.
-//!
-//! Here it is this machine's own, without a bound but for what is pinned.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
-use serde_json::{Value, json};
+use overbank::{AttachOptions, Client, Config, Error, Faults, LeaseFileError, LeaseId, Region, RegionOptions};
+use serde_json::Value;
 
-use crate::lock::Lock;
-use crate::real;
-use crate::settings::Settings;
+use crate::plain::Plain;
+use crate::settings::{LeaseSettings, Settings};
 
 /// A range of memory, for the rest of the process.
-pub(crate) struct Backing {
-    base: *mut u8,
-    length: usize,
-    page: usize,
-    local: usize,
-    pinned: Lock<Pinned>,
+pub(crate) enum Backing {
+    /// Kept in a lease.
+    Region(Region),
+    /// All of it this machine's own.
+    Plain(Plain),
 }
-
-struct Pinned {
-    pages: Vec<bool>,
-    count: usize,
-}
-
-// SAFETY: the pointer is only where the range begins; all that changes is behind a lock or the kernel's.
-unsafe impl Send for Backing {}
-// SAFETY: the same.
-unsafe impl Sync for Backing {}
 
 impl Backing {
-    /// A new one. The error is the cause and the way out.
-    pub(crate) fn open(settings: &Settings) -> Result<Self, String> {
-        let page = real::page();
-        let length = settings.remote / page * page;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes; nothing that exists is touched.
-        let base = unsafe { real::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            let error = std::io::Error::last_os_error();
-            return Err(format!(
-                "{length} bytes of addresses cannot be had: {error}; ask for less with --remote, or raise `ulimit -v`"
-            ));
+    /// A new one; None where another process has the lease. The error is the cause and the way out.
+    pub(crate) fn open(settings: &Settings) -> Result<Option<Self>, String> {
+        let Some(lease) = &settings.lease else {
+            return Plain::open(settings).map(|plain| Some(Self::Plain(plain)));
+        };
+        let id: LeaseId = lease.id.parse().map_err(|error| format!("OVERBANK_RUN_LEASE={}: {error}", lease.id))?;
+        let address = match &lease.address {
+            None => None,
+            Some(text) => Some(text.parse().map_err(|error| format!("OVERBANK_RUN_ADDRESS={text}: {error}"))?),
+        };
+        match region(settings, lease, id, address) {
+            Ok(region) => Ok(Some(Self::Region(region))),
+            Err(Error::LeaseFile(LeaseFileError::InUse { .. })) => Ok(None),
+            Err(error) => Err(error.to_string()),
         }
-        // SAFETY: the mapping is ours. A child that forgot it gets a signal where it uses it.
-        if unsafe { real::madvise(base, length, libc::MADV_DONTFORK) } != 0 {
-            let error = std::io::Error::last_os_error();
-            // SAFETY: nobody uses it yet.
-            unsafe { real::munmap(base, length) };
-            return Err(format!("the memory cannot be kept from forked children: {error}"));
-        }
-        let pinned = Lock::new(Pinned { pages: vec![false; length / page], count: 0 });
-        Ok(Self { base: base.cast(), length, page, local: settings.local, pinned })
     }
 
     /// Where it begins: a multiple of [`Backing::page`].
     pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.base
+        match self {
+            Self::Region(region) => region.start().as_ptr(),
+            Self::Plain(plain) => plain.as_ptr(),
+        }
     }
 
     /// How many bytes it has: a multiple of [`Backing::page`].
     pub(crate) fn len(&self) -> usize {
-        self.length
+        match self {
+            Self::Region(region) => region.len(),
+            Self::Plain(plain) => plain.len(),
+        }
     }
 
     /// Bytes of a page of it.
     pub(crate) fn page(&self) -> usize {
-        self.page
+        match self {
+            Self::Region(region) => region.page(),
+            Self::Plain(plain) => plain.page(),
+        }
     }
 
     /// Makes whole pages zeros, and gives their memory back. False where it cannot.
     pub(crate) fn discard(&self, range: Range<usize>) -> bool {
-        // SAFETY: pages of this range, whose contents their owner gave up.
-        unsafe { real::madvise(self.at(range.start), range.len(), libc::MADV_DONTNEED) == 0 }
+        match self {
+            Self::Region(region) => region.discard(range.clone()).is_ok_and(|done| done == range),
+            Self::Plain(plain) => plain.discard(range),
+        }
     }
 
     /// Keeps pages in this machine's memory. False, and nothing is done, where they are more than it may take.
     pub(crate) fn pin(&self, range: Range<usize>) -> bool {
-        let mut pinned = self.pinned.lock();
-        let pages = range.start / self.page..range.end.div_ceil(self.page);
-        let more = pinned.pages[pages.clone()].iter().filter(|pinned| !**pinned).count();
-        if (pinned.count + more).saturating_mul(self.page) > self.local {
-            return false;
+        match self {
+            Self::Region(region) => region.hold(range).is_ok(),
+            Self::Plain(plain) => plain.pin(range),
         }
-        // SAFETY: pages of this range.
-        if unsafe { real::mlock(self.at(range.start), range.len()) } != 0 {
-            return false;
-        }
-        pinned.pages[pages].fill(true);
-        pinned.count += more;
-        true
     }
 
     /// The end of [`Backing::pin`].
     pub(crate) fn unpin(&self, range: Range<usize>) {
-        let mut pinned = self.pinned.lock();
-        if pinned.count == 0 {
-            return;
-        }
-        let pages = range.start / self.page..range.end.div_ceil(self.page);
-        let fewer = pinned.pages[pages.clone()].iter().filter(|pinned| **pinned).count();
-        if fewer > 0 {
-            // SAFETY: pages of this range.
-            unsafe { real::munlock(self.at(range.start), range.len()) };
-            pinned.pages[pages].fill(false);
-            pinned.count -= fewer;
+        match self {
+            Self::Region(region) => {
+                // The range is one of the pool's.
+                let _ = region.unhold(range);
+            }
+            Self::Plain(plain) => plain.unpin(range),
         }
     }
 
     /// Which pages are in this machine's memory.
     pub(crate) fn resident(&self, range: Range<usize>, pages: &mut [bool]) {
-        let mut bytes = vec![0_u8; range.len().div_ceil(self.page)];
-        // SAFETY: pages of this range, and a byte for each.
-        unsafe { real::mincore(self.at(range.start).cast(), range.len(), bytes.as_mut_ptr()) };
-        pages.iter_mut().zip(bytes).for_each(|(page, byte)| *page = byte & 1 != 0);
+        match self {
+            Self::Region(region) => {
+                let each = (region.page() / crate::real::page()).max(1);
+                let seen = region.resident(range).unwrap_or_default();
+                pages.iter_mut().zip(seen.chunks(each)).for_each(|(page, seen)| *page = seen.iter().all(|here| *here));
+            }
+            Self::Plain(plain) => plain.resident(range, pages),
+        }
     }
 
     /// What happened in it.
     pub(crate) fn stats(&self) -> Value {
-        json!({ "pages": self.length / self.page })
+        match self {
+            Self::Region(region) => serde_json::to_value(region.stats()).unwrap_or_default(),
+            Self::Plain(plain) => plain.stats(),
+        }
     }
+}
 
-    fn at(&self, offset: usize) -> *mut libc::c_void {
-        self.base.wrapping_add(offset).cast()
+fn region(settings: &Settings, lease: &LeaseSettings, id: LeaseId, address: Option<IpAddr>) -> Result<Region, Error> {
+    let mut config = match (&lease.authd, &lease.home) {
+        (Some(authd), Some(home)) => Config::new(authd, home)?,
+        _ => Config::from_env()?,
+    };
+    if let Some(leases) = &lease.leases {
+        config = config.with_leases(leases);
     }
+    let device = lease.device.clone().unwrap_or_else(|| "auto".to_owned());
+    Client::connect(&config)?.open_lease(id)?.into_region(&RegionOptions {
+        // System calls of the program use any of its memory.
+        faults: Faults::Thread,
+        page: lease.page,
+        attach: AttachOptions { device, address, ..AttachOptions::default() },
+        ..RegionOptions::new(settings.local as u64)
+    })
 }

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `space` | which pages of a range are free |
 //! | `heap` | which blocks were handed out, and what each is |
-//! | `backing` | the memory itself |
+//! | `backing`, `plain` | the memory itself |
 //! | `pool` | the three together, once in a process |
 //! | `interpose` | the C functions that are replaced |
 //! | `real` | those of the next library |
@@ -31,6 +31,7 @@ mod inside;
 #[cfg(not(test))]
 mod interpose;
 mod lock;
+mod plain;
 mod pool;
 mod real;
 mod say;

@@ -195,9 +195,10 @@ impl Pool {
                 Err(error) => return Err(format!("the lock {} cannot be taken: {error}", path.display())),
             },
         };
-        let backing = Backing::open(&settings)?;
+        let Some(backing) = Backing::open(&settings)? else { return Ok(None) };
         let (base, page) = (backing.as_ptr() as usize, real::page());
-        let sound = page.is_power_of_two() && backing.page().is_multiple_of(page) && base.is_multiple_of(backing.page());
+        let sound =
+            page.is_power_of_two() && backing.page().is_multiple_of(page) && base.is_multiple_of(backing.page());
         if !sound {
             return Err(format!("its pages have {} bytes, which the kernel's ({page}) do not fit", backing.page()));
         }

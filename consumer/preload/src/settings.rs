@@ -17,6 +17,8 @@ pub(crate) struct Settings {
     pub(crate) local: usize,
     /// OVERBANK_RUN_THRESHOLD.
     pub(crate) threshold: usize,
+    /// The lease that the pool is kept in; without it all of it is this machine's own.
+    pub(crate) lease: Option<LeaseSettings>,
     /// OVERBANK_RUN_LOCK: a file that the one process that has the pool keeps locked.
     pub(crate) lock: Option<PathBuf>,
     /// OVERBANK_RUN_STATISTICS: a file to which a process that had the pool adds a line of JSON when it ends.
@@ -25,6 +27,25 @@ pub(crate) struct Settings {
     pub(crate) spill: bool,
     /// OVERBANK_RUN_VERBOSE: say also what is no failure.
     pub(crate) verbose: bool,
+}
+
+/// Where the lease is, and how it is reached; what is not said is as for the command `overbank`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeaseSettings {
+    /// OVERBANK_RUN_LEASE.
+    pub(crate) id: String,
+    /// OVERBANK_RUN_LEASES: the directory of its file.
+    pub(crate) leases: Option<PathBuf>,
+    /// OVERBANK_RUN_HOME: that of the identity and the pinned keys.
+    pub(crate) home: Option<PathBuf>,
+    /// OVERBANK_RUN_AUTHD.
+    pub(crate) authd: Option<String>,
+    /// OVERBANK_RUN_PAGE: bytes that come and go together.
+    pub(crate) page: Option<u32>,
+    /// OVERBANK_RUN_DEVICE.
+    pub(crate) device: Option<String>,
+    /// OVERBANK_RUN_ADDRESS: ours, as the provider is to see it.
+    pub(crate) address: Option<String>,
 }
 
 impl Settings {
@@ -39,10 +60,24 @@ impl Settings {
             }),
         };
         let Some(remote) = bytes("OVERBANK_RUN_REMOTE")? else { return Ok(None) };
+        let text = |name: &str| variable(name).map(|value| value.to_string_lossy().into_owned());
+        let lease = match text("OVERBANK_RUN_LEASE") {
+            None => None,
+            Some(id) => Some(LeaseSettings {
+                id,
+                leases: variable("OVERBANK_RUN_LEASES").map(PathBuf::from),
+                home: variable("OVERBANK_RUN_HOME").map(PathBuf::from),
+                authd: text("OVERBANK_RUN_AUTHD"),
+                page: bytes("OVERBANK_RUN_PAGE")?.and_then(|page| u32::try_from(page).ok()),
+                device: text("OVERBANK_RUN_DEVICE"),
+                address: text("OVERBANK_RUN_ADDRESS"),
+            }),
+        };
         Ok(Some(Self {
             remote,
             local: bytes("OVERBANK_RUN_LOCAL")?.unwrap_or(remote),
             threshold: bytes("OVERBANK_RUN_THRESHOLD")?.unwrap_or(DEFAULT_THRESHOLD).max(LEAST_THRESHOLD),
+            lease,
             lock: variable("OVERBANK_RUN_LOCK").map(PathBuf::from),
             statistics: variable("OVERBANK_RUN_STATISTICS").map(PathBuf::from),
             spill: variable("OVERBANK_RUN_SPILL").is_some(),

@@ -35,3 +35,20 @@ fn by_signal_the_kernel_says_so_instead() {
     region.hold(5 * PAGE..6 * PAGE).unwrap();
     assert_eq!(zero.read(&mut region.as_mut_slice()[5 * PAGE..6 * PAGE]).unwrap_or(0), PAGE);
 }
+
+#[test]
+fn what_the_program_made_unreadable_stays_and_is_there_when_it_is_readable_again() {
+    for faults in [Faults::Signal, Faults::Thread] {
+        let (mut region, _) = region(512, &RegionOptions { faults, ..RegionOptions::new(64 * PAGE) });
+        let bytes = region.as_mut_slice();
+        bytes[..8 * PAGE].fill(7);
+        let start = bytes.as_mut_ptr();
+        let protect = |protection| unsafe { libc::mprotect(start.cast(), 8 * PAGE, protection) };
+        assert_eq!(protect(libc::PROT_NONE), 0);
+        // Everything else comes and goes meanwhile.
+        (0..3).for_each(|round| bytes[8 * PAGE..].fill(round + 1));
+        assert!(bytes[8 * PAGE..].iter().all(|&byte| byte == 3));
+        assert_eq!(protect(libc::PROT_READ | libc::PROT_WRITE), 0);
+        assert!(bytes[..8 * PAGE].iter().all(|&byte| byte == 7), "{faults:?}");
+    }
+}
