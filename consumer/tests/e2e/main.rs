@@ -18,6 +18,8 @@ mod secrets;
 mod sharing;
 mod stack;
 mod tampering;
+#[path = "../../paging/tests/paging/threads.rs"]
+mod threads;
 mod transfer;
 mod trust;
 mod windows;

@@ -5,10 +5,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use overbank::{AttachOptions, Client, Config, ErrorKind, Faults, LeaseRequest, Region, RegionOptions};
+use overbank::{AttachOptions, Client, Config, ErrorKind, Faults, LeaseId, LeaseRequest, Region, RegionOptions};
 
 use crate::library::{client, options};
-use crate::stack::{Stack, noise, seconds};
+use crate::stack::{Stack, User, noise, seconds};
+use crate::threads;
 
 const LONG: Duration = Duration::from_secs(600);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,16 +60,7 @@ fn a_queue_pair_that_is_taken_away_is_made_anew_while_the_program_goes_on() {
     let bytes = noise(region.len(), 4);
     region.as_mut_slice().copy_from_slice(&bytes);
     for round in 0..3_u8 {
-        // A copy of the lease's file, attached, takes the place of the region's queue pairs at the provider.
-        let file = user.runtime.join(format!("overbank/{}.lease", region.lease_id()));
-        let copies = stack.path().join(format!("copy-{round}"));
-        crate::process::private(&copies);
-        std::fs::copy(&file, copies.join(file.file_name().expect("one"))).expect("copied");
-        let config = Config::new(&stack.address, &user.home).expect("an address").with_leases(&copies);
-        let mut copy =
-            Client::connect(&config).and_then(|client| client.open_lease(region.lease_id())).expect("a copy");
-        copy.attach(&options()).expect("attached");
-        drop(copy);
+        take_queue_pairs(&stack, &user, region.lease_id(), &format!("copy-{round}"));
         assert!(region.as_mut_slice() == bytes, "round {round}");
     }
     assert!(region.stats().mended >= 1 && region.lost().is_none(), "{:?}", region.stats());
@@ -187,4 +179,37 @@ fn a_lease_that_was_stopped_ends_the_program_with_sigbus_and_a_reason() {
     lose("a_lease_that_was_stopped_ends_the_program_with_sigbus_and_a_reason", |stack, lease| {
         stack.operator.run(&["lease", "stop", lease]).expect(0);
     });
+}
+
+#[test]
+fn threads_lose_no_word_while_pages_come_and_go_and_queue_pairs_are_taken_away() {
+    let stack = Stack::start();
+    let user = stack.consumer("ann", "blue");
+    let client = client(&stack, &user);
+    for (faults, seed) in [(Faults::Signal, 1), (Faults::Thread, 2)] {
+        let region = region(&client, 3 << 20, 64 * 4096, |options| options.faults = faults);
+        let (mut turns, local) = (0, 64 * 4096);
+        let done = threads::run(region.start().as_ptr(), region.len(), seed, threads::seconds(3), || {
+            assert!(region.stats().resident_bytes <= local);
+            turns += 1;
+            if turns % 60 == 0 {
+                take_queue_pairs(&stack, &user, region.lease_id(), &format!("{faults:?}-{turns}"));
+            }
+        });
+        let stats = region.stats();
+        println!("{faults:?}: {done} accesses, {stats:?}");
+        assert!(stats.evicted > 200 && stats.fetched > 200 && stats.mended > 0, "{stats:?}");
+        region.release(PATIENCE).expect("released");
+    }
+}
+
+/// A copy of the lease's file, attached, takes the place of the region's queue pairs at the provider.
+fn take_queue_pairs(stack: &Stack, user: &User, lease: LeaseId, name: &str) {
+    let file = user.runtime.join(format!("overbank/{lease}.lease"));
+    let copies = stack.path().join(name);
+    crate::process::private(&copies);
+    std::fs::copy(&file, copies.join(file.file_name().expect("one"))).expect("copied");
+    let config = Config::new(&stack.address, &user.home).expect("an address").with_leases(&copies);
+    let copy = Client::connect(&config).and_then(|client| client.open_lease(lease));
+    copy.expect("a copy").attach(&options()).expect("attached");
 }

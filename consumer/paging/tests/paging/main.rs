@@ -4,4 +4,5 @@ mod bytes;
 mod ends;
 mod oracle;
 mod system;
+mod threads;
 mod vault;
