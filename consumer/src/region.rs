@@ -1,4 +1,5 @@
 //! A lease as memory: a range of addresses whose pages are in the lease, sealed, and come when they are touched.
+#![allow(clippy::result_large_err)] // A cause holds its text: it is made where nothing may be allocated.
 
 use std::ops::Range;
 use std::ptr::NonNull;

@@ -1,4 +1,5 @@
 //! Making room: pages that the clock points at go, in batches, before they are needed.
+#![allow(clippy::result_large_err)] // A cause holds its text: it is made where nothing may be allocated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

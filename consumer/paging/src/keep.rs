@@ -1,4 +1,5 @@
 //! The thread that sees to lanes: from time to time, and when one broke.
+#![allow(clippy::result_large_err)] // A cause holds its text: it is made where nothing may be allocated.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -5,6 +5,7 @@
 //!
 //! A page that came for reading is protected, so that the first write to it is seen. Before a page is copied out it is
 //! protected again: a write that comes later takes the page back, and what was copied is not believed.
+#![allow(clippy::result_large_err)] // A cause holds its text: it is made where nothing may be allocated.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
 //! Where pages are that are not in memory, as this crate sees it.
+#![allow(clippy::result_large_err)] // A cause holds its text: it is made where nothing may be allocated.
 
 use std::fmt::{self, Display, Write};
 use std::time::Duration;

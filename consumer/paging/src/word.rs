@@ -84,7 +84,7 @@ impl Word {
     }
 
     pub(crate) fn with_credit(self, credit: u32) -> Self {
-        Self(self.0 & !CREDIT | credit.min(MOST_CREDIT) * CREDIT_ONE)
+        Self(self.0 & !CREDIT | (credit.min(MOST_CREDIT) * CREDIT_ONE))
     }
 
     /// When it went, in quarters of the local memory that have gone since the start; it wraps.

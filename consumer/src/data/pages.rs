@@ -137,7 +137,7 @@ impl SealedLane {
         }
         let mut until = deadline;
         for &page in pages {
-            let offset = (page as u64).checked_mul(bytes as u64).unwrap_or(u64::MAX);
+            let offset = (page as u64).saturating_mul(bytes as u64);
             until = self.admit(op, offset, bytes, deadline)?;
         }
         Ok((Blocks { pages, each: bytes / self.block }, until))

@@ -72,8 +72,10 @@ fn a_sigbus_that_is_not_ours_is_what_it_was() {
         // Nobody's page: a file that is shorter than its mapping.
         let file = tempfile();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        // SAFETY: a new mapping of a file, where the kernel likes.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
         assert_ne!(at, libc::MAP_FAILED);
+        // SAFETY: a byte of that mapping; the kernel answers with a signal, which is what is tested.
         println!("it was {}", unsafe { at.cast::<u8>().read_volatile() });
         return;
     }
@@ -108,17 +110,22 @@ fn a_forked_child_does_not_have_the_region_and_may_drop_it() {
     first.as_mut_slice().fill(5);
     // The child touches the region in one case and drops it in the other; both end without unwinding into the test.
     for touch in [true, false] {
+        // SAFETY: the child only does what follows, and ends by `_exit` or a signal.
         let child = unsafe { libc::fork() };
         assert!(child >= 0);
         if child == 0 {
             if touch {
+                // SAFETY: the address was mapped in the parent; here the kernel answers with a signal, which is what is tested.
                 let byte = unsafe { first.start().as_ptr().read_volatile() };
+                // SAFETY: ends this process.
                 unsafe { libc::_exit(if byte == 5 { 2 } else { 3 }) };
             }
             drop(first);
+            // SAFETY: ends this process.
             unsafe { libc::_exit(0) };
         }
         let mut status = 0;
+        // SAFETY: waits for a child of this process, and writes to a variable of ours.
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
         if touch {
             assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV, "{status:#x}");

@@ -43,6 +43,7 @@ fn what_the_program_made_unreadable_stays_and_is_there_when_it_is_readable_again
         let bytes = region.as_mut_slice();
         bytes[..8 * PAGE].fill(7);
         let start = bytes.as_mut_ptr();
+        // SAFETY: whole pages of the region, which nobody else uses.
         let protect = |protection| unsafe { libc::mprotect(start.cast(), 8 * PAGE, protection) };
         assert_eq!(protect(libc::PROT_NONE), 0);
         // Everything else comes and goes meanwhile.
