@@ -13,6 +13,7 @@ mod memory;
 mod process;
 mod receipts;
 mod rotation;
+mod run;
 mod secrets;
 mod sharing;
 mod stack;
