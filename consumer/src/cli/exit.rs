@@ -27,7 +27,8 @@ Exit statuses:
   12  a local file: key, pins or lease file is missing, damaged, in use or open to others
   13  this machine's RDMA device has failed, is down or cannot be used
   14  not done yet: it waits for more operators' approval
- 130  interrupted";
+ 130  interrupted
+ `overbank run` ends as its command does, and with 126 or 127 where that cannot be started";
 
 /// Why the command failed.
 #[derive(Debug)]
@@ -48,6 +49,10 @@ pub(crate) enum Failure {
     Log(String),
     /// A signal came.
     Interrupted,
+    /// The program that was run ended with that status, and said why itself.
+    Program(u8),
+    /// The program that should run cannot be started.
+    NotStarted { command: String, source: io::Error, status: u8 },
     /// Nobody reads our output any more.
     Closed,
 }
@@ -90,6 +95,8 @@ impl Failure {
             Self::Log(_) => (9, "contents-refused"),
             Self::DoesNotFit(_) => (10, "does-not-fit"),
             Self::Interrupted => (130, "interrupted"),
+            Self::Program(status) => (*status, "program"),
+            Self::NotStarted { status, .. } => (*status, "not-started"),
         }
     }
 
@@ -108,6 +115,8 @@ impl fmt::Display for Failure {
             Self::File { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
             Self::Device { name, source } => write!(f, "the device {name} is there and does not work: {source}"),
             Self::Interrupted => f.write_str("interrupted"),
+            Self::Program(status) => write!(f, "the program ended with status {status}"),
+            Self::NotStarted { command, source, .. } => write!(f, "cannot start {command}: {source}"),
             Self::Closed => f.write_str("nobody reads the output any more"),
         }
     }

@@ -9,6 +9,7 @@ mod lease;
 mod operate;
 mod output;
 mod receipt;
+mod run;
 mod share;
 mod tenant;
 mod transfer;
@@ -36,6 +37,8 @@ Examples:
   overbank lease share 3fa9 --to FINGERPRINT --read-only --out bob.share
                                                   let somebody else read it
   overbank lease release 3fa9                     give it back
+  overbank run --local 1GiB --remote 8GiB -- ./job
+                                                  run a program with more memory than is here
 
 ";
 
@@ -101,6 +104,7 @@ enum Asking {
     Put(transfer::Put),
     /// Read from a lease into a file
     Get(transfer::Get),
+    Run(run::Run),
     /// Show the pool and your share of it
     Status,
 }
@@ -159,7 +163,10 @@ pub(crate) fn run() -> ExitCode {
         .init();
     let output = Output { json: args.json };
     // Lease keys are in this process: no core dump, and nobody of this user's other processes looks in.
-    let closed = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| nix::sys::prctl::set_dumpable(false));
+    // Whom we start would inherit the limit, but not the other.
+    let starts = matches!(args.command, Command::Asking(Asking::Run(_)));
+    let limited = if starts { Ok(()) } else { setrlimit(Resource::RLIMIT_CORE, 0, 0) };
+    let closed = limited.and_then(|()| nix::sys::prctl::set_dumpable(false));
     if let Err(error) = closed {
         output.notice(&format!("this process may leave a core dump with lease keys in it: {error}"));
     }
@@ -208,6 +215,7 @@ fn ask(home: Option<PathBuf>, authd: &str, deadline: Duration, asking: Asking, o
         Asking::Lease(lease) => lease.run(&context),
         Asking::Put(put) => put.run(&context),
         Asking::Get(get) => get.run(&context),
+        Asking::Run(run) => run.run(&context),
         Asking::Status => identity::status(&context),
     }
 }

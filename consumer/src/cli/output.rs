@@ -35,7 +35,7 @@ impl Output {
 
     /// Says why it failed.
     pub(crate) fn failure(self, failure: &Failure) {
-        if matches!(failure, Failure::Closed) {
+        if matches!(failure, Failure::Closed | Failure::Program(_)) {
             return;
         }
         let mut stderr = io::stderr();

@@ -14,6 +14,7 @@ mod paged;
 mod process;
 mod receipts;
 mod rotation;
+mod run;
 mod secrets;
 mod sharing;
 mod stack;
