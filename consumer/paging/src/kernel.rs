@@ -50,6 +50,33 @@ pub enum Faults {
     Thread,
 }
 
+impl Faults {
+    /// Whether this process may resolve faults that way.
+    ///
+    /// # Errors
+    /// [`PagingError::KernelFaultsForbidden`], [`PagingError::Forbidden`] and [`PagingError::Unsupported`].
+    pub fn check(self) -> Result<(), PagingError> {
+        open(self).map(drop)
+    }
+
+    fn features(self) -> FeatureFlags {
+        match self {
+            Self::Signal => FeatureFlags::PAGEFAULT_FLAG_WP | FeatureFlags::SIGBUS,
+            Self::Thread => FeatureFlags::PAGEFAULT_FLAG_WP,
+        }
+    }
+}
+
+fn open(faults: Faults) -> Result<Uffd, PagingError> {
+    UffdBuilder::new()
+        .close_on_exec(true)
+        .non_blocking(true)
+        .user_mode_only(faults == Faults::Signal)
+        .require_features(faults.features())
+        .create()
+        .map_err(|error| refused(faults, &error))
+}
+
 /// What a thread wanted to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -81,17 +108,7 @@ pub(crate) enum Mapped {
 impl Kernel {
     /// Has the faults on a map told to us. Nothing is mapped in it yet.
     pub(crate) fn new(map: &Map, faults: Faults) -> Result<Self, PagingError> {
-        let mut features = FeatureFlags::PAGEFAULT_FLAG_WP;
-        if faults == Faults::Signal {
-            features |= FeatureFlags::SIGBUS;
-        }
-        let uffd = UffdBuilder::new()
-            .close_on_exec(true)
-            .non_blocking(true)
-            .user_mode_only(faults == Faults::Signal)
-            .require_features(features)
-            .create()
-            .map_err(|error| refused(faults, &error))?;
+        let uffd = open(faults)?;
         uffd.register_with_mode(
             map.start().as_ptr().cast(),
             map.len(),

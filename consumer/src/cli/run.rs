@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use overbank::{Client, LeaseId, LeaseRequest, MAX_BLOCK, Size};
+use overbank::{Client, Faults, LeaseId, LeaseRequest, MAX_BLOCK, Size};
 
 use super::exit::Failure;
 use super::{Context, some_size, some_time};
@@ -91,6 +91,7 @@ impl Run {
             let least = Size(64 * u64::from(self.page));
             return Err(Failure::Usage(format!("--local is less than 64 pages: ask for {least} or more")));
         }
+        Faults::Thread.check().map_err(overbank::Error::from)?;
         // From here on a signal is no end: there is a lease to release.
         let mut child = Child::watch()?;
         let client = context.connect()?;
@@ -179,7 +180,9 @@ impl Run {
                         && !std::mem::replace(&mut said, true)
                     {
                         let id = held.id;
-                        held.context.output.notice(&format!("lease {id} could not be renewed, and will be tried: {error}"));
+                        held.context
+                            .output
+                            .notice(&format!("lease {id} could not be renewed, and will be tried: {error}"));
                     }
                     renew = Instant::now() + if renewed.is_ok() { pause } else { pause.min(Duration::from_secs(1)) };
                 }

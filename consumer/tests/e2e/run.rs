@@ -56,13 +56,16 @@ fn a_program_answers_as_ever_and_its_large_memory_is_accounted_for() {
     let mut sorted: Vec<&str> = lines.lines().collect();
     sorted.sort_unstable();
     let (input, file) = (input.display().to_string(), summary.display().to_string());
-    let more = ["--summary", &file, "--device", &device()];
+    let more = ["--summary", &file, "--device", &device(), "--local", "512KiB"];
     let outcome = run(&user, &more, &["env", "LC_ALL=C", "sort", "--parallel=1", "-S", "4M", &input]).expect(0);
     assert_eq!(String::from_utf8(outcome.stdout.clone()).expect("text").lines().collect::<Vec<_>>(), sorted);
-    outcome.saying("ended with status 0").saying("1 allocations");
+    outcome.saying("ended with status 0").saying("1 allocations").saying(" faults, half of them within ");
     let summary: Value = serde_json::from_slice(&std::fs::read(summary).expect("it")).expect("JSON");
     assert_eq!((summary["status"].as_u64(), summary["released"].as_bool()), (Some(0), Some(true)));
     assert!(summary["processes"][0]["bytes"].as_u64() >= Some(4 << 20), "{summary}");
+    let region = &summary["processes"][0]["region"];
+    assert!(region["fetched"].as_u64() > Some(0) && region["stored"].as_u64() > Some(0), "{region}");
+    assert!(region["peak_resident_bytes"].as_u64() <= Some(512 << 10), "{region}");
     all_is_given_back(&stack, &user);
 }
 
@@ -147,7 +150,8 @@ fn the_lease_is_renewed_while_the_program_runs_and_expires_where_nobody_is_left(
 fn what_the_program_is_told_by_its_environment() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let mut command = user.command(&words(&["--threshold", "1MiB", "--spill", "--page", "64KiB", "--local", "4MiB"], &["env"]));
+    let mut command =
+        user.command(&words(&["--threshold", "1MiB", "--spill", "--page", "64KiB", "--local", "4MiB"], &["env"]));
     // A library that is preloaded already stays; what a run around this one says does not.
     let command = command.env("LD_PRELOAD", "libm.so.6").env("OVERBANK_RUN_VERBOSE", "1");
     let command = command.args(["-u", "OVERBANK_RUN_DEVICE"]);
@@ -166,7 +170,9 @@ fn what_makes_no_sense_is_said_before_anything_is_leased() {
     let user = stack.consumer("ann", "blue");
     user.run(&["run", "--local", "1MiB", "--remote", "8MiB"]).expect(2).saying("COMMAND");
     user.run(&["run", "--local", "1KiB", "--remote", "8MiB", "--", "true"]).expect(2).saying("--local");
-    user.run(&["run", "--local", "1MiB", "--remote", "8MiB", "--page", "5KiB", "--", "true"]).expect(2).saying("--page");
+    user.run(&["run", "--local", "1MiB", "--remote", "8MiB", "--page", "5KiB", "--", "true"])
+        .expect(2)
+        .saying("--page");
     let mut command = user.command(&words(&[], &["true"]));
     let outcome = Running::start(command.env("OVERBANK_PRELOAD", "/nowhere/lib.so")).end();
     outcome.expect(1).saying("/nowhere/lib.so");

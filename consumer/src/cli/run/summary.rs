@@ -80,22 +80,44 @@ impl Summary<'_> {
                     text += &format!("; {} {words}", number(what));
                 }
             }
-            // What the region itself counted, by its own names.
-            let region = process["region"].as_object().into_iter().flatten();
-            let words: Vec<String> = region.map(|(name, value)| format!("{} {value}", name.replace('_', " "))).collect();
-            if !words.is_empty() {
-                text += &format!("\n    {}", words.join(", "));
-            }
+            text += &of_region(&process["region"]);
         }
         text
     }
+}
+
+/// What came and went, where the process had a region.
+fn of_region(region: &Value) -> String {
+    let count = |name: &str| region[name].as_u64().unwrap_or(0);
+    let number = |name: &str| region[name].as_f64().unwrap_or(0.0);
+    if region["faults"].is_null() {
+        return String::new();
+    }
+    format!(
+        "\n    {} faults, half of them within {:.1} µs and 99 of 100 within {:.1} µs; {} pages of {} fetched, {:.0} % of them ahead;\n    \
+         {} evicted ({} stored, {} that held zeros, the others unchanged); at most {} of {} here",
+        count("faults"),
+        number("fault_p50_us"),
+        number("fault_p99_us"),
+        count("fetched"),
+        about(count("page_bytes")),
+        100.0 * number("ahead_share"),
+        count("evicted"),
+        count("stored"),
+        count("emptied"),
+        about(count("peak_resident_bytes")),
+        about(count("bytes")),
+    )
 }
 
 /// Bytes, as people say them.
 fn about(bytes: u64) -> String {
     let units = ["GiB", "MiB", "KiB"];
     let found = units.iter().zip([30, 20, 10]).find(|(_, shift)| bytes >> shift != 0);
-    found.map_or_else(|| format!("{bytes} B"), |(unit, shift)| format!("{:.1} {unit}", bytes as f64 / f64::from(1 << shift)))
+    found.map_or_else(
+        || format!("{bytes} B"),
+        |(unit, shift)| format!("{:.1} {unit}", bytes as f64 / f64::from(1 << shift)),
+    )
 }
 
 #[cfg(test)]
