@@ -197,7 +197,8 @@ impl Pool {
         };
         let backing = Backing::open(&settings)?;
         let (base, page) = (backing.as_ptr() as usize, real::page());
-        let sound = page.is_power_of_two() && backing.page().is_multiple_of(page) && base.is_multiple_of(backing.page());
+        let sound =
+            page.is_power_of_two() && backing.page().is_multiple_of(page) && base.is_multiple_of(backing.page());
         if !sound {
             return Err(format!("its pages have {} bytes, which the kernel's ({page}) do not fit", backing.page()));
         }

@@ -66,7 +66,11 @@ impl Space {
 
     /// Gives pages back. False, and nothing is done, where one of them is free already or is none of ours.
     pub(crate) fn give_back(&mut self, range: Range<usize>) -> bool {
-        if range.is_empty() || range.start < self.all.start || range.end > self.all.end || self.free_in(range.clone()).next().is_some() {
+        if range.is_empty()
+            || range.start < self.all.start
+            || range.end > self.all.end
+            || self.free_in(range.clone()).next().is_some()
+        {
             return false;
         }
         let (mut start, mut end) = (range.start, range.end);

@@ -179,7 +179,9 @@ impl Run {
                         && !std::mem::replace(&mut said, true)
                     {
                         let id = held.id;
-                        held.context.output.notice(&format!("lease {id} could not be renewed, and will be tried: {error}"));
+                        held.context
+                            .output
+                            .notice(&format!("lease {id} could not be renewed, and will be tried: {error}"));
                     }
                     renew = Instant::now() + if renewed.is_ok() { pause } else { pause.min(Duration::from_secs(1)) };
                 }

@@ -147,7 +147,8 @@ fn the_lease_is_renewed_while_the_program_runs_and_expires_where_nobody_is_left(
 fn what_the_program_is_told_by_its_environment() {
     let stack = Stack::start();
     let user = stack.consumer("ann", "blue");
-    let mut command = user.command(&words(&["--threshold", "1MiB", "--spill", "--page", "64KiB", "--local", "4MiB"], &["env"]));
+    let mut command =
+        user.command(&words(&["--threshold", "1MiB", "--spill", "--page", "64KiB", "--local", "4MiB"], &["env"]));
     // A library that is preloaded already stays; what a run around this one says does not.
     let command = command.env("LD_PRELOAD", "libm.so.6").env("OVERBANK_RUN_VERBOSE", "1");
     let command = command.args(["-u", "OVERBANK_RUN_DEVICE"]);
@@ -166,7 +167,9 @@ fn what_makes_no_sense_is_said_before_anything_is_leased() {
     let user = stack.consumer("ann", "blue");
     user.run(&["run", "--local", "1MiB", "--remote", "8MiB"]).expect(2).saying("COMMAND");
     user.run(&["run", "--local", "1KiB", "--remote", "8MiB", "--", "true"]).expect(2).saying("--local");
-    user.run(&["run", "--local", "1MiB", "--remote", "8MiB", "--page", "5KiB", "--", "true"]).expect(2).saying("--page");
+    user.run(&["run", "--local", "1MiB", "--remote", "8MiB", "--page", "5KiB", "--", "true"])
+        .expect(2)
+        .saying("--page");
     let mut command = user.command(&words(&[], &["true"]));
     let outcome = Running::start(command.env("OVERBANK_PRELOAD", "/nowhere/lib.so")).end();
     outcome.expect(1).saying("/nowhere/lib.so");

@@ -43,7 +43,11 @@ pub(crate) unsafe extern "C" fn madvise(at: *mut c_void, length: size_t, advice:
 fn advise(pool: &Pool, part: &Range<usize>, advice: c_int) -> Result<(), Errno> {
     match advice {
         libc::MADV_DONTNEED | libc::MADV_DONTNEED_LOCKED | libc::MADV_FREE | libc::MADV_REMOVE => {
-            if pool.zero(part) { Ok(()) } else { Err(libc::EAGAIN) }
+            if pool.zero(part) {
+                Ok(())
+            } else {
+                Err(libc::EAGAIN)
+            }
         }
         // No child gets this memory, with contents or without.
         libc::MADV_DOFORK | libc::MADV_WIPEONFORK | libc::MADV_KEEPONFORK => Err(libc::EINVAL),

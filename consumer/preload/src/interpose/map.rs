@@ -144,9 +144,8 @@ unsafe fn fixed_other(
 ) -> Result<(), Errno> {
     // First somewhere else: where it cannot be mapped, what is there stays.
     // SAFETY: the caller's promise, but for the place.
-    let elsewhere = unsafe {
-        real::mmap(std::ptr::null_mut(), range.len(), protection, flags & !libc::MAP_FIXED, file, offset)
-    };
+    let elsewhere =
+        unsafe { real::mmap(std::ptr::null_mut(), range.len(), protection, flags & !libc::MAP_FIXED, file, offset) };
     if elsewhere == MAP_FAILED {
         return Err(errno());
     }

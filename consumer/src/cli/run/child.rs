@@ -86,7 +86,8 @@ impl Child {
         let Self { runtime, streams, ends, .. } = self;
         let came = runtime.block_on(async {
             let any = poll_fn(|context| {
-                let came = |(signal, stream): &mut (Signal, Stream)| stream.poll_recv(context).is_ready().then_some(*signal);
+                let came =
+                    |(signal, stream): &mut (Signal, Stream)| stream.poll_recv(context).is_ready().then_some(*signal);
                 streams.iter_mut().find_map(came).map_or(Poll::Pending, Poll::Ready)
             });
             tokio::select! {

@@ -82,7 +82,8 @@ impl Summary<'_> {
             }
             // What the region itself counted, by its own names.
             let region = process["region"].as_object().into_iter().flatten();
-            let words: Vec<String> = region.map(|(name, value)| format!("{} {value}", name.replace('_', " "))).collect();
+            let words: Vec<String> =
+                region.map(|(name, value)| format!("{} {value}", name.replace('_', " "))).collect();
             if !words.is_empty() {
                 text += &format!("\n    {}", words.join(", "));
             }
@@ -95,7 +96,10 @@ impl Summary<'_> {
 fn about(bytes: u64) -> String {
     let units = ["GiB", "MiB", "KiB"];
     let found = units.iter().zip([30, 20, 10]).find(|(_, shift)| bytes >> shift != 0);
-    found.map_or_else(|| format!("{bytes} B"), |(unit, shift)| format!("{:.1} {unit}", bytes as f64 / f64::from(1 << shift)))
+    found.map_or_else(
+        || format!("{bytes} B"),
+        |(unit, shift)| format!("{:.1} {unit}", bytes as f64 / f64::from(1 << shift)),
+    )
 }
 
 #[cfg(test)]
