@@ -19,7 +19,7 @@ const ON_FAULT: c_int = 1;
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn madvise(at: *mut c_void, length: size_t, advice: c_int) -> c_int {
     let Some((inside, pool)) = concerned(at as usize, length) else {
@@ -90,7 +90,7 @@ fn around(pool: &Pool, address: usize, length: usize) -> Option<Range<usize>> {
 /// The kernel's. In the pool it keeps pages in local memory, as far as that may hold them.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mlock(at: *const c_void, length: size_t) -> c_int {
     // SAFETY: the caller's promise, passed on.
@@ -100,7 +100,7 @@ pub(crate) unsafe extern "C" fn mlock(at: *const c_void, length: size_t) -> c_in
 /// The kernel's; as [`mlock`].
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mlock2(at: *const c_void, length: size_t, flags: c_uint) -> c_int {
     // SAFETY: the caller's promise, passed on.
@@ -127,7 +127,7 @@ unsafe fn lock(at: *const c_void, length: usize, next: impl Fn(*const c_void, us
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn munlock(at: *const c_void, length: size_t) -> c_int {
     let Some((inside, pool)) = concerned(at as usize, length) else {
@@ -154,7 +154,7 @@ pub(crate) unsafe extern "C" fn munlock(at: *const c_void, length: size_t) -> c_
 /// The kernel's. What is in the pool counts too, as with [`mlock`]. Who locks all future memory has it elsewhere.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
     let inside = Inside::enter();
@@ -178,7 +178,7 @@ pub(crate) unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn munlockall() -> c_int {
     let inside = Inside::enter();
@@ -240,7 +240,7 @@ fn lockable(line: &str) -> Option<Range<usize>> {
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mincore(at: *mut c_void, length: size_t, to: *mut c_uchar) -> c_int {
     let Some((inside, pool)) = concerned(at as usize, length) else {

@@ -76,7 +76,7 @@ fn of_pool(block: *const c_void, what: &str) -> Option<Held> {
 /// C's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn malloc(size: size_t) -> *mut c_void {
     match place(size, ALIGN, false) {
@@ -91,7 +91,7 @@ pub(crate) unsafe extern "C" fn malloc(size: size_t) -> *mut c_void {
 /// C's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
     let Some(total) = count.checked_mul(size) else { return no_memory() };
@@ -108,7 +108,7 @@ pub(crate) unsafe extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_vo
 /// C's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn free(block: *mut c_void) {
     if block.is_null() {
@@ -131,7 +131,7 @@ pub(crate) unsafe extern "C" fn free(block: *mut c_void) {
 /// C's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_void {
     if block.is_null() {
@@ -211,7 +211,7 @@ unsafe fn moved(block: *mut c_void, length: usize, size: usize) -> *mut c_void {
 /// C's, of the C library.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn reallocarray(block: *mut c_void, count: size_t, size: size_t) -> *mut c_void {
     match count.checked_mul(size) {
@@ -224,7 +224,7 @@ pub(crate) unsafe extern "C" fn reallocarray(block: *mut c_void, count: size_t, 
 /// C's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn posix_memalign(to: *mut *mut c_void, align: size_t, size: size_t) -> c_int {
     if !align.is_power_of_two() || !align.is_multiple_of(size_of::<usize>()) {
@@ -248,7 +248,7 @@ pub(crate) unsafe extern "C" fn posix_memalign(to: *mut *mut c_void, align: size
 /// C's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn aligned_alloc(align: size_t, size: size_t) -> *mut c_void {
     // SAFETY: the caller's promise, passed on.
@@ -258,7 +258,7 @@ pub(crate) unsafe extern "C" fn aligned_alloc(align: size_t, size: size_t) -> *m
 /// The C library's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn memalign(align: size_t, size: size_t) -> *mut c_void {
     // SAFETY: the caller's promise, passed on.
@@ -268,7 +268,7 @@ pub(crate) unsafe extern "C" fn memalign(align: size_t, size: size_t) -> *mut c_
 /// The C library's: from the beginning of a page on.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn valloc(size: size_t) -> *mut c_void {
     // SAFETY: the caller's promise, passed on.
@@ -278,7 +278,7 @@ pub(crate) unsafe extern "C" fn valloc(size: size_t) -> *mut c_void {
 /// The C library's: whole pages.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn pvalloc(size: size_t) -> *mut c_void {
     match size.checked_next_multiple_of(real::page()) {
@@ -307,7 +307,7 @@ unsafe fn aligned(align: usize, size: usize, next: unsafe fn(usize, usize) -> *m
 /// The C library's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> size_t {
     if block.is_null() {

@@ -29,7 +29,7 @@ fn is_plain_memory(flags: c_int) -> bool {
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mmap(
     at: *mut c_void,
@@ -74,7 +74,7 @@ pub(crate) unsafe extern "C" fn mmap(
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mmap64(
     at: *mut c_void,
@@ -182,7 +182,7 @@ pub(super) fn retire(pool: &Pool, range: &Range<usize>) {
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn munmap(at: *mut c_void, length: size_t) -> c_int {
     let Some((inside, pool)) = concerned(at as usize, length) else {
@@ -216,7 +216,7 @@ pub(super) fn unmap(pool: &Pool, range: &Range<usize>) -> Result<(), Errno> {
 /// The kernel's.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mprotect(at: *mut c_void, length: size_t, protection: c_int) -> c_int {
     let Some((inside, pool)) = concerned(at as usize, length) else {

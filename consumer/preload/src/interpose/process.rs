@@ -48,7 +48,7 @@ extern "C" fn end() {
 /// The C library's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn _exit(status: c_int) -> ! {
     end();
@@ -60,7 +60,7 @@ pub(crate) unsafe extern "C" fn _exit(status: c_int) -> ! {
 /// C's.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn _Exit(status: c_int) -> ! {
     // SAFETY: the same function.

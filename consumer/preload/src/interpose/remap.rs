@@ -18,7 +18,7 @@ const MEMORY: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 /// The kernel's. `to` is there where the flags say so: a further argument is passed as this one is.
 ///
 /// # Safety
-/// As that.
+/// What the kernel asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mremap(
     at: *mut c_void,

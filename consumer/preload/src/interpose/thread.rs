@@ -10,6 +10,7 @@ use crate::inside;
 
 type Start = extern "C" fn(*mut c_void) -> *mut c_void;
 
+// SAFETY: the C library's own, of the type that its header has; the linker gives it this name.
 unsafe extern "C" {
     fn __real_pthread_create(
         thread: *mut pthread_t,
@@ -35,7 +36,7 @@ extern "C" fn begin(begin: *mut c_void) -> *mut c_void {
 /// The C library's, for a thread that stays inside, and that gets none of the program's signals.
 ///
 /// # Safety
-/// As in C.
+/// What C asks.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn __wrap_pthread_create(
     thread: *mut pthread_t,
