@@ -157,8 +157,17 @@ class Arrays(unittest.TestCase):
                 for wrong in [0, slice(2, 4), slice(5, 7), 8]:
                     with self.assertRaises(overbank.DoesNotFitError):
                         theirs[wrong]
-                    with self.assertRaises(overbank.DoesNotFitError):
+                    with self.assertRaises(overbank.UsageError):
                         theirs[wrong] = 1
+            # With the whole of it, every row is read, and the same ones written.
+            array.share(1, client.fingerprint, stack.root / "whole", whole=True)
+            with SharedArray.open(client, stack.root / "whole", layout, part=1) as theirs:
+                attach(theirs.lease)
+                self.assertTrue((theirs[:] == 4.5).all())
+                theirs[theirs.rows] = 5.5
+                with self.assertRaises(overbank.UsageError):
+                    theirs[2] = 5.5
+            self.assertEqual(array[:][:, 0].tolist(), [4.5] * 3 + [5.5] * 3 + [4.5] * 3)
             # Opened for nothing, and closed again.
             with self.assertRaises(overbank.UsageError):
                 SharedArray.open(client, stack.root / "one", Layout((9, 100_000), "f4"))
