@@ -232,20 +232,20 @@ int main(int argc, char **argv) {
 
     /* sharing */
     memset(&share, 0, sizeof share);
-    REFUSED(OVERBANK_USAGE, "to is null", overbank_lease_share(lease, NULL, NULL, "/dev/null"));
-    REFUSED(OVERBANK_USAGE, "to is no fingerprint", overbank_lease_share(lease, "me", NULL, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "to is null", overbank_lease_share(lease, NULL, NULL, "no-such-folder/x"));
+    REFUSED(OVERBANK_USAGE, "to is no fingerprint", overbank_lease_share(lease, "me", NULL, "no-such-folder/x"));
     OK(overbank_client_fingerprint(client, text, sizeof text));
     REFUSED(OVERBANK_USAGE, "path is null", overbank_lease_share(lease, text, NULL, NULL));
-    REFUSED(OVERBANK_USAGE, "size is 0", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "size is 0", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
     share.size = sizeof share;
     share.read_only = 2;
-    REFUSED(OVERBANK_USAGE, "read_only", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "read_only", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
     share.read_only = 1;
     share.end = 100;
-    REFUSED(OVERBANK_USAGE, "4096", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "4096", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
     share.first = 2 * SIZE;
     share.end = 0;
-    REFUSED(OVERBANK_DOES_NOT_FIT, "", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_DOES_NOT_FIT, "", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
 
     /* two threads, one lease; then lanes */
     shared = lease;
