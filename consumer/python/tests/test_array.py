@@ -1,3 +1,7 @@
+import contextlib
+import os
+import pathlib
+import re
 import subprocess
 import sys
 import unittest
@@ -143,6 +147,24 @@ class Arrays(unittest.TestCase):
             self.assertEqual(said, [f"done {at}\n" for at in range(RANKS)])
             self.assertTrue((array[:] == values * 2 + 1).all())
             self.assertFalse(array.lease.freshness_is_known)
+
+    def test_the_example_of_the_manual_works(self):
+        manual = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+        example = re.search(r"^```python\n(layout = .*?)^```$", manual, re.M | re.S)[1].replace("1_000_000", "1_000")
+        holder, rank = example.split("# rank 3\n")
+        before = pathlib.Path.cwd()
+        os.chdir(stack.root)
+        self.addCleanup(os.chdir, before)
+        with ranks[0].connect() as client, contextlib.ExitStack() as held:
+            names = {"overbank": overbank, "client": self.client, "fingerprints": [client.fingerprint] * 8}
+            exec(holder, names)
+            held.callback(names["lease"].release)
+            mine = names["array"]
+            names["client"] = client
+            exec(rank, names)
+            with names["array"] as theirs:
+                self.assertEqual((theirs.part, names["first"].tolist()), (3, [1.5] * 64))
+            self.assertTrue((mine[mine.layout.rows(3)] == 1.5).all() and (mine[:375] == 0).all())
 
     def test_a_part_alone_is_all_that_its_rank_reaches(self):
         layout = Layout((9, 1000), "f4", parts=3)
