@@ -174,11 +174,16 @@ pub fn read_bundle(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// Writes a bundle to a new file, mode 0600, in the place of one that was there.
+/// Writes a bundle to a new file, mode 0600, in the place of one that was there. What is no file, such as /dev/null, is not
+/// replaced.
 ///
 /// # Errors
 /// [`Error::LeaseFile`]: what the system says.
 pub fn write_bundle(path: &Path, bundle: &[u8]) -> Result<(), Error> {
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        let kind = LocalError::Kind { path: path.to_owned(), wanted: "a file that a new one can take the place of" };
+        return Err(LeaseFileError::from(kind).into());
+    }
     local::replace(path, &[bundle], |_| Ok::<_, LocalError>(())).map_err(LeaseFileError::from)?;
     Ok(())
 }

@@ -80,3 +80,21 @@ fn a_time_shortens_and_never_lengthens() {
     assert_eq!(tick(61), 1_000_000);
     assert_eq!(tick(u64::MAX), 1_000_000);
 }
+
+#[test]
+fn a_bundle_takes_the_place_of_a_file_and_of_nothing_else() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (pipe, link, file) = (home.path().join("pipe"), home.path().join("link"), home.path().join("file"));
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("made");
+    std::os::unix::fs::symlink(&pipe, &link).expect("made");
+    for path in [&pipe, &link, home.path()] {
+        let error = write_bundle(path, b"bundle").expect_err("no file");
+        assert!(error.to_string().contains("a new one can take the place of"), "{error}");
+    }
+    assert!(!std::fs::metadata(&link).expect("it").is_file());
+    assert_eq!(std::fs::read_dir(home.path()).expect("it").count(), 2);
+    for bundle in [b"first", b"later"] {
+        write_bundle(&file, bundle).expect("written");
+        assert_eq!(std::fs::read(&file).expect("it"), bundle);
+    }
+}

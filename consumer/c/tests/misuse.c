@@ -126,6 +126,9 @@ int main(int argc, char **argv) {
     config.authd = "127.0.0.1:1";
     REFUSED(OVERBANK_AUTHD_UNREACHABLE, "127.0.0.1:1", overbank_connect(&config, &client));
     config.authd = NULL;
+    config.deadline_ms = UINT64_MAX;
+    OK(overbank_connect(&config, &client));
+    OK(overbank_client_close(client));
     config.authd_fingerprint = "12";
     REFUSED(OVERBANK_USAGE, "config.authd_fingerprint is no fingerprint", overbank_connect(&config, &client));
     config.authd_fingerprint = "0000000000000000000000000000000000000000";
@@ -161,6 +164,9 @@ int main(int argc, char **argv) {
     REFUSED(OVERBANK_LOCAL, "", overbank_share_open(client, NULL, 0, NULL, &lease));
     REFUSED(OVERBANK_USAGE, "bundle is null", overbank_share_open(client, NULL, 1, NULL, &lease));
     SO(lease == NULL);
+    overbank_status longest = overbank_lease_create(client, 4096, UINT64_MAX, 0, &lease);
+    SO(longest == OVERBANK_OK || longest == OVERBANK_USAGE);
+    if (longest == OVERBANK_OK) OK(overbank_lease_release(lease, 0, NULL));
     OK(overbank_lease_create(client, SIZE, 600000, 0, &lease));
 
     /* one kind's handle in the place of another's, and what never was one */
@@ -208,6 +214,10 @@ int main(int argc, char **argv) {
     options.lanes = 1000;
     REFUSED(OVERBANK_USAGE, "1000", overbank_lease_attach(lease, &options));
     options.lanes = 2;
+    options.deadline_ms = UINT64_MAX;
+    OK(overbank_lease_attach(lease, &options));
+    OK(overbank_lease_read(lease, 0, text, 1));
+    options.deadline_ms = 0;
     OK(overbank_lease_attach(lease, &options));
 
     /* reading and writing */
@@ -232,20 +242,20 @@ int main(int argc, char **argv) {
 
     /* sharing */
     memset(&share, 0, sizeof share);
-    REFUSED(OVERBANK_USAGE, "to is null", overbank_lease_share(lease, NULL, NULL, "/dev/null"));
-    REFUSED(OVERBANK_USAGE, "to is no fingerprint", overbank_lease_share(lease, "me", NULL, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "to is null", overbank_lease_share(lease, NULL, NULL, "no-such-folder/x"));
+    REFUSED(OVERBANK_USAGE, "to is no fingerprint", overbank_lease_share(lease, "me", NULL, "no-such-folder/x"));
     OK(overbank_client_fingerprint(client, text, sizeof text));
     REFUSED(OVERBANK_USAGE, "path is null", overbank_lease_share(lease, text, NULL, NULL));
-    REFUSED(OVERBANK_USAGE, "size is 0", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "size is 0", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
     share.size = sizeof share;
     share.read_only = 2;
-    REFUSED(OVERBANK_USAGE, "read_only", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "read_only", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
     share.read_only = 1;
     share.end = 100;
-    REFUSED(OVERBANK_USAGE, "4096", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_USAGE, "4096", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
     share.first = 2 * SIZE;
     share.end = 0;
-    REFUSED(OVERBANK_DOES_NOT_FIT, "", overbank_lease_share(lease, text, &share, "/dev/null"));
+    REFUSED(OVERBANK_DOES_NOT_FIT, "", overbank_lease_share(lease, text, &share, "no-such-folder/x"));
 
     /* two threads, one lease; then lanes */
     shared = lease;
@@ -298,7 +308,7 @@ int main(int argc, char **argv) {
     SO(memcmp(back, "later", 5) == 0);
     OK(overbank_lease_freshness_is_known(other, &yes));
     SO(yes);
-    OK(overbank_lease_release(other, 10000, &yes));
+    OK(overbank_lease_release(other, UINT64_MAX, &yes));
     SO(yes);
     REFUSED(OVERBANK_CLOSED, "no open lease", overbank_lease_release(other, 0, &yes));
     SO(!yes);

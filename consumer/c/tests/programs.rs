@@ -158,6 +158,19 @@ fn the_header_is_c_and_c_plus_plus_and_the_library_exports_what_it_declares_alon
 }
 
 #[test]
+fn the_example_of_the_manual_compiles() {
+    let manual = std::fs::read_to_string(here().join("../../docs/c-api.md")).expect("it");
+    let example = manual.split("```c\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let installed = Installed::new();
+    let source = installed.0.path().join("manual.c");
+    let whole = format!(
+        "#include <overbank.h>\nint example(overbank_lease *lease);\nint example(overbank_lease *lease) {{\n{example}return 0;\n}}\nint main(void) {{ return 0; }}\n"
+    );
+    std::fs::write(&source, whole).expect("written");
+    assert!(installed.compile("cc", &WARNINGS, &[source]).is_some(), "a C compiler");
+}
+
+#[test]
 fn the_module_for_fortran_says_what_the_header_says() {
     let header = std::fs::read_to_string(here().join("overbank.h")).expect("it");
     let module = std::fs::read_to_string(here().join("overbank.f90")).expect("it");

@@ -101,7 +101,7 @@ class SharedArray:
     Rows are one (`array[7]`), or some side by side (`array[2:9]`, `array[array.rows]`). For one thread at a time, as its lease.
 
     lease: must have `layout.nbytes` bytes, and blocks of the layout's size.
-    part: of which part this rank may write the rows; None: of all that the lease lets it.
+    part: of which part this rank may write the rows; None: of all parts that the lease reaches.
     """
 
     def __init__(self, lease: Lease, layout: Layout, part: Optional[int] = None) -> None:
@@ -109,9 +109,10 @@ class SharedArray:
             raise UsageError(f"the lease has {lease.size} bytes, and {layout!r} needs {layout.nbytes}")
         if layout.block % lease.block != 0:
             raise UsageError(f"the lease has blocks of {lease.block} bytes: make the layout with block={lease.block}")
-        if part is not None:
-            layout.rows(part)
         self.lease, self.layout, self.part = lease, layout, part
+        reach = lease.reach
+        parts = [at for at in range(layout.parts) if _within(layout.reach(at), reach)] if part is None else [part]
+        self._own = range(layout.rows(parts[0]).start, layout.rows(parts[-1]).stop) if parts else range(0)
 
     @classmethod
     def open(
@@ -160,12 +161,8 @@ class SharedArray:
 
     @property
     def rows(self) -> range:
-        """The rows that are this rank's own: those of its part, else all that its lease reaches."""
-        if self.part is not None:
-            return self.layout.rows(self.part)
-        reach = self.lease.reach
-        parts = [part for part in range(self.layout.parts) if _within(self.layout.reach(part), reach)]
-        return range(self.layout.rows(parts[0]).start, self.layout.rows(parts[-1]).stop) if parts else range(0)
+        """The rows that this rank may write: those of its part, else those of all parts that its lease reaches."""
+        return self._own
 
     def __len__(self) -> int:
         return self.layout.shape[0]
@@ -189,9 +186,9 @@ class SharedArray:
 
     def __setitem__(self, rows: Rows, values: Any) -> None:
         wanted = self._rows(rows)
-        if self.part is not None and not _within(wanted, self.rows):
+        if not _within(wanted, self._own):
             raise UsageError(
-                f"rows {wanted.start} to {wanted.stop - 1} are not all in {self.rows.start} to {self.rows.stop - 1}, which this "
+                f"rows {wanted.start} to {wanted.stop - 1} are not all in {self._own.start} to {self._own.stop - 1}, which this "
                 "rank may write"
             )
         shape = (len(wanted), *self.shape[1:])

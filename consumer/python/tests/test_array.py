@@ -1,3 +1,7 @@
+import contextlib
+import os
+import pathlib
+import re
 import subprocess
 import sys
 import unittest
@@ -144,6 +148,24 @@ class Arrays(unittest.TestCase):
             self.assertTrue((array[:] == values * 2 + 1).all())
             self.assertFalse(array.lease.freshness_is_known)
 
+    def test_the_example_of_the_manual_works(self):
+        manual = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+        example = re.search(r"^```python\n(layout = .*?)^```$", manual, re.M | re.S)[1].replace("1_000_000", "1_000")
+        holder, rank = example.split("# rank 3\n")
+        before = pathlib.Path.cwd()
+        os.chdir(stack.root)
+        self.addCleanup(os.chdir, before)
+        with ranks[0].connect() as client, contextlib.ExitStack() as held:
+            names = {"overbank": overbank, "client": self.client, "fingerprints": [client.fingerprint] * 8}
+            exec(holder, names)
+            held.callback(names["lease"].release)
+            mine = names["array"]
+            names["client"] = client
+            exec(rank, names)
+            with names["array"] as theirs:
+                self.assertEqual((theirs.part, names["first"].tolist()), (3, [1.5] * 64))
+            self.assertTrue((mine[mine.layout.rows(3)] == 1.5).all() and (mine[:375] == 0).all())
+
     def test_a_part_alone_is_all_that_its_rank_reaches(self):
         layout = Layout((9, 1000), "f4", parts=3)
         array = self.array(layout)
@@ -157,8 +179,17 @@ class Arrays(unittest.TestCase):
                 for wrong in [0, slice(2, 4), slice(5, 7), 8]:
                     with self.assertRaises(overbank.DoesNotFitError):
                         theirs[wrong]
-                    with self.assertRaises(overbank.DoesNotFitError):
+                    with self.assertRaises(overbank.UsageError):
                         theirs[wrong] = 1
+            # With the whole of it, every row is read, and the same ones written.
+            array.share(1, client.fingerprint, stack.root / "whole", whole=True)
+            with SharedArray.open(client, stack.root / "whole", layout, part=1) as theirs:
+                attach(theirs.lease)
+                self.assertTrue((theirs[:] == 4.5).all())
+                theirs[theirs.rows] = 5.5
+                with self.assertRaises(overbank.UsageError):
+                    theirs[2] = 5.5
+            self.assertEqual(array[:][:, 0].tolist(), [4.5] * 3 + [5.5] * 3 + [4.5] * 3)
             # Opened for nothing, and closed again.
             with self.assertRaises(overbank.UsageError):
                 SharedArray.open(client, stack.root / "one", Layout((9, 100_000), "f4"))

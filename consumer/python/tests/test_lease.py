@@ -50,6 +50,15 @@ class Leases(unittest.TestCase):
             self.assertEqual(back, numbers)
         self.assertEqual((lease.write(5, b""), lease.read(5, 0), lease.readinto(5, bytearray())), (0, b"", 0))
 
+    def test_the_example_of_the_manual_works(self):
+        manual = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+        example = re.search(r"^```python\n(import overbank\n.*?)^```$", manual, re.M | re.S)[1]
+        connect = 'overbank.connect("head-1:7471")'
+        self.assertIn(connect, example)
+        self.assertIn(example.split("\n", 2)[2].rstrip(), re.sub("^    ", "", overbank.__doc__, flags=re.M))
+        # A pool of 16 MiB has no room for all of it.
+        exec(example.replace(connect, "connect()").replace("64 << 20", "2 << 20"), {"connect": ann.connect})
+
     def test_a_lease_knows_itself_and_outlives_its_handle(self):
         with self.client.lease(100_000, ttl=60, block=8192) as lease:
             attach(lease).write(99_999, b"x")
@@ -100,9 +109,9 @@ class Leases(unittest.TestCase):
             lambda: lease.attach(address="here"),
             lambda: lease.attach(spin=-1),
             lambda: lease.renew(0),
-            lambda: lease.share("me", "/dev/null"),
+            lambda: lease.share("me", "no-such-folder/x"),
             lambda: lease.share(self.client.fingerprint, "a\0b"),
-            lambda: lease.share(self.client.fingerprint, "/dev/null", reach=range(1, 100)),
+            lambda: lease.share(self.client.fingerprint, "no-such-folder/x", reach=range(1, 100)),
             lambda: self.client.lease(0, ttl=60),
             lambda: self.client.lease(4096, ttl=-1),
             lambda: self.client.lease(4096, ttl=60, block=100),
