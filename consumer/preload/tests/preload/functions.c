@@ -294,6 +294,7 @@ static void advice(void) {
     free(block);
     FAILS(madvise(a + 1, PAGE, MADV_DONTNEED), EINVAL);
     FAILS(madvise(a, PAGE, 12345), EINVAL);
+    FAILS(madvise(a, PAGE, 6), EINVAL);
     int harmless[] = {MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTFORK, MADV_DONTDUMP, MADV_COLD};
     for (int i = 0; i < 7; i++) CHECK(madvise(a, 4 * MIB, harmless[i]) == 0);
     CHECK(madvise(a, 0, MADV_DONTNEED) == 0);
