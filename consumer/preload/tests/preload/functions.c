@@ -135,7 +135,7 @@ static void growth(void) {
 static void *churn(void *argument) {
     unsigned seed = (unsigned)(uintptr_t)argument, state = seed * 2654435761u + 1;
     struct { char *at; size_t size; unsigned seed; } held[12] = {0};
-    for (int step = 0; step < 600; step++) {
+    for (int step = 0; step < 200; step++) {
         state = state * 1664525u + 1013904223u;
         int i = (state >> 8) % 12;
         size_t size = 1000 + (state >> 4) % (2 * MIB);
