@@ -113,7 +113,7 @@ impl Run {
         let released = held.release();
         let summary = Summary { run: &self, lease: id, ended: &ended, took: started.elapsed(), processes, released };
         if !matches!(ended, Ended::NotStarted(_)) {
-            context.output.notice(&if context.output.json { summary.to_json().to_string() } else { summary.to_text() });
+            context.output.notice(&summary.to_text());
         }
         if let Some(path) = &self.summary {
             let written = fs::write(path, format!("{:#}\n", summary.to_json()));
@@ -234,18 +234,25 @@ impl Drop for Files {
 
 fn library() -> Result<PathBuf, Failure> {
     let doing = "find the library that goes into the program,";
-    if let Some(path) = env::var_os(LIBRARY_VARIABLE).filter(|path| !path.is_empty()) {
-        let path = PathBuf::from(path);
-        return path.canonicalize().map_err(Failure::file(doing, path));
+    let library = match env::var_os(LIBRARY_VARIABLE).filter(|path| !path.is_empty()) {
+        Some(path) => PathBuf::from(&path).canonicalize().map_err(Failure::file(doing, path))?,
+        None => {
+            let program = env::current_exe().map_err(Failure::file(doing, LIBRARY))?;
+            let directory = program.parent().unwrap_or(Path::new("/"));
+            let places = [directory.join(LIBRARY), directory.join("../lib").join(LIBRARY)];
+            let found = places.iter().find_map(|place| place.canonicalize().ok());
+            found.ok_or_else(|| {
+                let why = format!("it is neither there nor in ../lib: install it, or name it in {LIBRARY_VARIABLE}");
+                Failure::file(doing, &places[0])(io::Error::new(io::ErrorKind::NotFound, why))
+            })?
+        }
+    };
+    // The dynamic linker ends a name there.
+    if library.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte)) {
+        let why = "no library can be preloaded from a path with a blank or a colon: put it elsewhere";
+        return Err(Failure::file("use", library)(io::Error::new(io::ErrorKind::InvalidInput, why)));
     }
-    let program = env::current_exe().map_err(Failure::file(doing, LIBRARY))?;
-    let directory = program.parent().unwrap_or(Path::new("/"));
-    let places = [directory.join(LIBRARY), directory.join("../lib").join(LIBRARY)];
-    let found = places.iter().find_map(|place| place.canonicalize().ok());
-    found.ok_or_else(|| {
-        let why = format!("it is neither there nor in ../lib: install it, or name it in {LIBRARY_VARIABLE}");
-        Failure::file(doing, &places[0])(io::Error::new(io::ErrorKind::NotFound, why))
-    })
+    Ok(library)
 }
 
 fn page_size(text: &str) -> Result<u32, String> {

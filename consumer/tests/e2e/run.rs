@@ -176,6 +176,10 @@ fn what_makes_no_sense_is_said_before_anything_is_leased() {
     let mut command = user.command(&words(&[], &["true"]));
     let outcome = Running::start(command.env("OVERBANK_PRELOAD", "/nowhere/lib.so")).end();
     outcome.expect(1).saying("/nowhere/lib.so");
+    let blank = user.home.join("a blank.so");
+    std::fs::copy(program("liboverbank_preload.so"), &blank).expect("copied");
+    let mut command = user.command(&words(&[], &["true"]));
+    Running::start(command.env("OVERBANK_PRELOAD", &blank)).end().expect(1).saying("blank or a colon");
     user.run(&["run", "--local", "1MiB", "--remote", "1TiB", "--", "true"]).expect(6);
     assert!(leases(&user).is_empty() && Path::new(&user.home).is_dir());
 }

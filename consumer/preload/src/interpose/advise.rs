@@ -53,6 +53,7 @@ fn advise(pool: &Pool, part: &Range<usize>, advice: c_int) -> Result<(), Errno> 
         libc::MADV_DOFORK | libc::MADV_WIPEONFORK | libc::MADV_KEEPONFORK => Err(libc::EINVAL),
         libc::MADV_HWPOISON | libc::MADV_SOFT_OFFLINE | libc::MADV_COLLAPSE => Err(libc::EINVAL),
         guard if GUARDS.contains(&guard) => Err(libc::EINVAL),
+        5..=7 => Err(libc::EINVAL),
         // What is meant to make it faster, or leaves it out where there is no memory of the pool anyway.
         0..=libc::MADV_POPULATE_WRITE => Ok(()),
         _ => Err(libc::EINVAL),

@@ -39,7 +39,8 @@ extern "C" fn start() {
 
 /// After all code of the program. The memory stays until the process is gone: the C library still flushes its buffers.
 extern "C" fn end() {
-    let _inside = Inside::enter();
+    // A signal handler may end the process in the middle of our own code, whose locks nobody lets go then.
+    let Some(_inside) = Inside::enter() else { return };
     if let Some(pool) = pool::alive() {
         pool.report();
     }

@@ -7,7 +7,7 @@ use crate::harness::{Bench, plainly};
 const MIB: usize = 1 << 20;
 
 pub(crate) fn cases(bench: &Bench) -> PathBuf {
-    bench.compile("cc", "functions", include_str!("functions.c"), &["-O1", "-pthread", "-w"])
+    bench.compile("cc", "functions", include_str!("functions.c"), &["-O2", "-pthread", "-w"])
 }
 
 /// The case holds without the pool, and with it; and so many bytes of that were the pool's.
@@ -34,7 +34,7 @@ fn blocks_grow_and_shrink_with_their_contents() {
 
 #[test]
 fn threads_do_all_of_it_at_once() {
-    both_ways("threads", 1000 * MIB);
+    both_ways("threads", 300 * MIB);
 }
 
 #[test]
