@@ -1,15 +1,17 @@
 //! Making room: pages that the clock points at go, in batches, before they are needed.
 #![allow(clippy::result_large_err)] // A cause holds its text: it is made where nothing may be allocated.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::map::kernel_page;
 use crate::pager::{Pager, TOGETHER, runs};
 use crate::pool::Slot;
 use crate::signal;
 use crate::stats::count;
-use crate::store::{Cause, Lane, Trouble};
+use crate::store::{Lane, Trouble};
 use crate::word::{MOST_CREDIT, Place};
 
 /// How long the evictor sleeps where nobody calls it.
@@ -39,6 +41,10 @@ impl<L: Lane> Evictor<L> {
         Self { pager, hand: 0, batch: batch.clamp(1, TOGETHER) }
     }
 
+    pub(crate) fn pager(&self) -> &Arc<Pager<L>> {
+        &self.pager
+    }
+
     /// Until it is told to stop.
     pub(crate) fn run(mut self, stop: &AtomicBool) {
         signal::block_all();
@@ -62,22 +68,23 @@ impl<L: Lane> Evictor<L> {
         if pager.lost().is_some() {
             return Batch::Failed;
         }
+        // Before any page is taken: it may be with the keeper for long.
+        let mut slot = pager.pool.first();
         let (mut clean, mut dirty) = (Vec::with_capacity(self.batch), Vec::with_capacity(self.batch));
         self.choose(&mut clean, &mut dirty);
         if clean.is_empty() && dirty.is_empty() {
             return Batch::Nothing;
         }
         clean.sort_unstable();
-        pager.let_go(&clean);
-        if dirty.is_empty() {
-            return Batch::Went;
+        if pager.page > kernel_page() {
+            // A page of which a part is not the region's any more stays: the rest would go with it.
+            clean = self.protect(&clean);
         }
+        let went = pager.let_go(&clean);
         dirty.sort_unstable();
-        match self.send(&dirty) {
-            Ok(gone) => {
-                pager.let_go(&gone);
-                Batch::Went
-            }
+        match self.send(&dirty, &mut slot) {
+            Ok(gone) if pager.let_go(&gone) || went => Batch::Went,
+            Ok(_) => Batch::Nothing,
             Err(trouble) => {
                 dirty.iter().for_each(|&page| pager.stay(page));
                 match trouble {
@@ -95,7 +102,7 @@ impl<L: Lane> Evictor<L> {
         }
     }
 
-    /// Takes pages that can be dropped as they are, and marks those that must be stored first.
+    /// Takes pages that can be dropped as they are, and others that must be stored first.
     fn choose(&mut self, clean: &mut Vec<usize>, dirty: &mut Vec<usize>) {
         let (pager, pages) = (&self.pager, self.pager.table.pages());
         // Once more than a page can have credit.
@@ -115,75 +122,71 @@ impl<L: Lane> Evictor<L> {
             }
             if word.credit() > 0 {
                 pager.table.change(page, word, word.with_credit(word.credit() - 1));
-            } else if word.is_dirty() {
-                if pager.table.change(page, word, word.at(Place::Leaving)) {
-                    dirty.push(page);
-                }
             } else if pager.table.take(page, word) {
-                clean.push(page);
+                if word.is_dirty() { dirty.push(page) } else { clean.push(page) }
             }
         }
     }
 
-    /// Stores what pages hold that are leaving. Those of them that nobody took back are taken when this returns.
-    fn send(&self, leaving: &[usize]) -> Result<Vec<usize>, Trouble> {
+    /// Stores what pages hold that are taken, and lets others have them meanwhile. Those that nobody wanted back are taken
+    /// when this returns; on an error all of them are leaving or were taken back.
+    fn send(&self, taken: &[usize], slot: &mut Slot<L>) -> Result<Vec<usize>, Trouble> {
         let pager = &self.pager;
-        let cause = |error: std::io::Error| {
-            Trouble::Broken(Cause::new(&format_args!("the kernel did not protect it: {error}")))
-        };
-        for run in runs(leaving) {
-            let bytes = pager.bytes_of(leaving[run.start]..leaving[run.end - 1] + 1);
-            pager.kernel.protect(pager.map.at(bytes.start), bytes.len()).map_err(cause)?;
+        let Slot { lane, bytes } = slot;
+        let (mut full, mut empty) = (Vec::with_capacity(taken.len()), Vec::new());
+        for (at, page) in self.copy(taken, bytes).into_iter().enumerate() {
+            let from = at * pager.page..(at + 1) * pager.page;
+            if is_zero(&bytes[from.clone()]) {
+                empty.push(page);
+            } else {
+                bytes.copy_within(from, full.len() * pager.page);
+                full.push(page);
+            }
         }
-        let mut gone = Vec::with_capacity(leaving.len());
-        let mut slot = pager.pool.first();
-        let Slot { lane, bytes } = &mut *slot;
-        // As many as there is room for at a time.
-        for part in leaving.chunks((bytes.len() / pager.page).max(1)) {
-            let (mut full, mut empty) = (Vec::with_capacity(part.len()), Vec::new());
-            let copied = self.copy(part, bytes);
-            for (at, &page) in copied.iter().enumerate() {
-                let from = at * pager.page..(at + 1) * pager.page;
-                if is_zero(&bytes[from.clone()]) {
-                    empty.push(page);
-                } else {
-                    bytes.copy_within(from, full.len() * pager.page);
-                    full.push(page);
-                }
-            }
-            if !full.is_empty() {
-                lane.store(&full, &bytes[..full.len() * pager.page])?;
-                count(&pager.counters.stored, full.len());
-            }
-            for (page, stored) in
-                full.into_iter().map(|page| (page, true)).chain(empty.into_iter().map(|page| (page, false)))
-            {
-                if pager.take_leaving(page, stored) {
-                    gone.push(page);
-                }
-            }
+        if !full.is_empty() {
+            lane.store(&full, &bytes[..full.len() * pager.page])?;
+            count(&pager.counters.stored, full.len());
+        }
+        let mut gone = Vec::with_capacity(taken.len());
+        for (pages, stored) in [(full, true), (empty, false)] {
+            gone.extend(pages.into_iter().filter(|&page| pager.take_leaving(page, stored)));
         }
         gone.sort_unstable();
         Ok(gone)
     }
-}
 
-impl<L: Lane> Evictor<L> {
-    /// Copies pages that are leaving, side by side, and returns which. One that cannot be read stays, and is passed by for
-    /// as long as can be; whoever wants to write to one has it back already.
-    fn copy(&self, leaving: &[usize], bytes: &mut [u8]) -> Vec<usize> {
+    /// Protects pages that are taken from writing, and returns which; the others stay.
+    fn protect(&self, taken: &[usize]) -> Vec<usize> {
         let pager = &self.pager;
-        let mut copied = Vec::with_capacity(leaving.len());
-        let mut rest = leaving;
+        let mut protected = Vec::with_capacity(taken.len());
+        for run in runs(taken) {
+            let pages = &taken[run];
+            if pager.protect(pages[0]..pages[0] + pages.len()) {
+                protected.extend_from_slice(pages);
+            } else {
+                // The program has given some of them other rights, or put other memory into their place.
+                protected.extend(pages.iter().filter(|&&page| pager.protect(page..page + 1) || pager.keep(page)));
+            }
+        }
+        protected
+    }
+
+    /// Protects pages that are taken from writing, copies them side by side, has them leave, and returns which. One that
+    /// cannot be protected or read stays, and is passed by for as long as can be.
+    fn copy(&self, taken: &[usize], bytes: &mut [u8]) -> Vec<usize> {
+        let (pager, rest) = (&self.pager, self.protect(taken));
+        let mut copied = Vec::with_capacity(rest.len());
+        let mut rest = &rest[..];
         while !rest.is_empty() {
             let ranges: Vec<_> = rest.iter().map(|&page| pager.bytes_of(page..page + 1)).collect();
             let done = pager.map.copy_out(&ranges, &mut bytes[copied.len() * pager.page..]).unwrap_or(0) / pager.page;
             copied.extend_from_slice(&rest[..done]);
             if let Some(&unreadable) = rest.get(done) {
-                pager.stay(unreadable);
+                pager.keep(unreadable);
             }
             rest = rest.get(done + 1..).unwrap_or_default();
         }
+        copied.iter().for_each(|&page| pager.table.put(page, pager.table.load(page).at(Place::Leaving)));
         copied
     }
 }
@@ -196,6 +199,18 @@ impl<L: Lane> Pager<L> {
             && self.table.change(page, word, word.at(Place::Busy).dirty(false).stored(stored))
     }
 
+    /// Protects neighbours from writing.
+    fn protect(&self, pages: Range<usize>) -> bool {
+        let bytes = self.bytes_of(pages);
+        self.kernel.protect(self.map.at(bytes.start), bytes.len()).is_ok()
+    }
+
+    /// Ends the taking of a page that cannot leave. False, for who asks whether it goes on.
+    fn keep(&self, page: usize) -> bool {
+        self.table.put(page, self.table.load(page).at(Place::Here).with_credit(MOST_CREDIT));
+        false
+    }
+
     /// Lets a page stay that was leaving. It is protected now and counts as written to all the same.
     fn stay(&self, page: usize) {
         let word = self.table.load(page);
@@ -204,30 +219,33 @@ impl<L: Lane> Pager<L> {
         }
     }
 
-    /// Unmaps pages that are taken and in order; they are in the store, or hold zeros.
-    fn let_go(&self, pages: &[usize]) {
+    /// Unmaps pages that are taken and in order; they are in the store, or hold zeros. Whether any went.
+    fn let_go(&self, pages: &[usize]) -> bool {
+        let mut went = 0;
         for run in runs(pages) {
             let bytes = self.bytes_of(pages[run.start]..pages[run.end - 1] + 1);
-            let dropped = self.map.drop_pages(bytes);
-            for &page in &pages[run.clone()] {
+            let dropped = self.map.drop_pages(bytes).is_ok();
+            for &page in &pages[run] {
                 let word = self.table.load(page);
-                match &dropped {
-                    Ok(()) => {
-                        let place = if word.is_stored() { Place::Away } else { Place::Nowhere };
-                        count(&self.counters.emptied, usize::from(place == Place::Nowhere));
-                        self.clock.leave(page);
-                        self.table.put(page, word.at(place).dirty(false).gone(self.quarters()));
-                    }
+                // Of a run that was not dropped as a whole some may be gone.
+                let is_here =
+                    || self.map.resident(self.bytes_of(page..page + 1)).is_ok_and(|here| !here.contains(&false));
+                if !dropped && is_here() {
                     // Protected, and what it holds is what was stored: as a page that came for reading.
-                    Err(_) => self.table.put(page, word.at(Place::Here)),
+                    self.keep(page);
+                    continue;
                 }
-            }
-            if dropped.is_ok() {
-                self.gone.fetch_add(run.len() as u64, Ordering::Relaxed);
-                count(&self.counters.evicted, run.len());
-                self.room.release(run.len());
+                let place = if word.is_stored() { Place::Away } else { Place::Nowhere };
+                count(&self.counters.emptied, usize::from(place == Place::Nowhere));
+                self.clock.leave(page);
+                self.table.put(page, word.at(place).dirty(false).gone(self.quarters()));
+                went += 1;
             }
         }
+        self.gone.fetch_add(went as u64, Ordering::Relaxed);
+        count(&self.counters.evicted, went);
+        self.room.release(went);
+        went > 0
     }
 }
 

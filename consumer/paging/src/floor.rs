@@ -25,7 +25,7 @@ struct State {
 impl Resolve for State {
     fn resolve(&self, address: usize, _: Option<Access>) -> bool {
         let page = address - (address - self.map.at(0)) % self.zeros.len();
-        self.kernel.copy_in(page, &self.zeros, true).is_ok()
+        self.kernel.copy_in(page, &self.zeros, true).error.is_none()
     }
 }
 

@@ -97,12 +97,13 @@ pub(crate) struct Kernel {
     uffd: Uffd,
 }
 
-/// What has become of pages that were to be mapped.
+/// What has become of bytes that were to be mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mapped {
-    All,
-    /// So many bytes; the page behind them was there already.
-    Until(usize),
+pub(crate) struct Copied {
+    /// So many are mapped now.
+    pub(crate) bytes: usize,
+    /// Why those behind them are not: `EEXIST` where a page is there already.
+    pub(crate) error: Option<Errno>,
 }
 
 impl Kernel {
@@ -118,8 +119,9 @@ impl Kernel {
         Ok(Self { uffd })
     }
 
-    /// Maps pages with these bytes, protected from writing where that is wanted, and wakes who waits for them.
-    pub(crate) fn copy_in(&self, address: usize, bytes: &[u8], protected: bool) -> io::Result<Mapped> {
+    /// Maps pages with these bytes, protected from writing where that is wanted, and wakes who waits for them. All of them
+    /// must lie in one piece of memory as the kernel has it, or none is mapped.
+    pub(crate) fn copy_in(&self, address: usize, bytes: &[u8], protected: bool) -> Copied {
         let mut done = 0;
         while done < bytes.len() {
             let rest = &bytes[done..];
@@ -136,11 +138,10 @@ impl Kernel {
             done += usize::try_from(copy.copied).unwrap_or(0).min(rest.len());
             match result {
                 Ok(_) | Err(Errno::EAGAIN) => {}
-                Err(Errno::EEXIST) => return Ok(Mapped::Until(done)),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Copied { bytes: done, error: Some(error) },
             }
         }
-        Ok(Mapped::All)
+        Copied { bytes: done, error: None }
     }
 
     /// Protects pages from writing: from here on a write is a fault.
@@ -162,8 +163,12 @@ impl Kernel {
     pub(crate) fn poison(&self, address: usize, len: usize) -> io::Result<()> {
         let mut poison = Poison { start: address as u64, len: len as u64, mode: 0, poisoned: 0 };
         // SAFETY: the range is registered with this descriptor; only pages that are not there are marked.
-        unsafe { uffdio_poison(self.uffd.as_raw_fd(), &raw mut poison) }?;
-        Ok(())
+        match unsafe { uffdio_poison(self.uffd.as_raw_fd(), &raw mut poison) } {
+            Ok(_) => Ok(()),
+            // It has come meanwhile.
+            Err(Errno::EEXIST) => self.wake(address, len),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The next fault, if one waits.

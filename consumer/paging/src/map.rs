@@ -85,7 +85,18 @@ impl Map {
 
     /// Takes the pages of a range away. What was in them is gone.
     pub(crate) fn drop_pages(&self, range: Range<usize>) -> io::Result<()> {
-        self.advise(range, libc::MADV_DONTNEED)
+        let dropped = self.advise(range.clone(), libc::MADV_DONTNEED);
+        match dropped.as_ref().err().and_then(io::Error::raw_os_error) {
+            // Some of it the program has unmapped; the rest is gone.
+            Some(libc::ENOMEM) => Ok(()),
+            // Some of it the program has locked, and what lies before that is gone already: to be kept here a page is held.
+            Some(libc::EINVAL) => {
+                // SAFETY: the range lies in the mapping; locks only say where pages are.
+                unsafe { libc::munlock(self.at(range.start) as *mut libc::c_void, range.len()) };
+                self.advise(range, libc::MADV_DONTNEED)
+            }
+            _ => dropped,
+        }
     }
 
     /// Copies ranges out, one after the other, and returns how many bytes could be: a range that the program has made

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use crate::ahead::{Ahead, Plan};
 use crate::clock::Clock;
-use crate::kernel::{Access, Faults, Kernel, Mapped};
-use crate::map::Map;
+use nix::errno::Errno;
+
+use crate::kernel::{Access, Faults, Kernel};
+use crate::map::{Map, kernel_page};
 use crate::pause::Pause;
 use crate::pool::{Pool, Slot};
 use crate::room::Room;
@@ -160,21 +162,18 @@ impl<L: Lane> Pager<L> {
         let (address, zeros) = (self.address(page), self.zeros(1));
         let written = access != Some(Access::Read);
         if written && !word.is_dirty() {
-            let done = self.kernel.unprotect(address, self.page).is_ok();
+            let done = self.unprotect(page);
             let credit = word.credit().max(1);
             self.table.put(page, if done { word.dirty(true).with_credit(credit) } else { word });
             count(&self.counters.write_faults, usize::from(done));
             return done;
         }
-        let done = match self.kernel.copy_in(address, zeros, false) {
-            Ok(_) if word.is_dirty() => self.kernel.unprotect(address, self.page).is_ok(),
-            // It holds other bytes than the store, perhaps.
-            Ok(Mapped::All) => {
-                self.table.put(page, word.dirty(true));
-                return true;
-            }
-            Ok(Mapped::Until(_)) => self.wake(page),
-            Err(_) => false,
+        let zeroed = self.kernel.copy_in(address, zeros, false);
+        // Some of it holds other bytes than the store now, perhaps.
+        let word = word.dirty(word.is_dirty() || zeroed.bytes > 0);
+        let done = match word.is_dirty() {
+            true => self.unprotect(page),
+            false => zeroed.error == Some(Errno::EEXIST) && self.wake(page),
         };
         self.table.put(page, word);
         done
@@ -188,7 +187,7 @@ impl<L: Lane> Pager<L> {
         if !self.table.take(page, word) {
             return false;
         }
-        let done = self.kernel.unprotect(self.address(page), self.page).is_ok();
+        let done = self.unprotect(page);
         self.table.put(page, word.at(Place::Here).dirty(true).with_credit(word.credit().max(1)));
         count(&self.counters.kept, 1);
         done
@@ -214,7 +213,7 @@ impl<L: Lane> Pager<L> {
         let taken = self.take_more(page, word);
         let written = access == Some(Access::Write);
         if word.place() == Place::Nowhere {
-            let mapped = self.map_runs(&taken, self.zeros(taken.count), written);
+            let mapped = self.map_in(&taken, self.zeros(taken.count), written);
             count(&self.counters.zeroed, taken.count);
             return self.settle(&taken, mapped, written).map(|()| true);
         }
@@ -227,7 +226,7 @@ impl<L: Lane> Pager<L> {
                     let bytes = &mut bytes[..taken.count * self.page];
                     match lane.fetch(taken.pages(), bytes) {
                         Ok(()) => {
-                            let mapped = self.map_runs(&taken, bytes, written);
+                            let mapped = self.map_in(&taken, bytes, written);
                             count(&self.counters.fetched, taken.count);
                             count(&self.counters.ahead, taken.count - 1);
                             drop(slot);
@@ -275,35 +274,69 @@ impl<L: Lane> Pager<L> {
         taken
     }
 
-    /// Maps pages that are taken, neighbours together.
-    fn map_runs(&self, taken: &Taken, bytes: &[u8], written: bool) -> std::io::Result<()> {
+    /// Maps pages that are taken, neighbours together; which of them are mapped now, a bit each. Where the program has given
+    /// parts of the region other rights, or put other memory into its place, neighbours do not go together.
+    fn map_in(&self, taken: &Taken, bytes: &[u8], written: bool) -> u64 {
+        let mut mapped = 0;
         for run in runs(taken.pages()) {
-            let bytes = &bytes[run.start * self.page..run.end * self.page];
-            if self.kernel.copy_in(self.address(taken.pages[run.start]), bytes, !written)? != Mapped::All {
-                return Err(std::io::Error::other("something else is mapped there"));
+            let (mut at, mut together) = (run.start, true);
+            while at < run.end {
+                let end = if together { run.end } else { at + 1 };
+                let bytes = &bytes[at * self.page..end * self.page];
+                let copied = self.kernel.copy_in(self.address(taken.pages[at]), bytes, !written);
+                let whole = copied.bytes / self.page;
+                (at..at + whole).for_each(|page| mapped |= 1 << page);
+                at += whole;
+                if copied.error.is_some() && (!together || end == at + 1) {
+                    let bytes = &bytes[whole * self.page..][..self.page];
+                    mapped |= u64::from(self.map_in_parts(taken.pages[at], bytes, written)) << at;
+                    at += 1;
+                } else {
+                    together = copied.error.is_none();
+                }
             }
         }
-        Ok(())
+        mapped
     }
 
-    /// Says of pages that were mapped that they are here, or of all that they are not.
-    fn settle(&self, taken: &Taken, mapped: std::io::Result<()>, written: bool) -> Result<(), Cause> {
-        if let Err(error) = mapped {
-            taken.pages().iter().for_each(|&page| {
-                let _ = self.map.drop_pages(self.bytes_of(page..page + 1));
-            });
-            self.give_back(taken);
-            return Err(Cause::new(&format_args!("the kernel did not map it: {error}")));
+    /// Maps a page of which the program may have changed parts: as much of it as is still the region's. Whether that is any.
+    fn map_in_parts(&self, page: usize, bytes: &[u8], written: bool) -> bool {
+        let least = kernel_page();
+        if self.page == least {
+            return false;
         }
+        let copy = |at: usize| self.kernel.copy_in(self.address(page) + at, &bytes[at..at + least], !written);
+        (0..self.page).step_by(least).filter(|&at| copy(at).bytes == least).count() > 0
+    }
+
+    /// Says of pages that were mapped that they are here, and of the others that they are not; an error where the first,
+    /// for which somebody waits, is one of those.
+    fn settle(&self, taken: &Taken, mapped: u64, written: bool) -> Result<(), Cause> {
         let now = self.quarters();
         for (at, (&page, &word)) in taken.pages().iter().zip(&taken.words).enumerate() {
+            if mapped >> at & 1 == 0 {
+                self.table.put(page, word);
+                self.room.release(1);
+                continue;
+            }
             let away = word.place() == Place::Away;
             let missed = at == 0 && away && now.wrapping_sub(word.when()) & (u32::MAX >> 8) <= SOON;
             let credit = if missed { MOST_CREDIT } else { 0 };
             self.clock.enter(page);
             self.table.put(page, word.at(Place::Here).dirty(written).stored(away).with_credit(credit));
         }
-        Ok(())
+        match mapped & 1 {
+            0 => Err(Cause::new(&"the kernel does not map it: something else has taken its place")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets a page be written: all of it that is still the region's. Whether that is any.
+    pub(crate) fn unprotect(&self, page: usize) -> bool {
+        let unprotect = |at: usize, len| self.kernel.unprotect(self.address(page) + at, len).is_ok();
+        let least = kernel_page();
+        unprotect(0, self.page)
+            || (self.page > least && (0..self.page).step_by(least).filter(|&at| unprotect(at, least)).count() > 0)
     }
 
     fn give_back(&self, taken: &Taken) {

@@ -21,11 +21,14 @@ pub(crate) struct Pool<L> {
 }
 
 impl<L: Lane> Pool<L> {
-    /// The first lane is the evictor's. Each can move `bytes` bytes at a time.
-    pub(crate) fn new(lanes: Vec<L>, bytes: usize) -> Self {
-        let slot = |lane| Mutex::new(Slot { lane, bytes: vec![0; bytes].into_boxed_slice() });
+    /// The first lane is the evictor's, and moves `first` bytes at a time; each other moves `others`.
+    pub(crate) fn new(lanes: Vec<L>, first: usize, others: usize) -> Self {
+        let slot = |(number, lane)| {
+            let bytes = if number == 0 { first } else { others };
+            Mutex::new(Slot { lane, bytes: vec![0; bytes].into_boxed_slice() })
+        };
         Self {
-            slots: lanes.into_iter().map(slot).collect(),
+            slots: lanes.into_iter().enumerate().map(slot).collect(),
             mended: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             keeper: OnceLock::new(),

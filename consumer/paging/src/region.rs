@@ -29,6 +29,8 @@ pub const MAX_PAGE: usize = 2 << 20;
 /// Pages of local memory that a region needs at least.
 const LEAST_LOCAL: usize = 32;
 const MOST_PAGES: usize = 1 << 31;
+/// Bytes that go together, at most, where that is a page or more.
+const TOGETHER_BYTES: usize = 4 << 20;
 
 /// How a region behaves.
 #[derive(Debug, Clone)]
@@ -77,6 +79,7 @@ pub struct Region<L: Lane> {
     hooked: Option<Hooked>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    evictor: Option<Evicting>,
     process: u32,
 }
 
@@ -108,7 +111,7 @@ impl<L: Lane> Region<L> {
         if most < LEAST_LOCAL {
             return Err(PagingError::TooLittle { pages: most, least: LEAST_LOCAL });
         }
-        let together = TOGETHER.min(most / 8);
+        let together = TOGETHER.min(most / 8).min((TOGETHER_BYTES / page).max(1));
         let ahead = (options.ahead_bytes / page).clamp(1, together);
         let map = Map::new(bytes, page).map_err(|source| PagingError::Kernel { what: "mapping the region", source })?;
         let kernel = Kernel::new(&map, faults)?;
@@ -117,8 +120,7 @@ impl<L: Lane> Region<L> {
             kernel,
             faults,
             room: Room::new(most, together),
-            // What goes together may be more than what comes.
-            pool: Pool::new(lanes, together.max(ahead) * page),
+            pool: Pool::new(lanes, together * page, ahead * page),
             page,
             ahead,
             patience: options.patience,
@@ -128,11 +130,10 @@ impl<L: Lane> Region<L> {
             hooked: None,
             stop: Arc::new(AtomicBool::new(false)),
             threads: Vec::new(),
+            evictor: None,
             process: std::process::id(),
         };
-        let evictor = Evictor::new(Arc::clone(&pager), together);
-        let thread = region.spawn("overbank-evict", move |stop| evictor.run(stop))?;
-        pager.room.set_evictor(thread);
+        region.evictor = Some(Evicting::start(Evictor::new(Arc::clone(&pager), together))?);
         let keeping = Arc::clone(&pager);
         let thread = region.spawn("overbank-keep", move |stop| keep::run(&keeping, keeper, stop))?;
         pager.pool.set_keeper(thread);
@@ -156,9 +157,7 @@ impl<L: Lane> Region<L> {
         name: &str,
         body: impl FnOnce(&AtomicBool) + Send + 'static,
     ) -> Result<std::thread::Thread, PagingError> {
-        let stop = Arc::clone(&self.stop);
-        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&stop));
-        let handle = spawned.map_err(|source| PagingError::Kernel { what: "starting a thread", source })?;
+        let handle = spawn(name, &self.stop, body)?;
         let thread = handle.thread().clone();
         self.threads.push(handle);
         Ok(thread)
@@ -339,7 +338,14 @@ impl<L: Lane> Region<L> {
                 if !self.pager.room.hold(1) {
                     return Err(PagingError::Held { pages: 1, most: self.pager.room.most() });
                 }
-                if self.pager.table.change(page, word, word.held(true)) {
+                if self.pager.table.take(page, word) {
+                    // One that was to leave is protected still.
+                    let done = self.pager.unprotect(page);
+                    self.pager.table.put(page, word.held(done));
+                    if !done {
+                        self.pager.room.unhold(1);
+                        return Err(self.stuck());
+                    }
                     return Ok(true);
                 }
                 self.pager.room.unhold(1);
@@ -401,15 +407,54 @@ impl<L: Lane> Region<L> {
     }
 }
 
+fn spawn(
+    name: &str,
+    stop: &Arc<AtomicBool>,
+    body: impl FnOnce(&AtomicBool) + Send + 'static,
+) -> Result<JoinHandle<()>, PagingError> {
+    let stop = Arc::clone(stop);
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&stop));
+    spawned.map_err(|source| PagingError::Kernel { what: "starting a thread", source })
+}
+
+/// The evictor's thread, until it is dropped.
+struct Evicting {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Evicting {
+    fn start<L: Lane>(evictor: Evictor<L>) -> Result<Self, PagingError> {
+        let (stop, pager) = (Arc::new(AtomicBool::new(false)), Arc::clone(evictor.pager()));
+        let thread = spawn("overbank-evict", &stop, move |stop| evictor.run(stop))?;
+        pager.room.set_evictor(thread.thread().clone());
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Evicting {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
 impl<L: Lane> Drop for Region<L> {
     fn drop(&mut self) {
         if self.process != std::process::id() {
             // A forked child has neither the threads nor the addresses; others may be mapped there by now.
             let _ = ManuallyDrop::new(Arc::clone(&self.pager));
             std::mem::forget(self.hooked.take());
+            std::mem::forget(self.evictor.take());
             self.threads.drain(..).for_each(std::mem::forget);
             return;
         }
+        // First, since what it touches may be for the others to bring.
+        self.evictor = None;
         self.stop.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
             thread.thread().unpark();

@@ -1,6 +1,8 @@
 //! System calls on a region's memory.
 
 use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use overbank_paging::{Faults, RegionOptions};
 
@@ -51,5 +53,71 @@ fn what_the_program_made_unreadable_stays_and_is_there_when_it_is_readable_again
         assert!(bytes[8 * PAGE..].iter().all(|&byte| byte == 3));
         assert_eq!(protect(libc::PROT_READ | libc::PROT_WRITE), 0);
         assert!(bytes[..8 * PAGE].iter().all(|&byte| byte == 7), "{faults:?}");
+    }
+}
+
+const BOTH: [Faults; 2] = [Faults::Signal, Faults::Thread];
+
+#[test]
+fn a_scan_goes_on_over_parts_with_other_rights_and_parts_that_are_not_the_regions_any_more() {
+    for (faults, page) in BOTH.into_iter().flat_map(|faults| [(faults, PAGE), (faults, 4 * PAGE)]) {
+        let (mut region, _) = region(600, &RegionOptions { faults, page, ..RegionOptions::new(64 * page) });
+        let bytes = region.as_mut_slice();
+        let start = bytes.as_mut_ptr();
+        // In the middle of a page, where that is larger than the kernel's.
+        let (other, read_only) = (300 * page + 3 * PAGE, 100 * page + 5 * PAGE);
+        // SAFETY: whole pages of the kernel's in the region, which nobody else uses.
+        unsafe {
+            assert_eq!(libc::mprotect(start.add(read_only).cast(), 7 * PAGE, libc::PROT_READ), 0);
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            let at = start.add(other).cast();
+            assert_eq!(libc::mmap(at, 6 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0), at);
+        }
+        let writable = |at: usize| !(read_only..read_only + 7 * PAGE).contains(&at);
+        for lap in 1..=3_u8 {
+            for at in (0..bytes.len()).step_by(PAGE).filter(|&at| writable(at)) {
+                bytes[at] = lap;
+            }
+            for at in (0..bytes.len()).step_by(PAGE) {
+                assert_eq!(bytes[at], if writable(at) { lap } else { 0 }, "{faults:?} {page} {at}");
+            }
+        }
+        assert!(region.stats().evicted > 1000, "{:?}", region.stats());
+    }
+}
+
+#[test]
+fn what_the_program_locks_by_itself_loses_nothing() {
+    for faults in BOTH {
+        let (mut region, _) = region(512, &RegionOptions { faults, ..RegionOptions::new(64 * PAGE) });
+        let bytes = region.as_mut_slice();
+        bytes.fill(7);
+        // There, and written to: locking a page asks for that.
+        (100..110).for_each(|page| bytes[page * PAGE] = std::hint::black_box(7));
+        // SAFETY: a page of the region; a lock changes no byte.
+        if unsafe { libc::mlock(bytes.as_ptr().add(105 * PAGE).cast(), PAGE) } != 0 {
+            panic!("{}", std::io::Error::last_os_error());
+        }
+        for _ in 0..3 {
+            assert!(bytes.iter().all(|&byte| byte == 7), "{faults:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_held_can_be_written_by_the_kernel_though_it_was_about_to_leave() {
+    let options = RegionOptions { patience: Duration::from_secs(2), ..RegionOptions::new(64 * PAGE) };
+    let (mut region, vault) = region(512, &options);
+    vault.stubborn.store(usize::MAX, Ordering::SeqCst);
+    vault.broken.store(true, Ordering::SeqCst);
+    // As many as make the evictor begin, which cannot store them.
+    region.as_mut_slice()[..60 * PAGE].fill(5);
+    std::thread::sleep(Duration::from_millis(300));
+    let mut zero = std::fs::File::open("/dev/zero").unwrap();
+    for page in 0..20 {
+        let range = page * PAGE..(page + 1) * PAGE;
+        region.hold(range.clone()).expect("held");
+        assert_eq!(zero.read(&mut region.as_mut_slice()[range.clone()]).expect("written by the kernel"), PAGE);
+        assert!(region.as_mut_slice()[range].iter().all(|&byte| byte == 0));
     }
 }
