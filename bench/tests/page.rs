@@ -26,9 +26,9 @@ fn a_touched_page_stands_beside_what_it_is_made_of() {
         for ratio in ["missing_fault / (sealed_read + 1.5 empty_fault)", "scan_on_demand / scan_ahead"] {
             assert!(report["ratios"][ratio].as_f64().expect("a ratio") > 0.0, "{ratio}");
         }
-        // Each page that is touched at random is away, and comes alone.
+        // Most pages that are touched at random are away, and each comes alone.
         let stats = &report["settings"]["missing_fault_stats"];
-        assert!(stats["fetched"].as_u64().expect("a count") >= 22 && stats["ahead"] == 0, "{stats}");
+        assert!(stats["fetched"].as_u64().expect("a count") >= 10 && stats["ahead"] == 0, "{stats}");
         let stats = &report["settings"]["scan_ahead_stats"];
         assert!(stats["ahead"].as_u64().expect("a count") > 0, "{stats}");
     }

@@ -289,6 +289,11 @@ pub(crate) struct SaltView {
 }
 
 impl SaltView {
+    /// Copies what the table has by now.
+    pub(crate) fn know(&mut self, table: &Freshness) {
+        table.more_salts(&mut self.salts);
+    }
+
     /// Whether the entry stands for this stamp.
     pub(crate) fn matches(&mut self, table: &Freshness, entry: Entry, stamp: Stamp) -> bool {
         let Some((number, counter)) = entry.sealing() else { return false };

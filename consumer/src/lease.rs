@@ -291,6 +291,16 @@ impl Lease {
         (self.take_lanes(), result)
     }
 
+    /// Asks how long the lease lasts, whoever renewed it.
+    pub(crate) fn look_at_deadline(&mut self) -> Result<Duration, Error> {
+        self.refresh()
+    }
+
+    /// Whether the auth daemon says that it has ended or that its provider lost it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.client.show_lease(self.id()).is_ok_and(|info| crate::leasing::over(&info).is_some())
+    }
+
     /// Whether a read or a write is allowed here; the provider's device says the same, more curtly.
     fn admit(&self, right: Rights, offset: u64, len: usize) -> Result<(), Error> {
         if !self.rights.contains(right) {

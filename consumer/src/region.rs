@@ -19,6 +19,10 @@ use crate::leasing::Released;
 /// How often a keeper looks after its lease, at most.
 const OFTEN: Duration = Duration::from_millis(200);
 const SELDOM: Duration = Duration::from_secs(30);
+/// How long it waits before it tries anew to renew one.
+const AGAIN: Duration = Duration::from_secs(1);
+/// What is left of a lease of which somebody should know better soon.
+const SOON: Duration = Duration::from_secs(2);
 
 /// How a lease is used as memory.
 #[derive(Debug, Clone)]
@@ -37,7 +41,8 @@ pub struct RegionOptions {
     pub fetchers: usize,
     /// How long a page may take before it is given up, with all that is to be mended meanwhile; 30 s by default.
     pub patience: Duration,
-    /// To what length the lease is renewed for as long as the region lives; None: somebody else does it.
+    /// To what length the lease is renewed for as long as the region lives. By default to what is left of it when the region is
+    /// made.
     pub renew_to: Option<Duration>,
     /// How the lease is reached. Its `lanes` say nothing here.
     pub attach: AttachOptions,
@@ -54,7 +59,7 @@ impl RegionOptions {
             ahead_bytes: 256 << 10,
             fetchers: 2,
             patience: Duration::from_secs(30),
-            renew_to: Some(Duration::from_secs(600)),
+            renew_to: None,
             attach: AttachOptions::default(),
         }
     }
@@ -111,12 +116,18 @@ impl Lease {
         let attach = AttachOptions { lanes: 1 + fetchers, ..options.attach.clone() };
         self.attach(&attach)?;
         self.soil()?;
-        let until = Arc::new(Deadline::new(Instant::now() + self.time_left()));
-        let page_lane = |lane| PageLane { lane: Some(lane), until: Arc::clone(&until), deadline: attach.deadline };
+        let left = self.time_left();
+        let until = Arc::new(Deadline::new(Instant::now() + left));
+        let deadline = attach.deadline.min(options.patience);
+        let page_lane = |mut lane: SealedLane| {
+            // What is left to allocate is done here rather than in the middle of a fault.
+            lane.know_salts();
+            PageLane { lane: Some(lane), until: Arc::clone(&until), deadline }
+        };
         let lanes: Vec<_> = self.take_lanes().into_iter().map(page_lane).collect();
         let (id, bytes) = (self.id(), self.bytes() - self.bytes() % u64::from(page));
         let lease = Arc::new(Mutex::new(self));
-        let keeper = LeaseKeeper { lease: Arc::clone(&lease), until, renew_to: options.renew_to };
+        let keeper = LeaseKeeper { lease: Arc::clone(&lease), until, renew_to: options.renew_to.unwrap_or(left) };
         let usize_of = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let inner = paging::Region::new(
             usize_of(bytes),
@@ -297,7 +308,7 @@ impl paging::Lane for PageLane {
 struct LeaseKeeper {
     lease: Arc<Mutex<Lease>>,
     until: Arc<Deadline>,
-    renew_to: Option<Duration>,
+    renew_to: Duration,
 }
 
 impl LeaseKeeper {
@@ -305,54 +316,63 @@ impl LeaseKeeper {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews what has less than half of its time left; an error only where that cannot come right any more.
-    fn renew(&self) -> Result<Duration, Error> {
-        let mut lease = self.lease();
+    /// Renews what has less than half of its time left, and returns what it has then.
+    fn renew(&self, lease: &mut Lease) -> Result<Duration, Error> {
         let left = lease.time_left();
-        let Some(to) = self.renew_to else { return Ok(left) };
-        if left > to / 2 {
+        if left > self.renew_to / 2 {
             return Ok(left);
         }
-        let renewed = lease.renew(to);
+        let renewed = match lease.renew(self.renew_to) {
+            // Not for so long; perhaps somebody else has renewed it.
+            Err(error) if error.kind() == ErrorKind::Usage && left < SOON => lease.look_at_deadline(),
+            renewed => renewed,
+        };
         self.until.set(Instant::now() + lease.time_left());
-        match renewed {
-            Ok(left) => Ok(left),
-            Err(error) if is_passing(&error) && !left.is_zero() => {
-                tracing::debug!(%error, "the lease is not renewed yet");
-                Ok(Duration::ZERO)
-            }
-            Err(error) => Err(error),
-        }
+        renewed
+    }
+
+    /// What an error means for the region: while the lease lasts, most of them pass.
+    fn trouble(lease: &Lease, error: &Error) -> Trouble {
+        let over = match error.kind() {
+            ErrorKind::LeaseOver | ErrorKind::NotTrusted | ErrorKind::AuthdKeyChanged | ErrorKind::Contents => true,
+            // Its provider may just be away.
+            ErrorKind::LeaseLost => lease.is_over(),
+            _ => false,
+        };
+        if over { Trouble::Lost(Cause::new(error)) } else { Trouble::Broken(Cause::new(error)) }
     }
 }
 
 impl Keeper<PageLane> for LeaseKeeper {
     fn tend(&mut self) -> Result<Duration, Cause> {
-        let left = self.renew().map_err(|error| Cause::new(&error))?;
-        Ok((left / 4).clamp(OFTEN, SELDOM))
+        let mut lease = self.lease();
+        match self.renew(&mut lease) {
+            Ok(left) => Ok((left / 4).clamp(OFTEN, SELDOM)),
+            Err(error) => match Self::trouble(&lease, &error) {
+                Trouble::Lost(cause) => Err(cause),
+                Trouble::Broken(cause) => {
+                    tracing::debug!(%cause, "the lease is not renewed yet");
+                    Ok(AGAIN)
+                }
+            },
+        }
     }
 
     fn mend(&mut self, lanes: &mut [&mut PageLane]) -> Result<(), Trouble> {
-        let trouble = |error: Error| match is_passing(&error) {
-            true => Trouble::Broken(Cause::new(&error)),
-            false => Trouble::Lost(Cause::new(&error)),
-        };
-        self.renew().map_err(trouble)?;
         let mut lease = self.lease();
+        if let Err(error) = self.renew(&mut lease)
+            && let Trouble::Lost(cause) = Self::trouble(&lease, &error)
+        {
+            return Err(Trouble::Lost(cause));
+        }
         let taken = lanes.iter_mut().filter_map(|lane| lane.lane.take()).collect();
         let (mended, result) = lease.mend_lanes(taken);
         self.until.set(Instant::now() + lease.time_left());
         for (place, lane) in lanes.iter_mut().zip(mended) {
             place.lane = Some(lane);
         }
-        result.map_err(trouble)
+        result.map_err(|error| Self::trouble(&lease, &error))
     }
-}
-
-/// Whether another try may do better.
-fn is_passing(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::AuthdUnreachable | ErrorKind::Deadline)
-        || matches!(error, Error::Data(error) if !error.is_contents())
 }
 
 impl From<PagingError> for Error {

@@ -26,6 +26,7 @@ pub(crate) fn run<L: Lane>(pager: &Pager<L>, mut keeper: impl Keeper<L>, stop: &
                 }
                 Err(Trouble::Broken(cause)) => {
                     tracing::debug!(%cause, "the lanes are not mended yet");
+                    pager.pool.set_trouble(cause);
                     std::thread::park_timeout(AGAIN);
                 }
                 Err(Trouble::Lost(cause)) => {

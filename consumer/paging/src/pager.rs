@@ -132,6 +132,9 @@ impl<L: Lane> Pager<L> {
         if let Some(cause) = self.lost.get() {
             return cause.clone();
         }
+        if let Some(cause) = self.pool.trouble() {
+            return Cause::new(&format_args!("it did not come within {:?}: {cause}", self.patience));
+        }
         let (patience, used, most) = (self.patience, self.room.used(), self.room.most());
         let what = if used >= most { "no room was made" } else { "it did not come" };
         Cause::new(&format_args!("{what} within {patience:?}; {used} of {most} pages of local memory are in use"))

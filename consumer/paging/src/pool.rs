@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::Thread;
 
-use crate::store::Lane;
+use crate::store::{Cause, Lane};
 
 /// A lane, and room for the pages that it moves at a time.
 pub(crate) struct Slot<L> {
@@ -18,6 +18,8 @@ pub(crate) struct Pool<L> {
     mended: AtomicU64,
     asked: AtomicU64,
     keeper: OnceLock<Thread>,
+    /// Why they are not mended yet.
+    trouble: Mutex<Option<Cause>>,
 }
 
 impl<L: Lane> Pool<L> {
@@ -32,6 +34,7 @@ impl<L: Lane> Pool<L> {
             mended: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             keeper: OnceLock::new(),
+            trouble: Mutex::new(None),
         }
     }
 
@@ -77,6 +80,16 @@ impl<L: Lane> Pool<L> {
             self.slots.iter().map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner)).collect();
         let mut lanes: Vec<&mut L> = guards.iter_mut().map(|guard| &mut guard.lane).collect();
         act(&mut lanes)
+    }
+
+    /// They could not be mended, for now.
+    pub(crate) fn set_trouble(&self, cause: Cause) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+    }
+
+    /// Why that is so, if they are broken. Never waits.
+    pub(crate) fn trouble(&self) -> Option<Cause> {
+        self.trouble.try_lock().ok().and_then(|trouble| trouble.clone()).filter(|_| self.is_broken())
     }
 
     /// All lanes are good again.

@@ -2,7 +2,7 @@
 //! touch is tried again.
 //!
 //! What runs here has interrupted its own thread anywhere, so it takes no lock that other code may hold, and allocates
-//! nothing while all goes well. A `SIGBUS` that is not about a page of a region goes to whoever handled it before.
+//! nothing while all goes well, but for the key of the first page that each lane opens. A `SIGBUS` that is not about a page of a region goes to whoever handled it before.
 #![allow(unsafe_code)]
 
 use std::io;

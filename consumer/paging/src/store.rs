@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// A way to the store, for one thread at a time.
 ///
-/// Its methods run in signal handlers too: while all goes well they must not allocate, and must not take a lock that other
-/// code can hold while it touches the region.
+/// Its methods run in signal handlers too: once they have run, and while all goes well, they must not allocate, and they must
+/// never take a lock that other code can hold while it touches the region.
 pub trait Lane: Send + 'static {
     /// Reads whole pages into `out`, in this order; on an error `out` is of no use.
     ///

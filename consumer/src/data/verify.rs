@@ -38,6 +38,10 @@ impl Verifier {
         }
     }
 
+    pub(super) fn know_salts(&mut self) {
+        self.salts.know(&self.freshness);
+    }
+
     /// Opens `stride` into `out`. `before` is the block's entry before the READ was posted; `mine` says that the caller
     /// has the right to write the block. Where the verdict is not `Good`, `out` holds zeros.
     pub(super) fn check(&mut self, block: u64, before: Entry, mine: bool, stride: &[u8], out: &mut [u8]) -> Verdict {

@@ -67,16 +67,24 @@ fn a_queue_pair_that_is_taken_away_is_made_anew_while_the_program_goes_on() {
 }
 
 #[test]
-fn a_region_renews_its_lease() {
-    let stack = Stack::start();
+fn a_region_renews_its_lease_though_the_auth_daemon_was_away() {
+    let mut stack = Stack::start();
     let user = stack.consumer("ann", "blue");
     let client = client(&stack, &user);
-    let ttl = seconds(6.0);
+    let ttl = seconds(8.0);
     let lease = client.lease(&LeaseRequest::new(1 << 20, ttl)).expect("room");
-    let options = RegionOptions { attach: options(), renew_to: Some(ttl), ..RegionOptions::new(32 * 4096) };
+    let options = RegionOptions { attach: options(), ..RegionOptions::new(32 * 4096) };
     let mut region = lease.into_region(&options).expect("a region");
     let bytes = noise(region.len(), 5);
     region.as_mut_slice().copy_from_slice(&bytes);
+    stack.authd.take().expect("it runs").kill();
+    // Until after it wanted to renew for the first time.
+    let end = Instant::now() + ttl / 2 + seconds(1.0);
+    while Instant::now() < end {
+        assert!(region.as_mut_slice() == bytes);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    stack.restart_authd();
     let end = Instant::now() + 2 * ttl;
     while Instant::now() < end {
         assert!(region.as_mut_slice() == bytes);
