@@ -174,19 +174,29 @@ static void *forever(void *argument) {
     while (go_on) churn(argument);
     return NULL;
 }
+// Nothing but the books, again and again.
+static void *hurried(void *argument) {
+    while (go_on) {
+        void *block = malloc(MIB), *map = memory(2 * MIB);
+        CHECK(block && munmap(map + MIB, MIB) == 0 && munmap(map, MIB) == 0);
+        free(block);
+    }
+    return argument;
+}
 // A fork in the middle of other threads' work leaves nothing locked in the child.
 static void forking_threads(void) {
     // Else a child might have the pool first.
     void *volatile first = malloc(MIB);
     free(first);
-    pthread_t thread[2];
-    for (uintptr_t i = 0; i < 2; i++) CHECK(pthread_create(&thread[i], NULL, forever, (void *)(i + 1)) == 0);
-    for (int i = 0; i < 40; i++) {
+    pthread_t thread[3];
+    for (uintptr_t i = 0; i < 3; i++) CHECK(pthread_create(&thread[i], NULL, i ? hurried : forever, (void *)(i + 1)) == 0);
+    for (int i = 0; i < 200; i++) {
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {
-            char *at = malloc(3 * MIB);
-            fill(at, 3 * MIB, 1);
+            alarm(20);
+            char *at = malloc(MIB);
+            fill(at, MIB, 1);
             free(at);
             void *map = memory(MIB);
             munmap(map, MIB);
@@ -196,7 +206,7 @@ static void forking_threads(void) {
         CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
     }
     go_on = 0;
-    for (int i = 0; i < 2; i++) pthread_join(thread[i], NULL);
+    for (int i = 0; i < 3; i++) pthread_join(thread[i], NULL);
 }
 
 static void maps(void) {
@@ -227,14 +237,14 @@ static void maps(void) {
     fill(d, MIB + PAGE, 3);
     CHECK(munmap(d, MIB + 5) == 0);
     // A hint is followed where nothing is in the way.
-    char *e = memory(4 * MIB);
-    CHECK(munmap(e + 2 * MIB, 2 * MIB) == 0);
-    char *f = mmap(e + 2 * MIB, 2 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(f == e + 2 * MIB && zeros(f, 2 * MIB));
-    char *g = mmap(e, 2 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(g != MAP_FAILED && g != e);
+    char *e = memory(8 * MIB);
+    CHECK(munmap(e, 2 * MIB) == 0 && munmap(e + 4 * MIB, 2 * MIB) == 0);
+    char *f = mmap(e + 4 * MIB, 2 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(f == e + 4 * MIB && zeros(f, 2 * MIB));
+    char *g = mmap(e + 2 * MIB, 2 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(g != MAP_FAILED && g != e + 2 * MIB);
     fill(f, 2 * MIB, 5);
-    CHECK(zeros(g, 2 * MIB) && munmap(e, 4 * MIB) == 0 && munmap(g, 2 * MIB) == 0);
+    CHECK(zeros(g, 2 * MIB) && munmap(e, 8 * MIB) == 0 && munmap(g, 2 * MIB) == 0);
 }
 
 static void remaps(void) {
@@ -366,6 +376,12 @@ static void protection(void) {
     CHECK(munmap(a, 4 * MIB) == 0);
 }
 
+// Whether this user may lock memory as `locks` does.
+static void can_lock(void) {
+    void *at = memory(32 * MIB);
+    if (mlock(at, 32 * MIB) != 0) exit(3);
+}
+
 // Only where 8 MiB of the pool may be local.
 static void locks(void) {
     unsigned char resident[2048];
@@ -468,7 +484,7 @@ int main(int count, char **words) {
     CHECK(count >= 2);
     struct { const char *name; void (*does)(void); } cases[] = {
         {"blocks", blocks}, {"growth", growth}, {"threads", threads}, {"forking-threads", forking_threads}, {"maps", maps},
-        {"remaps", remaps}, {"advice", advice}, {"fixed", fixed}, {"protection", protection}, {"locks", locks},
+        {"remaps", remaps}, {"advice", advice}, {"fixed", fixed}, {"protection", protection}, {"can-lock", can_lock}, {"locks", locks},
         {"full", full}, {"ends", ends}, {"twice", twice}, {"waits", waits},
     };
     if (!strcmp(words[1], "child")) { child(words[2]); return 0; }

@@ -70,19 +70,11 @@ fn protections_hold_and_do_not_outlive_their_pages() {
 #[test]
 fn locked_memory_is_bounded_by_what_may_be_local() {
     let bench = Bench::new(64);
-    let outcome = bench.run(&cases(&bench), &["locks"]);
-    if outcome.status != 0 && nix_limit() < (64 << 10) {
-        return println!("SKIPPED locked_memory_is_bounded_by_what_may_be_local: `ulimit -l` is too low");
+    let program = cases(&bench);
+    if plainly(&program, &["can-lock"]).status != 0 {
+        return println!("SKIPPED functions::locked_memory_is_bounded_by_what_may_be_local: `ulimit -l` is too low");
     }
-    assert_eq!(outcome.expect(0).stdout, "ok\n");
-}
-
-/// KiB that may be locked.
-fn nix_limit() -> u64 {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find(|line| line.starts_with("Max locked memory")).unwrap_or_default();
-    let soft = line.split_ascii_whitespace().nth(3).unwrap_or_default();
-    soft.parse::<u64>().map_or(u64::MAX, |bytes| bytes >> 10)
+    assert_eq!(bench.run(&program, &["locks"]).expect(0).stdout, "ok\n");
 }
 
 #[test]
