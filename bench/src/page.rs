@@ -67,7 +67,7 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
     }
     let (config, _stack) = if page.self_contained {
         let places = Places { home: cpus.asker, authd: cpus.asker, provider: cpus.answerer };
-        let pool = Size(page.bytes.0 * 4 + (128 << 20));
+        let pool = Size(page.bytes.0 * 5 + (128 << 20));
         let mut setup = Setup::new(&page.device, pool);
         setup.places = Some(places);
         let stack = Stack::set_up(&setup)?;
@@ -75,7 +75,7 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
     } else {
         (page.existing.config()?, None)
     };
-    let sealed = RefCell::new(Sealed::attach(&config, None, &page.device, size)?);
+    let mut reads = Reads::new(&config, page)?;
     let empty = RefCell::new(EmptyFaults::new(EMPTY, size).map_err(overbank::Error::from)?);
     let random = RefCell::new(Touched::new(&config, page, 0)?);
     let demand = RefCell::new(Touched::new(&config, page, 0)?);
@@ -83,7 +83,7 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
     random.borrow_mut().shuffle(page.seed);
 
     let mut subjects = vec![
-        Subject::timed("sealed_read", || sealed.borrow_mut().read()),
+        Subject::sampled("sealed_read", || reads.next()),
         Subject::sampled("empty_fault", || {
             let mut empty = empty.borrow_mut();
             empty.prepare().map_err(overbank::Error::from)?;
@@ -96,7 +96,7 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
     ];
     let measured = measure(&plan, &mut subjects)?;
     drop(subjects);
-    sealed.into_inner().finish()?;
+    reads.sealed.finish()?;
 
     let mut report = Report::new("page", cpus, &plan)?;
     report.times(measured)?;
@@ -114,6 +114,36 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
         report.setting(&format!("{name}_stats"), serde_json::to_value(stats).unwrap_or_default());
     }
     page.measuring.finish(report)
+}
+
+/// Sealed reads of as many bytes as a page has, from a lease as large as a region, in the same order.
+struct Reads {
+    sealed: Sealed,
+    order: Vec<u32>,
+    next: usize,
+    buffer: Vec<u8>,
+}
+
+impl Reads {
+    fn new(config: &Config, page: &Page) -> Result<Self, BenchError> {
+        let size = page.page.0 as usize;
+        let mut sealed = Sealed::empty(config, None, &page.device, size, page.bytes.0)?;
+        for _ in 0..sealed.places() {
+            sealed.write()?;
+        }
+        let mut order: Vec<u32> = (0..sealed.places() as u32).collect();
+        order.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(page.seed));
+        Ok(Self { sealed, order, next: 0, buffer: vec![0; size] })
+    }
+
+    /// How many nanoseconds the next one took.
+    fn next(&mut self) -> Result<u64, BenchError> {
+        let place = self.order[self.next];
+        self.next = (self.next + 1) % self.order.len();
+        let begun = Instant::now();
+        self.sealed.read_at(place, &mut self.buffer)?;
+        Ok(begun.elapsed().as_nanos() as u64)
+    }
 }
 
 /// A region whose pages are all in its lease, and the order in which they are touched.
