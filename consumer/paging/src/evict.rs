@@ -41,10 +41,6 @@ impl<L: Lane> Evictor<L> {
         Self { pager, hand: 0, batch: batch.clamp(1, TOGETHER) }
     }
 
-    pub(crate) fn pager(&self) -> &Arc<Pager<L>> {
-        &self.pager
-    }
-
     /// Until it is told to stop.
     pub(crate) fn run(mut self, stop: &AtomicBool) {
         signal::block_all();

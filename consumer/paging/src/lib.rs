@@ -11,6 +11,7 @@
 //! | `word` | where a page is, in a word that threads share without a lock |
 //! | `pool`, `keep` | lanes in turns, and a thread that mends them |
 //! | `signal`, `handler` | who resolves a fault: the thread that met it, or one of ours |
+//! | `threads`, `pause` | threads that end together, and waiting without a lock |
 //! | `kernel`, `map` | userfaultfd, and the addresses |
 //!
 //! With `kernel`, `map` and `signal` the unsafe code ends; nothing above a lane or below the region knows of leases.
@@ -34,6 +35,7 @@ mod room;
 mod signal;
 mod stats;
 mod store;
+mod threads;
 mod word;
 
 pub use error::PagingError;

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::ahead::{Ahead, Plan};
-use crate::clock::Clock;
 use nix::errno::Errno;
 
+use crate::ahead::{Ahead, Plan};
+use crate::clock::Clock;
 use crate::kernel::{Access, Faults, Kernel};
 use crate::map::{Map, kernel_page};
 use crate::pause::Pause;
@@ -24,7 +24,7 @@ use crate::room::Room;
 use crate::signal::{self, Resolve};
 use crate::stats::{Counters, count};
 use crate::store::{Cause, Lane, Trouble};
-use crate::word::{MOST_CREDIT, Place, Table, Word};
+use crate::word::{LAST_WHEN, MOST_CREDIT, Place, Table, Word};
 
 /// Pages that come or go together, at most.
 pub(crate) const TOGETHER: usize = 64;
@@ -323,7 +323,7 @@ impl<L: Lane> Pager<L> {
                 continue;
             }
             let away = word.place() == Place::Away;
-            let missed = at == 0 && away && now.wrapping_sub(word.when()) & (u32::MAX >> 8) <= SOON;
+            let missed = at == 0 && away && now.wrapping_sub(word.when()) & LAST_WHEN <= SOON;
             let credit = if missed { MOST_CREDIT } else { 0 };
             self.clock.enter(page);
             self.table.put(page, word.at(Place::Here).dirty(written).stored(away).with_credit(credit));
@@ -350,7 +350,7 @@ impl<L: Lane> Pager<L> {
     /// Quarters of the local memory that have gone so far.
     pub(crate) fn quarters(&self) -> u32 {
         let quarter = (self.room.most() as u64 / 4).max(1);
-        (self.gone.load(Ordering::Relaxed) / quarter) as u32 & (u32::MAX >> 8)
+        (self.gone.load(Ordering::Relaxed) / quarter) as u32 & LAST_WHEN
     }
 
     /// Bytes of the map that pages take.

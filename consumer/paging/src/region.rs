@@ -6,8 +6,6 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::PagingError;
@@ -22,6 +20,7 @@ use crate::room::Room;
 use crate::signal::{Hooked, Resolve};
 use crate::stats::RegionStats;
 use crate::store::{Keeper, Lane};
+use crate::threads::Threads;
 use crate::word::{Place, Word};
 
 /// The largest page.
@@ -75,11 +74,12 @@ impl RegionOptions {
 /// Memory that a device or the kernel itself keeps writing to after a call returned (direct I/O, `io_uring` with registered
 /// buffers, RDMA) must be held ([`Region::hold`]) for that long.
 pub struct Region<L: Lane> {
-    pager: Arc<Pager<L>>,
+    // Dropped in this order: what the evictor touches may be for the others to bring, and from the end of all of them on a
+    // touch is an ordinary SIGBUS, or nobody's.
+    evictor: Threads,
+    others: Threads,
     hooked: Option<Hooked>,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-    evictor: Option<Evicting>,
+    pager: Arc<Pager<L>>,
     process: u32,
 }
 
@@ -126,17 +126,16 @@ impl<L: Lane> Region<L> {
             patience: options.patience,
         }));
         let mut region = Self {
-            pager: Arc::clone(&pager),
+            evictor: Threads::default(),
+            others: Threads::default(),
             hooked: None,
-            stop: Arc::new(AtomicBool::new(false)),
-            threads: Vec::new(),
-            evictor: None,
+            pager: Arc::clone(&pager),
             process: std::process::id(),
         };
-        region.evictor = Some(Evicting::start(Evictor::new(Arc::clone(&pager), together))?);
+        let evictor = Evictor::new(Arc::clone(&pager), together);
+        pager.room.set_evictor(region.evictor.spawn("overbank-evict", move |stop| evictor.run(stop))?);
         let keeping = Arc::clone(&pager);
-        let thread = region.spawn("overbank-keep", move |stop| keep::run(&keeping, keeper, stop))?;
-        pager.pool.set_keeper(thread);
+        pager.pool.set_keeper(region.others.spawn("overbank-keep", move |stop| keep::run(&keeping, keeper, stop))?);
         match faults {
             Faults::Signal => {
                 let resolve: Arc<dyn Resolve> = Arc::clone(&pager) as _;
@@ -145,22 +144,11 @@ impl<L: Lane> Region<L> {
             Faults::Thread => {
                 for _ in 0..options.handlers.max(1) {
                     let (pager, spin) = (Arc::clone(&pager), options.spin);
-                    region.spawn("overbank-fault", move |stop| crate::handler::run(&pager, spin, stop))?;
+                    region.others.spawn("overbank-fault", move |stop| crate::handler::run(&pager, spin, stop))?;
                 }
             }
         }
         Ok(region)
-    }
-
-    fn spawn(
-        &mut self,
-        name: &str,
-        body: impl FnOnce(&AtomicBool) + Send + 'static,
-    ) -> Result<std::thread::Thread, PagingError> {
-        let handle = spawn(name, &self.stop, body)?;
-        let thread = handle.thread().clone();
-        self.threads.push(handle);
-        Ok(thread)
     }
 
     /// Where it begins: a multiple of its page. Good until the region is dropped.
@@ -407,61 +395,14 @@ impl<L: Lane> Region<L> {
     }
 }
 
-fn spawn(
-    name: &str,
-    stop: &Arc<AtomicBool>,
-    body: impl FnOnce(&AtomicBool) + Send + 'static,
-) -> Result<JoinHandle<()>, PagingError> {
-    let stop = Arc::clone(stop);
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&stop));
-    spawned.map_err(|source| PagingError::Kernel { what: "starting a thread", source })
-}
-
-/// The evictor's thread, until it is dropped.
-struct Evicting {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Evicting {
-    fn start<L: Lane>(evictor: Evictor<L>) -> Result<Self, PagingError> {
-        let (stop, pager) = (Arc::new(AtomicBool::new(false)), Arc::clone(evictor.pager()));
-        let thread = spawn("overbank-evict", &stop, move |stop| evictor.run(stop))?;
-        pager.room.set_evictor(thread.thread().clone());
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Evicting {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // One that panicked has said so.
-            let _ = thread.join();
-        }
-    }
-}
-
 impl<L: Lane> Drop for Region<L> {
     fn drop(&mut self) {
         if self.process != std::process::id() {
             // A forked child has neither the threads nor the addresses; others may be mapped there by now.
             let _ = ManuallyDrop::new(Arc::clone(&self.pager));
             std::mem::forget(self.hooked.take());
-            std::mem::forget(self.evictor.take());
-            self.threads.drain(..).for_each(std::mem::forget);
-            return;
+            self.evictor.forget();
+            self.others.forget();
         }
-        // First, since what it touches may be for the others to bring.
-        self.evictor = None;
-        self.stop.store(true, Ordering::Release);
-        for thread in self.threads.drain(..) {
-            thread.thread().unpark();
-            // One that panicked has said so.
-            let _ = thread.join();
-        }
-        // From here on a touch is an ordinary SIGBUS, or nobody's.
-        self.hooked = None;
     }
 }

@@ -29,6 +29,8 @@ const HELD: u32 = 1 << 5;
 const CREDIT: u32 = 0b11 << 6;
 const CREDIT_ONE: u32 = 1 << 6;
 const WHEN_SHIFT: u32 = 8;
+/// When a page went is told up to this, and from 0 again.
+pub(crate) const LAST_WHEN: u32 = u32::MAX >> WHEN_SHIFT;
 
 /// The credit of a page that was missed soon after it went.
 pub(crate) const MOST_CREDIT: u32 = 3;

@@ -95,9 +95,7 @@ impl SealedLane {
         let (blocks, deadline) = self.admit_pages(Op::Write, pages, bytes.len(), deadline)?;
         self.forget_reads();
         let written = self.write_listed(blocks, bytes, deadline);
-        let settled = self.slots.wait_writes(deadline);
-        self.slots.unsettle_writes();
-        written.and(settled).map_err(|error| self.late(error))
+        self.settle(written, deadline)
     }
 
     fn write_listed(&mut self, blocks: Blocks<'_>, bytes: &[u8], deadline: Instant) -> Result<(), DataError> {

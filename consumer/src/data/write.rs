@@ -26,6 +26,11 @@ impl SealedLane {
         }
         self.forget_reads();
         let written = self.write_blocks(offset, bytes, deadline);
+        self.settle(written, deadline)
+    }
+
+    /// Waits for the WRITEs of a call that went so far. Those that do not end in time are open from then on.
+    pub(super) fn settle(&mut self, written: Result<(), DataError>, deadline: Instant) -> Result<(), DataError> {
         let settled = self.slots.wait_writes(deadline);
         self.slots.unsettle_writes();
         written.and(settled).map_err(|error| self.late(error))

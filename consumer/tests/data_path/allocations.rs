@@ -76,3 +76,24 @@ fn many_reads_at_once_allocate_nothing() {
     assert_eq!(ALLOCATIONS.get() - before, 0);
     assert!(free.len() > 16, "{} buffers are left", free.len());
 }
+
+#[test]
+fn pages_side_by_side_and_apart_allocate_nothing() {
+    let contents = contents(100, 4096);
+    let mut lender = Lender::new(&contents);
+    let mut lane = lender.attach(&contents);
+    let lists: [&[usize]; 4] = [&[7], &[10, 11, 12, 13, 14, 15, 16, 17], &[40, 30, 20, 50], &[60, 63, 64, 65, 90]];
+    let (bytes, mut out) = (pattern(8 * 4096, 1), vec![0; 8 * 4096]);
+    let mut go = || {
+        for pages in lists {
+            let len = pages.len() * 4096;
+            lane.write_pages(pages, &bytes[..len], soon()).unwrap();
+            lane.read_pages(pages, &mut out[..len], soon()).unwrap();
+            assert!(out[..len] == bytes[..len], "{pages:?}");
+        }
+    };
+    (0..20).for_each(|_| go());
+    let before = ALLOCATIONS.get();
+    (0..40).for_each(|_| go());
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+}
