@@ -20,6 +20,8 @@ use crate::stack::{Places, Setup, Stack};
 
 /// Pages that one timed step of a scan touches.
 const STEP: usize = 256;
+/// Pages from one to the next of a scan in steps.
+const STRIDE: usize = 7;
 /// Pages of the memory that is touched to see what the kernel alone takes.
 const EMPTY: usize = 2048;
 const TTL: Duration = Duration::from_secs(3600);
@@ -28,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What `page` takes.
 #[derive(clap::Args)]
 pub(crate) struct Page {
-    /// Bytes of each region, of which there are three; an eighth is local
+    /// Bytes of each region, of which there are four; an eighth is local
     #[arg(long, default_value = "64MiB")]
     bytes: Size,
     /// Bytes that may be local [default: an eighth]
@@ -67,7 +69,7 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
     }
     let (config, _stack) = if page.self_contained {
         let places = Places { home: cpus.asker, authd: cpus.asker, provider: cpus.answerer };
-        let pool = Size(page.bytes.0 * 5 + (128 << 20));
+        let pool = Size(page.bytes.0 * 6 + (128 << 20));
         let mut setup = Setup::new(&page.device, pool);
         setup.places = Some(places);
         let stack = Stack::set_up(&setup)?;
@@ -80,7 +82,9 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
     let random = RefCell::new(Touched::new(&config, page, 0)?);
     let demand = RefCell::new(Touched::new(&config, page, 0)?);
     let ahead = RefCell::new(Touched::new(&config, page, 256 << 10)?);
+    let strided = RefCell::new(Touched::new(&config, page, 256 << 10)?);
     random.borrow_mut().shuffle(page.seed);
+    strided.borrow_mut().stride(STRIDE);
 
     let mut subjects = vec![
         Subject::sampled("sealed_read", || reads.next()),
@@ -92,6 +96,7 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
         Subject::sampled("missing_fault", || Ok(random.borrow_mut().touch(1, false))),
         Subject::sampled("scan_on_demand", || Ok(demand.borrow_mut().touch(STEP, false) / STEP as u64)),
         Subject::sampled("scan_ahead", || Ok(ahead.borrow_mut().touch(STEP, false) / STEP as u64)),
+        Subject::sampled("strided_ahead", || Ok(strided.borrow_mut().touch(STEP, false) / STEP as u64)),
         Subject::sampled("write_ahead", || Ok(ahead.borrow_mut().touch(STEP, true) / STEP as u64)),
     ];
     let measured = measure(&plan, &mut subjects)?;
@@ -105,11 +110,15 @@ pub(crate) fn run(page: &Page) -> Result<(), BenchError> {
     report.setting("faults", page.faults.clone());
     report.setting("seed", page.seed);
     report.setting("scan_step_pages", STEP);
+    report.setting("stride_pages", STRIDE);
     report.device("device", &page.device);
     report.setting("self_contained", page.self_contained);
     report.ratio_to_sum("missing_fault", "sealed_read", 1.5, "empty_fault");
     report.ratio("scan_on_demand / scan_ahead", "scan_on_demand", "scan_ahead");
-    for (name, touched) in [("missing_fault", random), ("scan_on_demand", demand), ("scan_ahead", ahead)] {
+    report.ratio("scan_on_demand / strided_ahead", "scan_on_demand", "strided_ahead");
+    let regions =
+        [("missing_fault", random), ("scan_on_demand", demand), ("scan_ahead", ahead), ("strided_ahead", strided)];
+    for (name, touched) in regions {
         let stats = touched.into_inner().finish()?;
         report.setting(&format!("{name}_stats"), serde_json::to_value(stats).unwrap_or_default());
     }
@@ -177,6 +186,12 @@ impl Touched {
     /// From now on at random: each page as often as any other, and never soon after it was touched.
     fn shuffle(&mut self, seed: u64) {
         self.order.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(seed));
+    }
+
+    /// From now on every so many pages, and once through with those between.
+    fn stride(&mut self, step: usize) {
+        let pages = self.order.len() as u32;
+        self.order = (0..step as u32).flat_map(|first| (first..pages).step_by(step)).collect();
     }
 
     /// Touches the next pages; how many nanoseconds that took.

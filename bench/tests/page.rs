@@ -20,10 +20,22 @@ fn a_touched_page_stands_beside_what_it_is_made_of() {
             .expect("the program runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        for name in ["sealed_read", "empty_fault", "missing_fault", "scan_on_demand", "scan_ahead", "write_ahead"] {
+        for name in [
+            "sealed_read",
+            "empty_fault",
+            "missing_fault",
+            "scan_on_demand",
+            "scan_ahead",
+            "strided_ahead",
+            "write_ahead",
+        ] {
             assert_eq!(report["results"][name]["count"], 20, "{name}");
         }
-        for ratio in ["missing_fault / (sealed_read + 1.5 empty_fault)", "scan_on_demand / scan_ahead"] {
+        for ratio in [
+            "missing_fault / (sealed_read + 1.5 empty_fault)",
+            "scan_on_demand / scan_ahead",
+            "scan_on_demand / strided_ahead",
+        ] {
             assert!(report["ratios"][ratio].as_f64().expect("a ratio") > 0.0, "{ratio}");
         }
         // Most pages that are touched at random are away, and each comes alone.

@@ -295,8 +295,8 @@ impl PageLane {
 }
 
 impl paging::Lane for PageLane {
-    fn fetch(&mut self, pages: &[usize], out: &mut [u8]) -> Result<(), Trouble> {
-        self.with(|lane, deadline| lane.read_pages(pages, out, deadline))
+    fn fetch(&mut self, pages: &[usize], ahead: &[usize], out: &mut [u8]) -> Result<(), Trouble> {
+        self.with(|lane, deadline| lane.read_pages(pages, ahead, out, deadline))
     }
 
     fn store(&mut self, pages: &[usize], bytes: &[u8]) -> Result<(), Trouble> {

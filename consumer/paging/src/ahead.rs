@@ -53,22 +53,25 @@ impl Ahead {
         Self { streams: [Stream::default(); STREAMS], most: most.max(1), now: 0 }
     }
 
-    /// What to bring for a fault on `page`: that page, and perhaps what comes after it.
-    pub(crate) fn plan(&mut self, page: usize) -> Plan {
+    /// What to bring for a fault on `page`: that page, and perhaps what comes after it. And what will be wanted next, if
+    /// that is known.
+    pub(crate) fn plan(&mut self, page: usize) -> (Plan, Plan) {
         self.now += 1;
         let now = self.now;
-        let alone = Plan { first: page, step: 1, count: 1 };
+        let alone = (Plan { first: page, step: 1, count: 1 }, Plan { first: page, step: 1, count: 0 });
         if self.most == 1 {
             return alone;
         }
+        let most = self.most;
+        let window = |stream: &Stream| if stream.sure < SURE { 1 } else { (stream.window * 2).clamp(4, most) };
         if let Some(stream) = self.streams.iter_mut().find(|stream| stream.used > 0 && stream.next == page) {
             stream.sure = stream.sure.saturating_add(1);
-            let count = if stream.sure < SURE { 1 } else { (stream.window * 2).clamp(4, self.most) };
-            let plan = Plan { first: page, step: stream.step, count };
-            let last = plan.page(count - 1).unwrap_or(page);
+            let plan = Plan { first: page, step: stream.step, count: window(stream) };
+            let last = plan.page(plan.count - 1).unwrap_or(page);
             let next = last.saturating_add_signed(stream.step);
-            *stream = Stream { last, next, window: count, used: now, ..*stream };
-            return plan;
+            *stream = Stream { last, next, window: plan.count, used: now, ..*stream };
+            let count = if plan.count == 1 { 0 } else { window(stream) };
+            return (plan, Plan { first: next, step: stream.step, count });
         }
         // The second fault of a stream says how far apart they are.
         let near = |stream: &Stream| {
@@ -99,13 +102,18 @@ mod tests {
     fn faults(touched: impl IntoIterator<Item = usize>, most: usize) -> (usize, usize) {
         let mut ahead = Ahead::new(most);
         let (mut here, mut faults) = (std::collections::BTreeSet::new(), 0);
+        let mut foreseen = std::collections::BTreeMap::new();
         for page in touched {
             if here.contains(&page) {
                 continue;
             }
             faults += 1;
-            let plan = ahead.plan(page);
+            let (plan, then) = ahead.plan(page);
             assert_eq!(plan.page(0), Some(page));
+            assert!(foreseen.get(&page).is_none_or(|foreseen| *foreseen == plan), "{foreseen:?} {plan:?}");
+            if then.count > 0 {
+                foreseen.insert(then.first, then);
+            }
             here.extend((0..plan.count).filter_map(|n| plan.page(n)));
         }
         (faults, here.len())

@@ -128,7 +128,7 @@ impl<L: Lane> Evictor<L> {
     /// when this returns; on an error all of them are leaving or were taken back.
     fn send(&self, taken: &[usize], slot: &mut Slot<L>) -> Result<Vec<usize>, Trouble> {
         let pager = &self.pager;
-        let Slot { lane, bytes } = slot;
+        let Slot { lane, bytes, .. } = slot;
         let (mut full, mut empty) = (Vec::with_capacity(taken.len()), Vec::new());
         for (at, page) in self.copy(taken, bytes).into_iter().enumerate() {
             let from = at * pager.page..(at + 1) * pager.page;

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::PollTimeout;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use userfaultfd::{Event, FaultKind, FeatureFlags, ReadWrite, RegisterMode, Uffd, UffdBuilder};
 
 use crate::error::PagingError;
@@ -186,10 +187,28 @@ impl Kernel {
         }
     }
 
+    /// A way to wait for the next fault, for one thread.
+    pub(crate) fn watch(&self) -> Result<Watch, PagingError> {
+        let watch = || {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            epoll.add(self.uffd.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, 0))?;
+            Ok(Watch { epoll })
+        };
+        watch().map_err(|error: Errno| PagingError::Kernel { what: "watching for faults", source: error.into() })
+    }
+}
+
+/// Waits for faults: of all threads that do, each fault wakes one.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    epoll: Epoll,
+}
+
+impl Watch {
     /// Waits until a fault comes, or for so long.
     pub(crate) fn wait(&self, patience: Duration) -> io::Result<()> {
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        match nix::poll::poll(&mut [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN)], timeout) {
+        match self.epoll.wait(&mut [EpollEvent::empty()], timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::ahead::{Ahead, Plan};
+use crate::ahead::Ahead;
 use crate::clock::Clock;
 use crate::kernel::{Access, Faults, Kernel};
 use crate::map::{Map, kernel_page};
@@ -72,11 +72,18 @@ struct Taken {
     pages: [usize; TOGETHER],
     words: [Word; TOGETHER],
     count: usize,
+    /// What will be wanted after them.
+    next: [usize; TOGETHER],
+    next_count: usize,
 }
 
 impl Taken {
     fn pages(&self) -> &[usize] {
         &self.pages[..self.count]
+    }
+
+    fn next(&self) -> &[usize] {
+        &self.next[..self.next_count]
     }
 }
 
@@ -223,15 +230,16 @@ impl<L: Lane> Pager<L> {
         let mut pause = Pause::until(deadline);
         loop {
             let mended = self.pool.mended();
-            let fetched = match self.pool.take() {
+            let fetched = match self.pool.take(page) {
                 Some(mut slot) if !self.pool.is_broken() => {
-                    let Slot { lane, bytes } = &mut *slot;
+                    let Slot { lane, bytes, .. } = &mut *slot;
                     let bytes = &mut bytes[..taken.count * self.page];
-                    match lane.fetch(taken.pages(), bytes) {
+                    match lane.fetch(taken.pages(), taken.next(), bytes) {
                         Ok(()) => {
                             let mapped = self.map_in(&taken, bytes, written);
                             count(&self.counters.fetched, taken.count);
                             count(&self.counters.ahead, taken.count - 1);
+                            self.pool.expect(&slot, page, taken.next().first().copied());
                             drop(slot);
                             return self.settle(&taken, mapped, written).map(|()| true);
                         }
@@ -257,14 +265,19 @@ impl<L: Lane> Pager<L> {
 
     /// The page, which is taken, and what the streams say comes next, as far as it is of the same kind and there is room.
     fn take_more(&self, page: usize, word: Word) -> Taken {
-        let mut taken = Taken { pages: [page; TOGETHER], words: [word; TOGETHER], count: 1 };
-        let alone = Plan { first: page, step: 1, count: 1 };
-        // Somebody else plans at this moment: this one comes alone.
-        let plan = self.ahead.try_lock().map_or(alone, |mut ahead| ahead.plan(page));
+        let none = [page; TOGETHER];
+        let mut taken = Taken { pages: none, words: [word; TOGETHER], count: 1, next: none, next_count: 0 };
+        // Where somebody else plans at this moment, this one comes alone.
+        let Ok((plan, then)) = self.ahead.try_lock().map(|mut ahead| ahead.plan(page)) else { return taken };
+        if plan.count > 1 && self.room.is_above_high() {
+            // The evictor was called; it may need this processor.
+            std::thread::yield_now();
+        }
+        let pages = self.table.pages();
         for n in 1..plan.count.min(TOGETHER) {
-            let Some(next) = plan.page(n).filter(|&next| next < self.table.pages()) else { break };
+            let Some(next) = plan.page(n).filter(|&next| next < pages) else { break };
             let word = self.table.load(next);
-            if word.place() != taken.words[0].place() || self.room.is_above_high() || !self.room.reserve() {
+            if word.place() != taken.words[0].place() || !self.room.reserve_ahead() {
                 break;
             }
             if !self.table.take(next, word) {
@@ -273,6 +286,13 @@ impl<L: Lane> Pager<L> {
             }
             (taken.pages[n], taken.words[n]) = (next, word);
             taken.count += 1;
+        }
+        if taken.count == plan.count {
+            let away = |page: &usize| *page < pages && self.table.load(*page).place() == Place::Away;
+            for (place, next) in taken.next.iter_mut().zip((0..then.count).map_while(|n| then.page(n).filter(away))) {
+                *place = next;
+                taken.next_count += 1;
+            }
         }
         taken
     }

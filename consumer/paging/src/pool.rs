@@ -1,19 +1,25 @@
 //! The lanes of a region: one for whoever evicts, the others for whoever meets a fault.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::Thread;
 
 use crate::store::{Cause, Lane};
 
+/// The number of no page.
+const NO_PAGE: usize = usize::MAX;
+
 /// A lane, and room for the pages that it moves at a time.
 pub(crate) struct Slot<L> {
+    number: usize,
     pub(crate) lane: L,
     pub(crate) bytes: Box<[u8]>,
 }
 
 pub(crate) struct Pool<L> {
     slots: Box<[Mutex<Slot<L>>]>,
+    /// The first of the pages that each slot's lane has asked for ahead.
+    expected: Box<[AtomicUsize]>,
     /// Times that the lanes were mended, and that somebody found one broken, as of the same count.
     mended: AtomicU64,
     asked: AtomicU64,
@@ -27,9 +33,10 @@ impl<L: Lane> Pool<L> {
     pub(crate) fn new(lanes: Vec<L>, first: usize, others: usize) -> Self {
         let slot = |(number, lane)| {
             let bytes = if number == 0 { first } else { others };
-            Mutex::new(Slot { lane, bytes: vec![0; bytes].into_boxed_slice() })
+            Mutex::new(Slot { number, lane, bytes: vec![0; bytes].into_boxed_slice() })
         };
         Self {
+            expected: lanes.iter().map(|_| AtomicUsize::new(NO_PAGE)).collect(),
             slots: lanes.into_iter().enumerate().map(slot).collect(),
             mended: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -47,13 +54,25 @@ impl<L: Lane> Pool<L> {
         self.slots[0].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One for a fault, if one is free. Never waits.
-    pub(crate) fn take(&self) -> Option<MutexGuard<'_, Slot<L>>> {
-        self.slots[1..].iter().find_map(|slot| match slot.try_lock() {
+    /// One for a fault on a page, if one is free: rather the one whose lane expects that page, else one whose lane expects
+    /// none. Never waits.
+    pub(crate) fn take(&self, page: usize) -> Option<MutexGuard<'_, Slot<L>>> {
+        let take = |at: usize| match self.slots[at].try_lock() {
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
-        })
+        };
+        let expects =
+            |page: usize| (1..self.slots.len()).filter(move |&at| self.expected[at].load(Ordering::Relaxed) == page);
+        expects(page).chain(expects(NO_PAGE)).chain(1..self.slots.len()).find_map(take)
+    }
+
+    /// Says which page a slot's lane expects, if any, after it was used for another.
+    pub(crate) fn expect(&self, slot: &Slot<L>, page: usize, next: Option<usize>) {
+        let expected = &self.expected[slot.number];
+        if next.is_some() || expected.load(Ordering::Relaxed) == page {
+            expected.store(next.unwrap_or(NO_PAGE), Ordering::Relaxed);
+        }
     }
 
     /// How often lanes were mended so far.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::error::PagingError;
 use crate::evict::Evictor;
+use crate::handler;
 use crate::keep;
 use crate::kernel::{Access, Faults, Kernel};
 use crate::map::{Map, kernel_page};
@@ -143,8 +144,8 @@ impl<L: Lane> Region<L> {
             }
             Faults::Thread => {
                 for _ in 0..options.handlers.max(1) {
-                    let (pager, spin) = (Arc::clone(&pager), options.spin);
-                    region.others.spawn("overbank-fault", move |stop| crate::handler::run(&pager, spin, stop))?;
+                    let (pager, watch, spin) = (Arc::clone(&pager), pager.kernel.watch()?, options.spin);
+                    region.others.spawn("overbank-fault", move |stop| handler::run(&pager, &watch, spin, stop))?;
                 }
             }
         }

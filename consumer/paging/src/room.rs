@@ -7,6 +7,8 @@ use std::thread::Thread;
 /// Pages of local memory.
 pub(crate) struct Room {
     most: usize,
+    /// What may be used by pages that nobody waits for.
+    ahead: usize,
     high: usize,
     low: usize,
     used: AtomicUsize,
@@ -19,10 +21,11 @@ pub(crate) struct Room {
 impl Room {
     /// For `most` pages, of which `batch` go at a time: somebody is told to make room before it is needed.
     pub(crate) fn new(most: usize, batch: usize) -> Self {
-        let slack = (most / 16).max(2 * batch).min(most / 2);
+        let slack = (most / 16).max(3 * batch).min(most / 2);
         let high = most - slack;
         Self {
             most,
+            ahead: most - slack / 3,
             high,
             low: high.saturating_sub(batch),
             used: AtomicUsize::new(0),
@@ -50,9 +53,18 @@ impl Room {
 
     /// Takes room for one page, if there is some; has more made where little is left.
     pub(crate) fn reserve(&self) -> bool {
+        self.reserve_below(self.most)
+    }
+
+    /// The same for a page that nobody waits for yet: some room is kept for others.
+    pub(crate) fn reserve_ahead(&self) -> bool {
+        self.reserve_below(self.ahead)
+    }
+
+    fn reserve_below(&self, most: usize) -> bool {
         let taken =
-            self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| (used < self.most).then_some(used + 1));
-        let used = taken.map_or(self.most, |before| before + 1);
+            self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| (used < most).then_some(used + 1));
+        let used = taken.map_or_else(|used| used, |before| before + 1);
         self.peak.fetch_max(used, Ordering::Relaxed);
         if used > self.high {
             self.call_evictor();

@@ -9,11 +9,12 @@ use std::time::Duration;
 /// Its methods run in signal handlers too: once they have run, and while all goes well, they must not allocate, and they must
 /// never take a lock that other code can hold while it touches the region.
 pub trait Lane: Send + 'static {
-    /// Reads whole pages into `out`, in this order; on an error `out` is of no use.
+    /// Reads whole pages into `out`, in this order; on an error `out` is of no use. The pages of `ahead` are likely to be asked
+    /// for next: they may be on their way when this returns. Any of them may be written before it is asked for.
     ///
     /// # Errors
     /// [`Trouble`].
-    fn fetch(&mut self, pages: &[usize], out: &mut [u8]) -> Result<(), Trouble>;
+    fn fetch(&mut self, pages: &[usize], ahead: &[usize], out: &mut [u8]) -> Result<(), Trouble>;
 
     /// Writes whole pages. They have arrived when this returns; on an error each holds what it held before, what it was
     /// to hold, or can be written again.

@@ -101,6 +101,8 @@ pub struct SealedLane {
     before: Vec<Entry>,
     /// READs of the call that is going on.
     asked: VecDeque<Asked>,
+    /// READs of pages for a call to come.
+    ahead: pages::Ahead,
     /// One block of plaintext.
     scratch: Zeroizing<Vec<u8>>,
 }
@@ -133,6 +135,7 @@ impl SealedLane {
             until,
             before: vec![Entry::NEVER; slots.count() * (slots.slot_len() / stride).min(SLOT_BLOCKS)],
             asked: VecDeque::with_capacity(slots.count()),
+            ahead: pages::Ahead::new(slots.count()),
             scratch: Zeroizing::new(vec![0; context.block as usize]),
             slots,
         })
@@ -163,6 +166,7 @@ impl SealedLane {
     /// # Errors
     /// [`DataError::Device`].
     pub fn renew(&mut self) -> Result<&mut Lane, DataError> {
+        self.forget_reads();
         self.slots.renew()
     }
 

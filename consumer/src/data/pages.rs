@@ -1,11 +1,15 @@
 //! Many blocks, side by side or not, as a region's pages come and go: as few requests as they make, all under way at once.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use overbank_verbs::Op;
 
 use super::read::Asked;
 use super::{DataError, SealedLane, in_time};
+
+/// Calls for other pages that READs ahead outlive.
+const PASSED: u32 = 4;
 
 /// Blocks of a list of pages, each of as many blocks, in order.
 #[derive(Clone, Copy)]
@@ -34,36 +38,74 @@ impl Blocks<'_> {
     }
 }
 
+/// READs of pages that were posted for a call that is likely to come.
+#[derive(Default)]
+pub(super) struct Ahead {
+    asked: VecDeque<Asked>,
+    /// Calls since, for other pages.
+    passed: u32,
+}
+
+impl Ahead {
+    /// For as many READs as there are slots.
+    pub(super) fn new(slots: usize) -> Self {
+        Self { asked: VecDeque::with_capacity(slots), passed: 0 }
+    }
+}
+
 impl SealedLane {
     /// Reads pages of `out.len() / pages.len()` bytes, a multiple of the block, into `out`, in this order, by `deadline`.
-    /// On an error `out` holds zeros.
+    /// On an error `out` holds zeros. Those of `ahead` are asked for besides, as far as there is room, and nobody waits for
+    /// them: a later call that begins with them finds them under way or here, unless they were written meanwhile.
     ///
     /// # Errors
     /// [`DataError`].
-    pub fn read_pages(&mut self, pages: &[usize], out: &mut [u8], deadline: Instant) -> Result<(), DataError> {
-        self.forget_reads();
-        let result = self.admit_pages(Op::Read, pages, out.len(), deadline).and_then(|(blocks, deadline)| {
-            let result = self.read_listed(blocks, out, deadline);
-            self.forget_reads();
-            result
+    pub fn read_pages(
+        &mut self,
+        pages: &[usize],
+        ahead: &[usize],
+        out: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), DataError> {
+        let result = self.admit_pages(Op::Read, pages, out.len(), deadline).and_then(|(blocks, until)| {
+            let ahead = match self.admit_pages(Op::Read, ahead, ahead.len() * blocks.each * self.block, deadline) {
+                Ok((ahead, _)) => ahead,
+                Err(_) => Blocks { pages: &[], each: blocks.each },
+            };
+            self.read_listed(blocks, ahead, out, until)
         });
         result.map_err(|error| {
+            self.forget_reads();
             out.fill(0);
             self.late(error)
         })
     }
 
-    fn read_listed(&mut self, blocks: Blocks<'_>, out: &mut [u8], deadline: Instant) -> Result<(), DataError> {
+    fn read_listed(
+        &mut self,
+        blocks: Blocks<'_>,
+        ahead: Blocks<'_>,
+        out: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), DataError> {
         let (size, all) = (self.block, blocks.count());
-        let most = self.pieces(all);
-        let (mut asked, mut opened) = (0, 0);
+        let mut asked = self.come_ahead(blocks);
+        // One list ahead at a time.
+        let end = all + if self.ahead.asked.is_empty() { ahead.count() } else { 0 };
+        let most = [self.pieces(all), self.pieces(ahead.count())];
+        let mut opened = 0;
         while opened < all {
             let begun = asked;
-            while asked < all
+            while asked < end
                 && let Some(slot) = self.slots.take()
             {
-                let (first, count) = blocks.piece(asked, most);
+                let is_ahead = asked >= all;
+                let (first, count) =
+                    if is_ahead { ahead.piece(asked - all, most[1]) } else { blocks.piece(asked, most[0]) };
                 self.ask(Asked { slot, first, count });
+                if is_ahead {
+                    self.ahead.asked.extend(self.asked.pop_back());
+                }
                 asked += count;
             }
             if asked > begun {
@@ -71,6 +113,7 @@ impl SealedLane {
             }
             let Some(next) = self.asked.front().copied() else {
                 // All slots are held by WRITEs, or by READs that nobody waits for.
+                self.forget_ahead();
                 let slot = self.slots.take_within(deadline)?;
                 self.slots.give(slot);
                 continue;
@@ -84,6 +127,39 @@ impl SealedLane {
             in_time(deadline)?;
         }
         Ok(())
+    }
+
+    /// Takes over the READs ahead that these blocks begin with, and returns how many blocks those are of. What was written
+    /// since a READ was posted is not in it for certain: that and what follows is forgotten.
+    fn come_ahead(&mut self, blocks: Blocks<'_>) -> usize {
+        let (all, each) = (blocks.count(), self.slot_blocks());
+        let mut at = 0;
+        while at < all
+            && let Some(&next) = self.ahead.asked.front()
+        {
+            let Asked { slot, first, count } = next;
+            let mut before = self.before[slot.0 as usize * each..].iter().zip(first..first + count as u64);
+            if blocks.piece(at, count) != (first, count)
+                || !before.all(|(before, block)| *before == self.freshness.entry(block))
+            {
+                break;
+            }
+            self.asked.extend(self.ahead.asked.pop_front());
+            at += count;
+        }
+        self.ahead.passed = if at > 0 { 0 } else { self.ahead.passed + 1 };
+        if (1..all).contains(&at) || self.ahead.passed > PASSED {
+            self.forget_ahead();
+        }
+        at
+    }
+
+    /// Gives up the READs ahead.
+    pub(super) fn forget_ahead(&mut self) {
+        self.ahead.passed = 0;
+        while let Some(asked) = self.ahead.asked.pop_front() {
+            self.slots.give(asked.slot);
+        }
     }
 
     /// Writes pages of `bytes.len() / pages.len()` bytes, a multiple of the block, by `deadline`. They have arrived when
@@ -128,6 +204,9 @@ impl SealedLane {
         len: usize,
         deadline: Instant,
     ) -> Result<(Blocks<'a>, Instant), DataError> {
+        if pages.is_empty() && len == 0 {
+            return Ok((Blocks { pages, each: 1 }, deadline));
+        }
         let bytes = len / pages.len().max(1);
         if bytes == 0 || !len.is_multiple_of(pages.len()) || !bytes.is_multiple_of(self.block) {
             let (first, end) = (0, self.bytes);

@@ -44,6 +44,7 @@ impl SealedLane {
 
     /// Gives back the slots of all READs that somebody has lost interest in.
     pub(super) fn forget_reads(&mut self) {
+        self.forget_ahead();
         self.slots.unprepare();
         while let Some(asked) = self.asked.pop_front() {
             self.slots.give(asked.slot);

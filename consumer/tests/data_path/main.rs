@@ -2,6 +2,7 @@
 //! hostile where a test says so: it has the memory. OVERBANK_TEST_DEVICE names the device, the soft one by default.
 #![allow(missing_docs)]
 
+mod ahead;
 mod allocations;
 mod contents;
 mod forged;

@@ -44,7 +44,7 @@ impl Vault {
 }
 
 impl Lane for VaultLane {
-    fn fetch(&mut self, pages: &[usize], out: &mut [u8]) -> Result<(), Trouble> {
+    fn fetch(&mut self, pages: &[usize], _ahead: &[usize], out: &mut [u8]) -> Result<(), Trouble> {
         self.0.check()?;
         assert!(!pages.is_empty() && out.len().is_multiple_of(pages.len()));
         let kept = self.0.pages.lock().unwrap();
