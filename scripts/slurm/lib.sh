@@ -2,6 +2,8 @@
 # What the scripts for Slurm share: what they go by, how they talk, and how what a job had is taken back. Sourced, not run.
 
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+# Those of who started slurmd are not ours.
+unset XDG_RUNTIME_DIR LD_PRELOAD LD_LIBRARY_PATH
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/slurm/overbank.conf
 . "$here/overbank.conf"
@@ -91,7 +93,7 @@ report() { # JOB DIRECTORY UID GID TENANT FINGERPRINT
             cp "$file" "$place/"
             if timeout --kill-after=5 "$request" "$overbank" receipt verify "$file" >"$2/said" 2>&1; then
                 count=$((count + 1))
-                printf '%s: wiped\n' "$(basename "$file" .receipt)"
+                printf '%s: wiped, says %s\n' "$(basename "$file" .receipt)" "$(sed -nE 's/^signed by +([0-9a-f]{40}).*/\1/p' "$2/said")"
             else
                 bad=$((bad + 1))
                 printf '%s: %s\n' "$(basename "$file" .receipt)" "$(head -c 500 "$2/said" | tr '\n' ' ')"
@@ -125,9 +127,9 @@ leftovers() {
     done
 }
 
-# Reclaims what is left over, for a minute. Status 1 where some is still.
-sweep() {
-    local left wait=2 until=$((SECONDS + 60)) status=0
+# Reclaims what is left over, for so many seconds. Status 1 where some is still.
+sweep() { # SECONDS
+    local left wait=2 until=$((SECONDS + $1)) status=0
     for left in $(leftovers); do
         [ $SECONDS -lt $until ] || return 1
         ! lock "$state/$left" -n || reclaim "$left" || status=1

@@ -8,9 +8,8 @@ use crate::programs::{Place, fetched, is_there};
 use crate::stack::{User, device, run, text};
 
 /// A program of two ranks, built; None where there is no MPI, which is said.
-fn built(test: &str, name: &str, into: &Path, more: &[&str]) -> Option<PathBuf> {
-    let test = format!("mpi::{test}");
-    if !["mpirun", "mpicc"].iter().all(|name| is_there(&test, name)) {
+pub(crate) fn built(test: &str, name: &str, into: &Path, more: &[&str]) -> Option<PathBuf> {
+    if !["mpirun", "mpicc"].iter().all(|name| is_there(test, name)) {
         return None;
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/jobs/{name}.c"));
@@ -38,7 +37,9 @@ fn ranks(user: &User, parameters: &[&str], script: &str) -> Outcome {
 fn ranks_exchange_memory_that_is_elsewhere() {
     let place = Place::new();
     let home = place.user.home.clone();
-    let Some(program_of_two) = built("ranks_exchange_memory_that_is_elsewhere", "ranks", &home, &[]) else { return };
+    let Some(program_of_two) = built("mpi::ranks_exchange_memory_that_is_elsewhere", "ranks", &home, &[]) else {
+        return;
+    };
     let program_of_two = program_of_two.display();
     program("liboverbank_preload.so");
     let overbank = program("overbank");
@@ -78,7 +79,9 @@ fn ranks_fill_their_rows_of_one_lease_by_a_share() {
     run(Command::new(install).args(["--prefix", &prefix, "--library"]).arg(program("liboverbank.so"))).expect(0);
     let place_of_library = format!("-Wl,-rpath,{prefix}/lib");
     let more = [&format!("-I{prefix}/include"), &format!("-L{prefix}/lib"), "-loverbank", &place_of_library];
-    let Some(rows) = built("ranks_fill_their_rows_of_one_lease_by_a_share", "rows", &ann.home, &more) else { return };
+    let Some(rows) = built("mpi::ranks_fill_their_rows_of_one_lease_by_a_share", "rows", &ann.home, &more) else {
+        return;
+    };
     let lease = ann.lease("8MiB", "10m");
     let to = ben.run(&["id", "--json"]).expect(0).json();
     let share = ben.home.join("share").display().to_string();

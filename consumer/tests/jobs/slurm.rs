@@ -10,12 +10,13 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::mpi::built;
 use crate::process::{Outcome, Running, eventually, program};
 use crate::programs::is_there;
 use crate::stack::{Stack, device, noise, text};
 
 /// What the prolog allows a job on a node.
-const ALLOWANCE: &str = "48MiB 4";
+const ALLOWANCE: &str = "128MiB 4";
 /// Longest that a job may take to be where a test wants it.
 const SOON: Duration = Duration::from_secs(40);
 
@@ -114,7 +115,7 @@ impl Cluster {
              StateSaveLocation={dir}/state\nSlurmdSpoolDir={dir}/spool\nSlurmctldPidFile={dir}/slurmctld.pid\n\
              SlurmdPidFile={dir}/slurmd.pid\nProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\n\
              SelectType=select/cons_tres\nReturnToService=2\nMpiDefault=none\nSwitchType=switch/none\n\
-             AccountingStorageType=accounting_storage/none\nJobAcctGatherType=jobacct_gather/none\nKillWait=2\n\
+             AccountingStorageType=accounting_storage/none\nJobAcctGatherType=jobacct_gather/none\nKillWait=2\nPrologFlags=Alloc\n\
              Prolog={dir}/etc/prolog\nEpilog={dir}/etc/epilog\nTaskProlog={dir}/etc/task-prolog\n\
              NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs=1 RealMemory=100\n\
              PartitionName=all Nodes=node1 Default=YES MaxTime=10 State=UP OverSubscribe=FORCE:4\n"
@@ -230,14 +231,62 @@ fn a_job_runs_with_more_memory_than_is_here_and_leaves_a_receipt() {
     let lease = text(&summary, "lease");
     assert!(report.contains(&format!("{lease}: wiped")) && report.contains("1 receipts hold, 0 do not"), "{report}");
     let receipt = place.join(format!("{lease}.receipt")).display().to_string();
-    cluster.stack.operator.run(&["receipt", "verify", &receipt]).expect(0);
+    let verified = cluster.stack.operator.run(&["receipt", "verify", &receipt, "--json"]).expect(0).json();
+    assert!(report.contains(&format!("wiped, says {}", text(&verified, "provider"))), "{report}");
     cluster.all_is_given_back();
 
     // More than it may have; and a job that did not ask has nothing.
-    cluster.srun(&[], "overbank lease create --size 64MiB --ttl 1m").expect(6).saying("quota");
+    cluster.srun(&[], "overbank lease create --size 160MiB --ttl 1m").expect(6).saying("quota");
     let outcome = cluster.slurm("srun", &["env"]).expect(0);
     assert!(!String::from_utf8_lossy(&outcome.stdout).contains("OVERBANK_"));
     assert!(!cluster.path("overbank.spool/3").exists());
+}
+
+#[test]
+fn a_run_that_is_killed_with_its_program_leaves_nothing_leased() {
+    let Some(cluster) = cluster("a_run_that_is_killed_with_its_program_leaves_nothing_leased") else { return };
+    let script = cluster.path("job");
+    // It sorts what it has been given so far for as long as there may come more.
+    let job = format!(
+        "#!/bin/sh\nPATH=$PATH:{}\n(head -c 6000000 /dev/urandom | od -An -tx8; sleep 100) |\n\
+         overbank run --device {} --local 2MiB --remote 48MiB -- sort --parallel=1 -S 32M >/dev/null\n",
+        cluster.path("bin").display(),
+        device()
+    );
+    fs::write(&script, job).expect("written");
+    let log = cluster.path("log").display().to_string();
+    let script = script.display().to_string();
+    cluster.slurm("sbatch", &["--comment=overbank", "--output", &log, &script]).expect(0);
+    eventually("it has a lease", SOON, || cluster.active() == 1);
+    // Long enough to have pages there.
+    std::thread::sleep(Duration::from_secs(2));
+    cluster.slurm("scancel", &["--signal=KILL", "--full", "1"]).expect(0);
+    let (_, report) = cluster.report(1);
+    assert!(report.contains("1 receipts hold, 0 do not"), "{report}");
+    cluster.all_is_given_back();
+}
+
+#[test]
+fn ranks_of_a_job_have_a_lease_each() {
+    let Some(cluster) = cluster("ranks_of_a_job_have_a_lease_each") else { return };
+    let Some(ranks) = built("slurm::ranks_of_a_job_have_a_lease_each", "ranks", cluster.dir.path(), &[]) else {
+        return;
+    };
+    let plugins = cluster.slurm("srun", &["--mpi=list"]);
+    if !(String::from_utf8_lossy(&plugins.stdout).into_owned() + &plugins.stderr).contains("pmix") {
+        println!("SKIPPED slurm::ranks_of_a_job_have_a_lease_each: this Slurm has no PMIx");
+        return;
+    }
+    let two = ["--mpi=pmix", "--ntasks=2", "--overcommit"];
+    let ranks = ranks.display();
+    let without = cluster.srun(&two, &format!("exec {ranks}")).expect(0);
+    let run = format!("exec overbank run --device {} --local 8MiB --remote 48MiB -- {ranks}", device());
+    let with = cluster.srun(&two, &run).expect(0);
+    assert_eq!(String::from_utf8_lossy(&with.stdout), String::from_utf8_lossy(&without.stdout));
+    assert_eq!(with.stdout.len(), 34, "two digests");
+    let (_, report) = cluster.report(2);
+    assert!(report.contains("2 receipts hold, 0 do not"), "{report}");
+    cluster.all_is_given_back();
 }
 
 #[test]
