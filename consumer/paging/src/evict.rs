@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
+
+use crate::aside::Aside;
+use crate::error::PagingError;
 use crate::map::kernel_page;
 use crate::pager::{Pager, TOGETHER, runs};
 use crate::pool::Slot;
 use crate::signal;
 use crate::stats::count;
-use crate::store::{Lane, Trouble};
+use crate::store::{Cause, Lane, Trouble};
 use crate::word::{MOST_CREDIT, Place};
 
 /// How long the evictor sleeps where nobody calls it.
@@ -24,6 +28,7 @@ pub(crate) struct Evictor<L> {
     pager: Arc<Pager<L>>,
     hand: usize,
     batch: usize,
+    aside: Aside,
 }
 
 /// What a batch came to.
@@ -37,8 +42,10 @@ enum Batch {
 }
 
 impl<L: Lane> Evictor<L> {
-    pub(crate) fn new(pager: Arc<Pager<L>>, batch: usize) -> Self {
-        Self { pager, hand: 0, batch: batch.clamp(1, TOGETHER) }
+    pub(crate) fn new(pager: Arc<Pager<L>>, batch: usize) -> Result<Self, PagingError> {
+        let batch = batch.clamp(1, TOGETHER);
+        let aside = Aside::new(&pager.kernel, batch * pager.page)?;
+        Ok(Self { pager, hand: 0, batch, aside })
     }
 
     /// Until it is told to stop.
@@ -126,8 +133,8 @@ impl<L: Lane> Evictor<L> {
 
     /// Stores what pages hold that are taken, and lets others have them meanwhile. Those that nobody wanted back are taken
     /// when this returns; on an error all of them are leaving or were taken back.
-    fn send(&self, taken: &[usize], slot: &mut Slot<L>) -> Result<Vec<usize>, Trouble> {
-        let pager = &self.pager;
+    fn send(&mut self, taken: &[usize], slot: &mut Slot<L>) -> Result<Vec<usize>, Trouble> {
+        let pager = Arc::clone(&self.pager);
         let Slot { lane, bytes, .. } = slot;
         let (mut full, mut empty) = (Vec::with_capacity(taken.len()), Vec::new());
         for (at, page) in self.copy(taken, bytes).into_iter().enumerate() {
@@ -144,11 +151,54 @@ impl<L: Lane> Evictor<L> {
             count(&pager.counters.stored, full.len());
         }
         let mut gone = Vec::with_capacity(taken.len());
-        for (pages, stored) in [(full, true), (empty, false)] {
-            gone.extend(pages.into_iter().filter(|&page| pager.take_leaving(page, stored)));
-        }
+        // Which of them nobody wants back, and where what was stored of each is.
+        let leave = |pages: &[usize], stored| -> (Vec<usize>, Vec<usize>) {
+            (0..pages.len()).filter(|&at| pager.take_leaving(pages[at], stored)).map(|at| (pages[at], at)).unzip()
+        };
+        let (full, at) = leave(&full, true);
+        self.part(&full, |n, now| now == &bytes[at[n] * pager.page..][..pager.page], &mut gone);
+        let (empty, _) = leave(&empty, false);
+        self.part(&empty, |_, now| is_zero(now), &mut gone);
+        self.aside.clear();
         gone.sort_unstable();
         Ok(gone)
+    }
+
+    /// Moves pages out of the region that are taken, and adds those that may go to `gone`. One that somebody has asked the kernel
+    /// for stays, and so does one that holds something else by now than was copied of it, as `holds` says of the pages by
+    /// number: it was written to without a fault. A kernel that moves no pages cannot tell.
+    fn part(&mut self, taken: &[usize], holds: impl Fn(usize, &[u8]) -> bool, gone: &mut Vec<usize>) {
+        let pager = Arc::clone(&self.pager);
+        for run in runs(taken) {
+            let mut at = run.start;
+            while at < run.end {
+                let from = pager.map.at(taken[at] * pager.page);
+                let (moved, error) = self.aside.take(&pager.kernel, from, (run.end - at) * pager.page);
+                let (pages, rest) = (moved.chunks_exact(pager.page), moved.len() % pager.page);
+                let rest = &moved[moved.len() - rest..];
+                for now in pages {
+                    if holds(at, now) || !pager.put_back(taken[at], now) {
+                        gone.push(taken[at]);
+                    }
+                    at += 1;
+                }
+                match error {
+                    None => {}
+                    // Not for good: pinned, or in somebody's hands at this moment.
+                    Some(Errno::EBUSY | Errno::EAGAIN) => {
+                        pager.put_back(taken[at], rest);
+                        at += 1;
+                    }
+                    // No such call, or the program has made something else of this page.
+                    Some(_) => {
+                        if rest.is_empty() || !pager.put_back(taken[at], rest) {
+                            gone.push(taken[at]);
+                        }
+                        at += 1;
+                    }
+                }
+            }
+        }
     }
 
     /// Protects pages that are taken from writing, and returns which; the others stay.
@@ -193,6 +243,20 @@ impl<L: Lane> Pager<L> {
         let word = self.table.load(page);
         word.place() == Place::Leaving
             && self.table.change(page, word, word.at(Place::Busy).dirty(false).stored(stored))
+    }
+
+    /// Has a page stay that is taken, and counts as written to; these bytes of its start were moved away. False where the
+    /// program has put something else into its place.
+    fn put_back(&self, page: usize, bytes: &[u8]) -> bool {
+        let copied = self.kernel.copy_in(self.map.at(page * self.page), bytes, false);
+        match copied.error {
+            None | Some(Errno::EEXIST) => {}
+            Some(Errno::ENOENT | Errno::EINVAL) => return false,
+            Some(error) => self.lose(&Cause::new(&format_args!("a page could not be mapped again: {error}"))),
+        }
+        count(&self.counters.kept, 1);
+        self.table.put(page, self.table.load(page).at(Place::Here).dirty(true).with_credit(MOST_CREDIT));
+        true
     }
 
     /// Protects neighbours from writing.

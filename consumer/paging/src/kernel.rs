@@ -23,6 +23,16 @@ struct Copy {
     copied: i64,
 }
 
+/// `struct uffdio_move`, Linux 6.8.
+#[repr(C)]
+struct Move {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    moved: i64,
+}
+
 /// `struct uffdio_poison`, Linux 6.6.
 #[repr(C)]
 struct Poison {
@@ -35,6 +45,7 @@ struct Poison {
 const COPY_PROTECTED: u64 = 1 << 1;
 
 nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, Copy);
+nix::ioctl_readwrite!(uffdio_move, 0xAA, 0x05, Move);
 nix::ioctl_readwrite!(uffdio_poison, 0xAA, 0x08, Poison);
 
 /// Who is told of a fault.
@@ -109,14 +120,17 @@ pub(crate) struct Copied {
 impl Kernel {
     /// Has the faults on a map told to us. Nothing is mapped in it yet.
     pub(crate) fn new(map: &Map, faults: Faults) -> Result<Self, PagingError> {
-        let uffd = open(faults)?;
-        uffd.register_with_mode(
-            map.start().as_ptr().cast(),
-            map.len(),
-            RegisterMode::MISSING | RegisterMode::WRITE_PROTECT,
-        )
-        .map_err(|error| PagingError::Kernel { what: "watching the range for faults", source: os(&error) })?;
-        Ok(Self { uffd })
+        let kernel = Self { uffd: open(faults)? };
+        kernel.watch(map)?;
+        Ok(kernel)
+    }
+
+    /// Has the faults on another map told to us as well.
+    pub(crate) fn watch(&self, map: &Map) -> Result<(), PagingError> {
+        let modes = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
+        let registered = self.uffd.register_with_mode(map.start().as_ptr().cast(), map.len(), modes);
+        let failed = |error| PagingError::Kernel { what: "watching the range for faults", source: os(&error) };
+        registered.map(drop).map_err(failed)
     }
 
     /// Maps pages with these bytes, protected from writing where that is wanted, and wakes who waits for them. All of them
@@ -138,6 +152,27 @@ impl Kernel {
             done += usize::try_from(copy.copied).unwrap_or(0).min(rest.len());
             match result {
                 Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(error) => return Copied { bytes: done, error: Some(error) },
+            }
+        }
+        Copied { bytes: done, error: None }
+    }
+
+    /// Moves pages from one place to another that has none: as many from the start as can be. One that somebody has asked the
+    /// kernel for cannot (`EBUSY`). Not every kernel has that (`EINVAL`).
+    pub(crate) fn move_pages(&self, to: usize, from: usize, len: usize) -> Copied {
+        let mut done = 0;
+        while done < len {
+            let left = (len - done) as u64;
+            let mut range = Move { dst: (to + done) as u64, src: (from + done) as u64, len: left, mode: 0, moved: 0 };
+            // SAFETY: the kernel takes pages away that the caller has taken, and maps them where none are, both in ranges that
+            // are registered with this descriptor; it changes no byte.
+            let result = unsafe { uffdio_move(self.uffd.as_raw_fd(), &raw mut range) };
+            let moved = usize::try_from(range.moved).unwrap_or(0).min(len - done);
+            done += moved;
+            match result {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) if moved > 0 => {}
                 Err(error) => return Copied { bytes: done, error: Some(error) },
             }
         }

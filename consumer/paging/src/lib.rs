@@ -13,10 +13,12 @@
 //! | `signal`, `handler` | who resolves a fault: the thread that met it, or one of ours |
 //! | `threads`, `pause` | threads that end together, and waiting without a lock |
 //! | `kernel`, `map` | userfaultfd, and the addresses |
+//! | `aside` | pages that have left and are not dropped yet |
 //!
-//! With `kernel`, `map` and `signal` the unsafe code ends; nothing above a lane or below the region knows of leases.
+//! With `kernel`, `map`, `aside` and `signal` the unsafe code ends; nothing above a lane or below the region knows of leases.
 
 mod ahead;
+mod aside;
 mod clock;
 mod error;
 mod evict;

@@ -133,7 +133,7 @@ impl<L: Lane> Region<L> {
             pager: Arc::clone(&pager),
             process: std::process::id(),
         };
-        let evictor = Evictor::new(Arc::clone(&pager), together);
+        let evictor = Evictor::new(Arc::clone(&pager), together)?;
         pager.room.set_evictor(region.evictor.spawn("overbank-evict", move |stop| evictor.run(stop))?);
         let keeping = Arc::clone(&pager);
         pager.pool.set_keeper(region.others.spawn("overbank-keep", move |stop| keep::run(&keeping, keeper, stop))?);

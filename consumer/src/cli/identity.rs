@@ -1,5 +1,6 @@
 //! `id`, `join` and `status`: who we are to the auth daemon, and what it tells us.
 
+use std::io::{self, BufRead, Read};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,6 +13,9 @@ use serde_json::{Value, json};
 use super::Context;
 use super::exit::Failure;
 use super::output::{printable, table};
+
+/// Bytes that are read of standard input, at most, for an invitation.
+const LONGEST_CODE: u64 = 1024;
 
 /// Show who you are.
 #[derive(Debug, Args)]
@@ -31,9 +35,10 @@ pub(crate) struct Id {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  overbank join 90c1…3f.5b02…77   the code names the auth daemon's key, so nothing is taken on trust")]
+  overbank join 90c1…3f.5b02…77   the code names the auth daemon's key, so nothing is taken on trust
+  overbank join - <code           as above, and nobody sees it in a list of processes")]
 pub(crate) struct Join {
-    /// The invitation, as the operator gave it to you
+    /// The invitation, as the operator gave it to you, or - for standard input
     code: String,
 }
 
@@ -88,7 +93,8 @@ impl Id {
 
 impl Join {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        let invitation: Invitation = self.code.trim().parse().map_err(|error| {
+        let code = if self.code == "-" { first_line()? } else { self.code };
+        let invitation: Invitation = code.trim().parse().map_err(|error| {
             Failure::Usage(format!("this is no invitation: {error}. It looks like FINGERPRINT.SECRET"))
         })?;
         let mut config = context.config.clone();
@@ -96,6 +102,14 @@ impl Join {
         let entry = context.connect_with(&config)?.join(&invitation)?;
         context.output.answer(&format!("you are {}", describe(&entry)), &entry_json(&entry))
     }
+}
+
+/// As much of standard input's first line as an invitation can have.
+fn first_line() -> Result<String, Failure> {
+    let mut line = String::new();
+    let read = io::stdin().lock().take(LONGEST_CODE).read_line(&mut line);
+    read.map_err(Failure::file("read the invitation from", "standard input"))?;
+    Ok(line)
 }
 
 /// Shows the pool as the auth daemon sees it.

@@ -14,9 +14,6 @@ use super::exit::Failure;
 use super::output::table;
 use super::{Context, some_size, some_time};
 
-/// How long `release` waits for the provider's receipt.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// Leases.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -58,13 +55,11 @@ Example:
         lease: LeaseName,
     },
     /// Give a lease back: its memory is made unreachable, then wiped
-    Release {
-        /// The lease, or the first digits of it
-        lease: LeaseName,
-        /// Keep the provider's signed word on the wipe in this file
-        #[arg(long, value_name = "FILE")]
-        receipt: Option<PathBuf>,
-    },
+    #[command(after_help = "\
+Examples:
+  overbank lease release 3fa9 --receipt 3fa9.receipt
+  overbank lease release --all --receipts job17       all that this identity has; a receipt each, LEASE.receipt")]
+    Release(super::release::Release),
     /// Keep the provider's signed word on how a lease ended, once it is in; `overbank receipt verify` checks it anywhere
     Receipt {
         /// The lease, or the first digits of it
@@ -180,31 +175,7 @@ impl Command {
                 });
                 context.output.answer(&text, &answer)
             }
-            Self::Release { lease, receipt: out } => {
-                let client = context.connect()?;
-                let lease = lease.resolve(&client)?;
-                let released = client.release(lease, PATIENCE)?;
-                let mut text = format!("lease {lease} is {}", released.info.state);
-                match &released.receipt {
-                    Some(receipt) => text += &steps(receipt),
-                    None => {
-                        text +=
-                            ": its memory is out of reach; the receipt of its wipe is not in, or cannot be checked here"
-                    }
-                }
-                if let Some(out) = out {
-                    let Some((file, _)) = client.receipt_file(&released.info)? else {
-                        let late = Error::Deadline {
-                            what: "the receipt of the lease, which is released,",
-                            deadline: PATIENCE,
-                        };
-                        return Err(late.into());
-                    };
-                    write_bundle(&out, &file)?;
-                    text += &format!("\nthe receipt is in {}", out.display());
-                }
-                context.output.answer(&text, &info_json(&released.info, released.receipt.as_ref(), false))
-            }
+            Self::Release(release) => release.run(context),
         }
     }
 }

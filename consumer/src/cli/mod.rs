@@ -9,6 +9,7 @@ mod lease;
 mod operate;
 mod output;
 mod receipt;
+mod release;
 mod run;
 mod share;
 mod tenant;

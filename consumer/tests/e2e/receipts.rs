@@ -66,3 +66,46 @@ fn the_receipt_of_an_expired_lease_is_fetched_by_who_pinned_its_provider() {
     assert_eq!(answer.json()["provider_pinned"].as_bool(), Some(true));
     assert_eq!(text(&verify(&user, &[&file, "--json"]).expect(0).json(), "reason"), "expired");
 }
+
+#[test]
+fn all_that_an_identity_has_is_given_back_at_once_with_a_receipt_each() {
+    let stack = Stack::start();
+    let (ann, ben) = (stack.consumer("ann", "blue"), stack.consumer("ben", "blue"));
+    let before = ann.lease("64KiB", "10m");
+    ann.run(&["lease", "release", &before]).expect(0);
+    stack.wait_ended(&ann, &before);
+    let (one, two, other) = (ann.lease("1MiB", "10m"), ann.lease("64KiB", "10m"), ben.lease("64KiB", "10m"));
+    ann.put(&one, b"something").expect(0);
+    // Where the same identity is, and no file of a lease: as for who sees to a job's end.
+    let elsewhere = stack.stranger("elsewhere");
+    crate::process::private(&elsewhere.home);
+    for file in ["identity.key", "known_authds"] {
+        std::fs::copy(ann.home.join(file), elsewhere.home.join(file)).expect("copied");
+    }
+    let directory = elsewhere.home.join("receipts");
+    let all = ["lease", "release", "--all", "--wait", "20s", "--json", "--receipts", directory.to_str().expect("text")];
+    elsewhere.run(&all).expect(12);
+    for lease in [&one, &two] {
+        assert_eq!(text(&stack.lease(&ann, lease), "reason"), "released", "released, whatever became of its receipt");
+    }
+    crate::process::private(&directory);
+    let answer = elsewhere.run(&all).expect(0).json();
+    let leases = answer["leases"].as_array().expect("a list");
+    assert_eq!(leases.len(), 3, "{leases:?}");
+    for lease in [&before, &one, &two] {
+        let entry = leases.iter().find(|entry| entry["lease"] == **lease).expect("it is listed");
+        assert_eq!(text(entry, "state"), "ended");
+        assert_eq!(text(&verify(&ann, &[text(entry, "file"), "--json"]).expect(0).json(), "lease"), lease);
+    }
+    assert_eq!(std::fs::read_dir(&directory).expect("it").count(), 3);
+    assert_eq!(text(&stack.lease(&ben, &other), "state"), "active", "somebody else's");
+    ben.run(&["lease", "release", "--all"]).expect(0);
+    assert_eq!(std::fs::read_dir(ben.runtime.join("overbank")).expect("it").count(), 0);
+    for wrong in [
+        &["lease", "release"][..],
+        &["lease", "release", "--all", &one],
+        &["lease", "release", &one, "--receipts", "x"],
+    ] {
+        ann.run(wrong).expect(2);
+    }
+}

@@ -1,13 +1,14 @@
 //! Who is trusted, and whose lease is whose.
 
 use std::fs;
-
+use std::io::Write;
+use std::process::Stdio;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::process::eventually;
+use crate::process::{Running, eventually};
 use crate::stack::{Stack, noise, seconds, text};
 
 #[test]
@@ -40,6 +41,22 @@ fn a_stranger_waits_for_approval_and_a_revoked_one_is_out() {
     user.run(&create).expect(4);
     stack.wait_ended(&stack.operator, &lease);
     assert_eq!(text(&stack.lease(&stack.operator, &lease), "reason"), "revoked");
+}
+
+#[test]
+fn an_invitation_is_read_from_standard_input_where_nobody_else_sees_it() {
+    let stack = Stack::start();
+    let user = stack.stranger("eve");
+    let join = |words: &str| {
+        let mut running = Running::start(user.command(&["join", "-"]).stdin(Stdio::piped()));
+        // It may have ended by then, with more than it takes.
+        let _ = running.child.stdin.take().expect("piped").write_all(words.as_bytes());
+        running.end()
+    };
+    join("").expect(2);
+    join(&"x".repeat(1 << 20)).expect(2).saying("no invitation");
+    join(&(stack.invite(&["--role", "consumer", "--tenant", "blue"]) + "\nmore")).expect(0);
+    user.lease("64KiB", "10m");
 }
 
 #[test]

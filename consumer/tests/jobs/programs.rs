@@ -9,18 +9,18 @@ use crate::process::{Outcome, Running, program};
 use crate::stack::{Stack, User, device, noise, text};
 
 /// A borrower of a pool that is large enough.
-struct Place {
-    user: User,
+pub(crate) struct Place {
+    pub(crate) user: User,
     // After what uses it.
-    _stack: Stack,
+    pub(crate) stack: Stack,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut stack = Stack::start();
         stack.provider = None;
         stack.provider = Some(stack.start_provider(&["--pool", "400MiB"]));
-        Self { user: stack.consumer("ann", "blue"), _stack: stack }
+        Self { user: stack.consumer("ann", "blue"), stack }
     }
 
     /// Runs a command with so many MiB of local memory and so much of it elsewhere; its output, and what its region did.
@@ -38,7 +38,7 @@ impl Place {
 }
 
 /// Pages that came back from elsewhere, in all processes of a run.
-fn fetched(summary: &Value) -> u64 {
+pub(crate) fn fetched(summary: &Value) -> u64 {
     let processes = summary["processes"].as_array().expect("a list");
     processes.iter().filter_map(|process| process["region"]["fetched"].as_u64()).sum()
 }
@@ -48,18 +48,18 @@ fn without(command: &[&str]) -> Outcome {
 }
 
 /// Whether a program is there; where not, says that the test is skipped.
-fn is_there(test: &str, name: &str) -> bool {
+pub(crate) fn is_there(test: &str, name: &str) -> bool {
     let found =
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
     if !found {
-        println!("SKIPPED programs::{test}: {name} is not installed");
+        println!("SKIPPED {test}: {name} is not installed");
     }
     found
 }
 
 #[test]
 fn gnu_sort() {
-    if !is_there("gnu_sort", "sort") {
+    if !is_there("programs::gnu_sort", "sort") {
         return;
     }
     let place = Place::new();
@@ -103,7 +103,7 @@ fn numpy() {
 
 #[test]
 fn sqlite_in_memory() {
-    if !is_there("sqlite_in_memory", "sqlite3") {
+    if !is_there("programs::sqlite_in_memory", "sqlite3") {
         return;
     }
     let place = Place::new();
@@ -131,7 +131,7 @@ fn text_of(outcome: Outcome) -> String {
 fn redis_with_its_own_benchmark() {
     if !["redis-server", "redis-cli", "redis-benchmark"]
         .iter()
-        .all(|name| is_there("redis_with_its_own_benchmark", name))
+        .all(|name| is_there("programs::redis_with_its_own_benchmark", name))
     {
         return;
     }
@@ -169,7 +169,7 @@ wait $server
 
 #[test]
 fn stress_ng_that_verifies() {
-    if !is_there("stress_ng_that_verifies", "stress-ng") {
+    if !is_there("programs::stress_ng_that_verifies", "stress-ng") {
         return;
     }
     let place = Place::new();

@@ -121,3 +121,50 @@ fn what_is_held_can_be_written_by_the_kernel_though_it_was_about_to_leave() {
         assert!(region.as_mut_slice()[range].iter().all(|&byte| byte == 0));
     }
 }
+
+/// Whether this kernel is as new as its call that moves no page that somebody has.
+fn moves_pages() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(8))
+}
+
+#[test]
+fn what_another_process_writes_is_not_lost_with_a_page_that_goes() {
+    if !moves_pages() {
+        println!("SKIPPED system::what_another_process_writes_is_not_lost_with_a_page_that_goes: Linux 6.8");
+        return;
+    }
+    for page in [PAGE, 4 * PAGE] {
+        // The kernel takes 4 MiB of the other's pages at once before it writes to the first: so much must have room.
+        let options = RegionOptions { faults: Faults::Thread, page, ..RegionOptions::new(5 << 20) };
+        let (mut region, _) = region((16 << 20) / page, &options);
+        let len = region.len();
+        let all = pattern(len);
+        for round in 0..3_u8 {
+            region.as_mut_slice().fill(round + 1);
+            let local = libc::iovec { iov_base: all.as_ptr().cast_mut().cast(), iov_len: len };
+            let remote = libc::iovec { iov_base: region.start().as_ptr().cast(), iov_len: len };
+            // SAFETY: the child makes a system call, which reads memory that it has as well, and ends.
+            let child = unsafe {
+                let parent = libc::getpid();
+                match libc::fork() {
+                    0 => {
+                        let written = libc::process_vm_writev(parent, &raw const local, 1, &raw const remote, 1, 0);
+                        libc::_exit(i32::from(written != len as isize));
+                    }
+                    child => child,
+                }
+            };
+            assert!(child > 0);
+            let mut status = 0;
+            // SAFETY: waits for that child.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0, "it could write");
+            let wrong =
+                region.as_mut_slice().chunks(page).zip(all.chunks(page)).filter(|(got, sent)| got != sent).count();
+            assert_eq!(wrong, 0, "pages of {page} whose last bytes are gone, in round {round}");
+        }
+        assert!(region.stats().evicted > 1000, "{:?}", region.stats());
+    }
+}
