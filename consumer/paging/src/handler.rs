@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::kernel::{Fault, Watch};
+use crate::kernel::{Fault, Waiter};
 use crate::pager::Pager;
 use crate::signal;
 use crate::store::{Cause, Lane};
@@ -11,7 +11,7 @@ use crate::store::{Cause, Lane};
 /// How long it sleeps at most, so that it sees that it is to stop.
 const IDLE: Duration = Duration::from_millis(50);
 
-pub(crate) fn run<L: Lane>(pager: &Pager<L>, watch: &Watch, spin: Duration, stop: &AtomicBool) {
+pub(crate) fn run<L: Lane>(pager: &Pager<L>, waiter: &Waiter, spin: Duration, stop: &AtomicBool) {
     signal::block_all();
     let mut last = Instant::now();
     while !stop.load(Ordering::Acquire) {
@@ -23,7 +23,7 @@ pub(crate) fn run<L: Lane>(pager: &Pager<L>, watch: &Watch, spin: Duration, stop
             Ok(None) if last.elapsed() < spin => std::hint::spin_loop(),
             Ok(None) => {
                 // A failure is seen by the next look.
-                let _ = watch.wait(IDLE);
+                let _ = waiter.wait(IDLE);
             }
             Err(error) => {
                 pager.report(pager.map.at(0), &Cause::new(&format_args!("faults are not told any more: {error}")));

@@ -223,23 +223,23 @@ impl Kernel {
     }
 
     /// A way to wait for the next fault, for one thread.
-    pub(crate) fn watch(&self) -> Result<Watch, PagingError> {
-        let watch = || {
+    pub(crate) fn waiter(&self) -> Result<Waiter, PagingError> {
+        let waiter = || {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
             epoll.add(self.uffd.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, 0))?;
-            Ok(Watch { epoll })
+            Ok(Waiter { epoll })
         };
-        watch().map_err(|error: Errno| PagingError::Kernel { what: "watching for faults", source: error.into() })
+        waiter().map_err(|error: Errno| PagingError::Kernel { what: "waiting for faults", source: error.into() })
     }
 }
 
 /// Waits for faults: of all threads that do, each fault wakes one.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct Waiter {
     epoll: Epoll,
 }
 
-impl Watch {
+impl Waiter {
     /// Waits until a fault comes, or for so long.
     pub(crate) fn wait(&self, patience: Duration) -> io::Result<()> {
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);

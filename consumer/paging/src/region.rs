@@ -144,8 +144,8 @@ impl<L: Lane> Region<L> {
             }
             Faults::Thread => {
                 for _ in 0..options.handlers.max(1) {
-                    let (pager, watch, spin) = (Arc::clone(&pager), pager.kernel.watch()?, options.spin);
-                    region.others.spawn("overbank-fault", move |stop| handler::run(&pager, &watch, spin, stop))?;
+                    let (pager, waiter, spin) = (Arc::clone(&pager), pager.kernel.waiter()?, options.spin);
+                    region.others.spawn("overbank-fault", move |stop| handler::run(&pager, &waiter, spin, stop))?;
                 }
             }
         }
