@@ -256,6 +256,8 @@ int main(int argc, char **argv) {
     options.patience_ms = 8000;
     OK(overbank_region_open(lease, &options, &region));
     REFUSED(OVERBANK_CLOSED, "no open lease", overbank_lease_read(lease, 0, text, 1));
+    uint64_t bytes;
+    REFUSED(OVERBANK_CLOSED, "no open lease", overbank_lease_bytes(lease, &bytes));
     REFUSED(OVERBANK_CLOSED, "no open lease", overbank_lease_close(lease));
     REFUSED(OVERBANK_CLOSED, "no open lease", overbank_lease_close((overbank_lease *)region));
     REFUSED(OVERBANK_CLOSED, "no open region", overbank_region_check((overbank_region *)lease));
