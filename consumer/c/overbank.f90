@@ -32,6 +32,9 @@ module overbank
   integer(c_int32_t), parameter :: OVERBANK_ON_UNKNOWN_ACCEPT_SEALED = 2
   integer(c_int32_t), parameter :: OVERBANK_ON_UNKNOWN_ACCEPT = 3
 
+  integer(c_int32_t), parameter :: OVERBANK_FAULTS_SIGNAL = 0
+  integer(c_int32_t), parameter :: OVERBANK_FAULTS_THREAD = 1
+
   integer, parameter :: OVERBANK_FINGERPRINT_LEN = 41
   integer, parameter :: OVERBANK_LEASE_ID_LEN = 33
 
@@ -62,6 +65,41 @@ module overbank
     integer(c_int32_t) :: read_only = 0
     integer(c_int32_t) :: reserved = 0
   end type overbank_share_options
+
+  type, bind(c) :: overbank_region_options
+    integer(c_size_t) :: size = 0
+    integer(c_int64_t) :: local_bytes = 0
+    integer(c_int32_t) :: page = 0
+    integer(c_int32_t) :: faults = 0
+    integer(c_int64_t) :: ahead_bytes = 0
+    integer(c_int32_t) :: fetchers = 0
+    integer(c_int32_t) :: reserved = 0
+    integer(c_int64_t) :: patience_ms = 0
+    integer(c_int64_t) :: renew_to_ms = 0
+    type(c_ptr) :: attach = c_null_ptr
+  end type overbank_region_options
+
+  type, bind(c) :: overbank_stats
+    integer(c_size_t) :: size = 0
+    integer(c_int64_t) :: bytes = 0
+    integer(c_int64_t) :: page_bytes = 0
+    integer(c_int64_t) :: local_bytes = 0
+    integer(c_int64_t) :: resident_bytes = 0
+    integer(c_int64_t) :: peak_resident_bytes = 0
+    integer(c_int64_t) :: faults = 0
+    integer(c_int64_t) :: write_faults = 0
+    integer(c_int64_t) :: fetched = 0
+    integer(c_int64_t) :: ahead = 0
+    integer(c_int64_t) :: zeroed = 0
+    integer(c_int64_t) :: evicted = 0
+    integer(c_int64_t) :: stored = 0
+    integer(c_int64_t) :: emptied = 0
+    integer(c_int64_t) :: kept = 0
+    integer(c_int64_t) :: waits = 0
+    integer(c_int64_t) :: mended = 0
+    integer(c_int64_t) :: fault_p50_ns = 0
+    integer(c_int64_t) :: fault_p99_ns = 0
+  end type overbank_stats
 
   interface
     ! What went in as c_null_ptr is left out; c_loc gives the address of a struct of options.
@@ -232,6 +270,74 @@ module overbank
       character(kind=c_char), intent(in) :: path(*)
       type(c_ptr), intent(out) :: lease
     end function overbank_share_open_file
+
+    integer(c_int) function overbank_region_open(lease, options, region) bind(c)
+      import :: c_int, c_ptr
+      type(c_ptr), value :: lease, options
+      type(c_ptr), intent(out) :: region
+    end function overbank_region_open
+
+    ! c_f_pointer makes an array of what is at start.
+    integer(c_int) function overbank_region_memory(region, start, len) bind(c)
+      import :: c_int, c_ptr, c_size_t
+      type(c_ptr), value :: region
+      type(c_ptr), intent(out) :: start
+      integer(c_size_t), intent(out) :: len
+    end function overbank_region_memory
+
+    integer(c_int) function overbank_region_lease_id(region, text, len) bind(c)
+      import :: c_int, c_ptr, c_char, c_size_t
+      type(c_ptr), value :: region
+      character(kind=c_char), intent(out) :: text(*)
+      integer(c_size_t), value :: len
+    end function overbank_region_lease_id
+
+    integer(c_int) function overbank_region_stats(region, stats) bind(c)
+      import :: c_int, c_ptr, overbank_stats
+      type(c_ptr), value :: region
+      type(overbank_stats), intent(inout) :: stats
+    end function overbank_region_stats
+
+    integer(c_int) function overbank_region_check(region) bind(c)
+      import :: c_int, c_ptr
+      type(c_ptr), value :: region
+    end function overbank_region_check
+
+    integer(c_int) function overbank_region_fetch(region, offset, len) bind(c)
+      import :: c_int, c_ptr, c_int64_t, c_size_t
+      type(c_ptr), value :: region
+      integer(c_int64_t), value :: offset
+      integer(c_size_t), value :: len
+    end function overbank_region_fetch
+
+    integer(c_int) function overbank_region_hold(region, offset, len) bind(c)
+      import :: c_int, c_ptr, c_int64_t, c_size_t
+      type(c_ptr), value :: region
+      integer(c_int64_t), value :: offset
+      integer(c_size_t), value :: len
+    end function overbank_region_hold
+
+    integer(c_int) function overbank_region_unhold(region, offset, len) bind(c)
+      import :: c_int, c_ptr, c_int64_t, c_size_t
+      type(c_ptr), value :: region
+      integer(c_int64_t), value :: offset
+      integer(c_size_t), value :: len
+    end function overbank_region_unhold
+
+    integer(c_int) function overbank_region_discard(region, offset, len, zeroed) bind(c)
+      import :: c_int, c_ptr, c_int64_t, c_size_t
+      type(c_ptr), value :: region
+      integer(c_int64_t), value :: offset
+      integer(c_size_t), value :: len
+      integer(c_int64_t), intent(out) :: zeroed
+    end function overbank_region_discard
+
+    integer(c_int) function overbank_region_release(region, patience_ms, wiped) bind(c)
+      import :: c_int, c_ptr, c_int64_t, c_bool
+      type(c_ptr), value :: region
+      integer(c_int64_t), value :: patience_ms
+      logical(c_bool), intent(out) :: wiped
+    end function overbank_region_release
 
     type(c_ptr) function overbank_strerror(status) bind(c)
       import :: c_int, c_ptr

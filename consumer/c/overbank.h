@@ -128,6 +128,23 @@ typedef enum overbank_on_unknown {
 } overbank_on_unknown;
 
 /**
+ * Who brings a page that is touched and not here.
+ */
+typedef enum overbank_faults {
+  /**
+   * The thread that touched it, in a handler of SIGBUS: the fastest way, and any user may. A system call that is given memory
+   * which is not here fails with EFAULT: hold it first. No thread that uses the memory may block SIGBUS; a handler of the
+   * program's own is set before the first region is opened, and gets what is not about a region.
+   */
+  OVERBANK_FAULTS_SIGNAL = 0,
+  /**
+   * A thread of the region's own. System calls work as on any memory. Needs `sysctl vm.unprivileged_userfaultfd=1`, or read and
+   * write access to /dev/userfaultfd, or CAP_SYS_PTRACE.
+   */
+  OVERBANK_FAULTS_THREAD = 1,
+} overbank_faults;
+
+/**
  * A session with the auth daemon, as one identity. Any number of threads may use it at the same time; their requests are
  * made one after another. Ends with `overbank_client_close`. Of no use in a process that was forked from the one that made it.
  */
@@ -146,6 +163,18 @@ typedef struct overbank_lane overbank_lane;
  * without either leaves behind that nobody knows what it wrote last. Of no use in a process that was forked from this one.
  */
 typedef struct overbank_lease overbank_lease;
+
+/**
+ * A lease as memory: a range of addresses of which only so many bytes are on this machine at a time; the rest is in the lease,
+ * sealed, and comes when it is touched. It begins as zeros, whatever was in the lease. Any number of threads may use the memory
+ * and make calls with the handle at the same time. Ends with `overbank_region_release`; the lease is renewed until then.
+ *
+ * What is read is what was written. A page that cannot be had any more, because the lease or its provider is gone, ends the
+ * program with SIGBUS where it is touched, after a line on standard error that says why: see `overbank_region_check`. A process
+ * that was forked from this one does not have the memory: touching it there ends in SIGSEGV, and calls with the handle return
+ * OVERBANK_CLOSED.
+ */
+typedef struct overbank_region overbank_region;
 
 /**
  * What `overbank_connect` needs to know. Set all of it to zero, then `size` to the size of this struct, then what is to be
@@ -245,6 +274,137 @@ typedef struct overbank_share_options {
    */
   uint32_t reserved;
 } overbank_share_options;
+
+/**
+ * How a lease is used as memory. Set all of it to zero, then `size` to the size of this struct, then `local_bytes`, then what is
+ * to be other than by default.
+ */
+typedef struct overbank_region_options {
+  /**
+   * The size of this struct.
+   */
+  size_t size;
+  /**
+   * Bytes that may be in this machine's memory, rounded down to whole pages; 32 pages at least. There is no default.
+   */
+  uint64_t local_bytes;
+  /**
+   * Bytes that come and go together: a power of two from the kernel's page to 2 MiB, and no less than the lease's block. 0: the
+   * larger of the kernel's page and the lease's block.
+   */
+  uint32_t page;
+  /**
+   * One of `overbank_faults`.
+   */
+  uint32_t faults;
+  /**
+   * Bytes that are fetched ahead of a stream of touches, at most. 0: 262144. Less than a page: none.
+   */
+  uint64_t ahead_bytes;
+  /**
+   * How many pages can be fetched at the same moment, each through a lane of its own, 1 to 15. 0: 2.
+   */
+  uint32_t fetchers;
+  /**
+   * Nothing: 0.
+   */
+  uint32_t reserved;
+  /**
+   * How many milliseconds a page may take, with all that is to be mended meanwhile, before it is given up. 0: 30000.
+   */
+  uint64_t patience_ms;
+  /**
+   * To how many milliseconds the lease is renewed, as long as the region lives. 0: what is left of it now.
+   */
+  uint64_t renew_to_ms;
+  /**
+   * How the lease is reached; `lanes` says nothing here. Null: all by default, however the lease was attached before.
+   */
+  const struct overbank_attach_options *attach;
+} overbank_region_options;
+
+/**
+ * What a region has done so far, and how much of it is here. Set `size` to the size of this struct, and the library fills in the
+ * rest. Pages are the region's own.
+ */
+typedef struct overbank_stats {
+  /**
+   * The size of this struct, which the caller sets.
+   */
+  size_t size;
+  /**
+   * Bytes of the region.
+   */
+  uint64_t bytes;
+  /**
+   * Bytes of a page.
+   */
+  uint64_t page_bytes;
+  /**
+   * Bytes that may be here.
+   */
+  uint64_t local_bytes;
+  /**
+   * Bytes that are here.
+   */
+  uint64_t resident_bytes;
+  /**
+   * The most that were here.
+   */
+  uint64_t peak_resident_bytes;
+  /**
+   * Touches of what was not here, or not yet for writing.
+   */
+  uint64_t faults;
+  /**
+   * Of those, first writes to pages that were here for reading.
+   */
+  uint64_t write_faults;
+  /**
+   * Pages that came from the lease.
+   */
+  uint64_t fetched;
+  /**
+   * Of those, pages that nobody had asked for yet.
+   */
+  uint64_t ahead;
+  /**
+   * Pages of zeros that were mapped without asking anybody.
+   */
+  uint64_t zeroed;
+  /**
+   * Pages that went.
+   */
+  uint64_t evicted;
+  /**
+   * Of those, pages that were written to the lease.
+   */
+  uint64_t stored;
+  /**
+   * Of those that went, pages that held zeros, and so were just forgotten.
+   */
+  uint64_t emptied;
+  /**
+   * Pages that were written to while they were on their way out, and so stayed.
+   */
+  uint64_t kept;
+  /**
+   * Times that a touch had to wait for room.
+   */
+  uint64_t waits;
+  /**
+   * Times that connections were made anew.
+   */
+  uint64_t mended;
+  /**
+   * The time that half of all faults took no longer than, in nanoseconds.
+   */
+  uint64_t fault_p50_ns;
+  /**
+   * The same of 99 in 100.
+   */
+  uint64_t fault_p99_ns;
+} overbank_stats;
 
 #ifdef __cplusplus
 extern "C" {
@@ -529,6 +689,108 @@ enum overbank_status overbank_share_open_file(const struct overbank_client *clie
                                               const char *path,
                                               const char *from,
                                               struct overbank_lease **lease);
+
+/**
+ * Makes memory of a lease, and puts a new handle into `*region`, which the caller releases; null where it fails. The lease belongs
+ * to the region then: its handle is none any more, and its id stays. Where it fails the lease's handle stays good, unless the
+ * lease is over, and the lease is not attached. Bytes at its end that make no whole page are left out. A lease that is shared
+ * makes no region; one whose lanes are open returns OVERBANK_BUSY. Any thread, but not while another is in a call with the lease.
+ *
+ * What you promise:
+ * `options` points to such a struct, and its `attach` to null or another whose texts end in a zero; `region` points to a place for
+ * a handle.
+ */
+enum overbank_status overbank_region_open(struct overbank_lease *lease,
+                                          const struct overbank_region_options *options,
+                                          struct overbank_region **region);
+
+/**
+ * Puts the address of the region's first byte into `*start`, a multiple of its page, and into `*len` how many bytes there are.
+ * They are there until `overbank_region_release`. Any thread, at any time.
+ *
+ * What you promise:
+ * `start` and `len` point to places for them.
+ */
+enum overbank_status overbank_region_memory(const struct overbank_region *region,
+                                            void **start,
+                                            size_t *len);
+
+/**
+ * Writes the id of the lease that the region is kept in into `text`, of `len` bytes, at least OVERBANK_LEASE_ID_LEN. Any thread,
+ * at any time.
+ *
+ * What you promise:
+ * `text` has `len` bytes.
+ */
+enum overbank_status overbank_region_lease_id(const struct overbank_region *region,
+                                              char *text,
+                                              size_t len);
+
+/**
+ * Fills in `*stats`, whose `size` the caller has set. Any thread, at any time.
+ *
+ * What you promise:
+ * `stats` points to such a struct, of as many bytes as it says.
+ */
+enum overbank_status overbank_region_stats(const struct overbank_region *region, struct overbank_stats *stats);
+
+/**
+ * Returns OVERBANK_OK where pages come and go as they should, and OVERBANK_LEASE_LOST, with words, where they cannot be had any
+ * more: what is not here would then end the program. Asks nobody, so that a loss shows once somebody needed a page, or the lease
+ * could not be renewed. Any thread, at any time.
+ */
+enum overbank_status overbank_region_check(const struct overbank_region *region);
+
+/**
+ * Brings all pages that have one of `len` bytes from `offset` on, as reading them would, but for a failure: it is returned. Pages
+ * that came may have gone again when this returns, where there are more of them than may be here. Any thread.
+ */
+enum overbank_status overbank_region_fetch(struct overbank_region *region,
+                                           uint64_t offset,
+                                           size_t len);
+
+/**
+ * Brings all pages that have one of `len` bytes from `offset` on, and keeps them here until `overbank_region_unhold`: for system
+ * calls where faults are handled by signal, and for memory that the kernel or a device goes on using after a call has returned
+ * (direct I/O, registered buffers). A page is held or not, however often it was asked for. Where it fails, because too little of
+ * `local_bytes` would be left for the others (OVERBANK_DOES_NOT_FIT) or pages cannot be had, none more is held than before. Any
+ * thread.
+ */
+enum overbank_status overbank_region_hold(struct overbank_region *region,
+                                          uint64_t offset,
+                                          size_t len);
+
+/**
+ * Lets all pages go again that have one of `len` bytes from `offset` on. Any thread.
+ */
+enum overbank_status overbank_region_unhold(struct overbank_region *region, uint64_t offset, size_t len);
+
+/**
+ * Makes zeros of the pages that lie with all of their bytes in the `len` bytes from `offset` on, and forgets what they held, here
+ * and in the lease, without asking for it. Puts into `*zeroed`, which may be null, how many bytes that were. A page that was held
+ * is not any more. Any thread.
+ *
+ * What you promise:
+ * `zeroed` is null or points to a number. No other thread uses those bytes meanwhile and counts on what it finds.
+ */
+enum overbank_status overbank_region_discard(struct overbank_region *region,
+                                             uint64_t offset,
+                                             size_t len,
+                                             uint64_t *zeroed);
+
+/**
+ * Ends the region and its lease. Its memory is unmapped: whoever touches it from here on does so at his peril, and what was in it
+ * is gone. Waits at most `patience_ms` milliseconds longer for the provider's signed word that what lay there, sealed, is
+ * overwritten, and puts into `*wiped`, which may be null, whether it came. Whatever is returned but OVERBANK_BUSY, which says that
+ * another thread is in a call with it, the handle is none from here on and the memory gone; a lease that could not be ended goes
+ * when its time is over. Null is nothing to release. Any thread.
+ *
+ * What you promise:
+ * No thread uses the region's memory any more. `wiped` is null or points to a bool, outside of it.
+ */
+enum overbank_status overbank_region_release(struct overbank_region *region,
+                                             uint64_t patience_ms,
+                                             bool *wiped);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -166,15 +166,8 @@ pub(crate) unsafe trait Options: Copy {}
 pub(crate) unsafe fn options<T: Options>(what: &str, options: *const T) -> Result<T, Failure> {
     let known = size_of::<T>();
     let mut mine = MaybeUninit::<T>::zeroed();
-    if !options.is_aligned() {
-        return Err(Failure::usage(format!("{what} does not point to such a struct")));
-    }
-    if !options.is_null() {
-        // SAFETY: the caller promises that it begins with its size; `is_aligned` has been seen.
-        let size = unsafe { options.cast::<usize>().read() };
-        if !(size_of::<usize>()..=MAX_OPTIONS).contains(&size) {
-            return Err(Failure::usage(format!("{what} says that its size is {size}: set it to sizeof of the struct")));
-        }
+    // SAFETY: the caller's promise, passed on.
+    if let Some(size) = unsafe { size(what, options) }? {
         // SAFETY: the caller promises `size` bytes.
         let theirs = unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) };
         if theirs.get(known..).is_some_and(|more| more.iter().any(|&byte| byte != 0)) {
@@ -187,6 +180,56 @@ pub(crate) unsafe fn options<T: Options>(what: &str, options: *const T) -> Resul
     }
     // SAFETY: its bytes are zero or what the caller has set, and any bytes make one.
     Ok(unsafe { mine.assume_init() })
+}
+
+/// A struct that the library fills in, which may grow as [`Options`] do.
+pub(crate) struct Report<T> {
+    place: NonNull<T>,
+    size: usize,
+}
+
+impl<T: Options> Report<T> {
+    /// A place that must be there.
+    ///
+    /// # Safety
+    /// `place` is null, or begins with a size and has as many bytes, which may be written and nobody else uses, as long as this
+    /// lives.
+    pub(crate) unsafe fn new(what: &str, place: *mut T) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise, passed on.
+        let size = given(what, unsafe { size(what, place) }?)?;
+        Ok(Self { place: given(what, NonNull::new(place))?, size })
+    }
+
+    /// Fills in the fields that the caller knows, but for its size, and makes zeros of those that only he knows.
+    pub(crate) fn put(&self, value: &T) {
+        let (place, first) = (self.place.cast::<u8>(), size_of::<usize>());
+        let known = self.size.min(size_of::<T>());
+        // SAFETY: the caller promised `size` bytes, of which `size` has seen that they are more than the first field has;
+        // `value` has its type's. No two overlap.
+        unsafe {
+            place.add(first).copy_from_nonoverlapping(NonNull::from(value).cast::<u8>().add(first), known - first);
+            place.add(known).write_bytes(0, self.size - known);
+        }
+    }
+}
+
+/// What a struct that may grow says of its size; None where the pointer is null.
+///
+/// # Safety
+/// `place` is null, or begins with a size.
+unsafe fn size<T: Options>(what: &str, place: *const T) -> Result<Option<usize>, Failure> {
+    if !place.is_aligned() {
+        return Err(Failure::usage(format!("{what} does not point to such a struct")));
+    }
+    if place.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller promises that it begins with its size; that it is aligned has been seen.
+    let size = unsafe { place.cast::<usize>().read() };
+    if !(size_of::<usize>()..=MAX_OPTIONS).contains(&size) {
+        return Err(Failure::usage(format!("{what} says that its size is {size}: set it to sizeof of the struct")));
+    }
+    Ok(Some(size))
 }
 
 fn null(what: &str) -> Failure {

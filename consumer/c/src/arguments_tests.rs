@@ -101,3 +101,33 @@ fn results_go_to_places_that_are_there() {
     assert_eq!(number, 6);
     assert!(handle.is_null(), "no handle until there is one");
 }
+
+/// Such a struct as this version has it, and with a field more.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Counts<const FIELDS: usize> {
+    size: usize,
+    counts: [u64; FIELDS],
+}
+
+// SAFETY: repr(C), and begins with a usize.
+unsafe impl<const FIELDS: usize> Options for Counts<FIELDS> {}
+
+#[test]
+fn a_report_of_any_version_is_filled_in_as_far_as_both_know_it() {
+    let value = Counts { size: 0, counts: [1, 2] };
+    // SAFETY: each has as many bytes as it says, or is refused.
+    unsafe {
+        for (size, counts) in [(8, [7, 7, 7]), (16, [1, 7, 7]), (24, [1, 2, 7]), (32, [1, 2, 0])] {
+            let mut place = Counts { size, counts: [7; 3] };
+            Report::<Counts<2>>::new("it", (&raw mut place).cast()).expect("of a size").put(&value);
+            assert_eq!(place, Counts { size, counts });
+        }
+        for size in [0, 7, MAX_OPTIONS + 1] {
+            let mut place = Counts { size, counts: [7; 2] };
+            assert!(Report::new("it", &raw mut place).is_err(), "{size}");
+        }
+        assert!(Report::<Counts<2>>::new("it", std::ptr::null_mut()).is_err());
+        assert!(Report::<Counts<2>>::new("it", std::ptr::without_provenance_mut(12)).is_err());
+    }
+}

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use overbank_lib::Error;
 
 use crate::status::overbank_status::{
-    self, OVERBANK_BUSY, OVERBANK_CLOSED, OVERBANK_OK, OVERBANK_PANIC, OVERBANK_USAGE,
+    self, OVERBANK_BUSY, OVERBANK_CLOSED, OVERBANK_LEASE_LOST, OVERBANK_OK, OVERBANK_PANIC, OVERBANK_USAGE,
 };
 
 /// Why a function did not do what it was asked for.
@@ -32,6 +32,11 @@ impl Failure {
     /// A handle that stands for nothing.
     pub(crate) fn closed(text: impl Into<String>) -> Self {
         Self { status: OVERBANK_CLOSED, text: text.into() }
+    }
+
+    /// What was in a lease cannot be had any more.
+    pub(crate) fn lost(text: impl Into<String>) -> Self {
+        Self { status: OVERBANK_LEASE_LOST, text: text.into() }
     }
 
     /// Something panicked, now or before.

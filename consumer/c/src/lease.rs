@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use overbank_lib::{AttachOptions, Client, Lease, LeaseId, LeaseRequest, OnUnknown};
+use overbank_lib::{AttachOptions, Client, Lease, LeaseId, LeaseRequest, OnUnknown, Region, RegionOptions};
 
 use crate::arguments::{self, Options, Out};
 use crate::client::{self, overbank_client};
@@ -62,17 +62,22 @@ impl Held {
         Failure::busy(format!("the lanes of lease {} are in use: close them all first", self.id))
     }
 
+    /// Takes the lease out of its place, unless it is split.
+    fn whole(&self, state: &mut State) -> Result<Box<Lease>, Failure> {
+        match std::mem::replace(state, State::Over) {
+            State::Open(lease) => Ok(lease),
+            State::Split(split) => {
+                *state = State::Split(split);
+                Err(self.is_split())
+            }
+            State::Over => Err(LEASES.closed()),
+        }
+    }
+
     /// Splits the lease, unless `check` has something against it.
     pub(crate) fn split(&self, check: impl FnOnce(&Split) -> Result<(), Failure>) -> Result<Arc<Split>, Failure> {
         let mut state = self.lock()?;
-        let lease = match std::mem::replace(&mut *state, State::Over) {
-            State::Open(lease) => lease,
-            State::Split(split) => {
-                *state = State::Split(split);
-                return Err(self.is_split());
-            }
-            State::Over => return Err(LEASES.closed()),
-        };
+        let lease = self.whole(&mut state)?;
         match Split::of(lease).and_then(|split| match check(&split) {
             Ok(()) => Ok(split),
             Err(failure) => Err((split.whole(), failure)),
@@ -149,18 +154,30 @@ fn take(handle: *const overbank_lease) -> Result<Box<Lease>, Failure> {
         Err(TryLockError::Poisoned(state)) => state.into_inner(),
         Err(TryLockError::WouldBlock) => return Err(held.busy()),
     };
-    match std::mem::replace(&mut *state, State::Over) {
-        State::Open(lease) => {
+    let lease = held.whole(&mut state);
+    if matches!(*state, State::Over) {
+        LEASES.remove(handle);
+    }
+    lease
+}
+
+/// Makes memory of the lease that a handle stands for, which is none from then on. Where it fails the handle stays, unless the
+/// lease is over, and the lease is not attached.
+pub(crate) fn into_region(handle: *const overbank_lease, options: &RegionOptions) -> Result<Region, Failure> {
+    let held = find(handle)?;
+    let mut state = held.lock()?;
+    match held.whole(&mut state)?.into_region(options) {
+        Ok(region) => {
             LEASES.remove(handle);
-            Ok(lease)
+            Ok(region)
         }
-        State::Split(split) => {
-            *state = State::Split(split);
-            Err(held.is_split())
-        }
-        State::Over => {
-            LEASES.remove(handle);
-            Err(LEASES.closed())
+        Err(error) => {
+            // That closed the lease.
+            match held.client.open_lease(held.id) {
+                Ok(lease) => *state = State::Open(Box::new(lease)),
+                Err(_) => drop(LEASES.remove(handle)),
+            }
+            Err(error.into())
         }
     }
 }
@@ -266,26 +283,29 @@ pub unsafe extern "C" fn overbank_lease_attach(
 ) -> overbank_status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let options = unsafe { read_options(options) }?;
+        let options = unsafe { read_options("options", options) }?;
         with(lease, |_, lease| Ok(lease.attach(&options)?))
     })
 }
 
 /// # Safety
 /// As [`overbank_lease_attach`].
-unsafe fn read_options(options: *const overbank_attach_options) -> Result<AttachOptions, Failure> {
+pub(crate) unsafe fn read_options(
+    what: &str,
+    options: *const overbank_attach_options,
+) -> Result<AttachOptions, Failure> {
     // SAFETY: the caller's promise.
     let (given, device, address) = unsafe {
-        let given = arguments::options("options", options)?;
-        let device = arguments::text("options.device", given.device)?;
-        (given, device, arguments::text("options.address", given.address)?)
+        let given = arguments::options(what, options)?;
+        let device = arguments::text(&format!("{what}.device"), given.device)?;
+        (given, device, arguments::text(&format!("{what}.address"), given.address)?)
     };
     let mut options = AttachOptions::default();
     if let Some(device) = device {
         options.device = device.to_owned();
     }
     if let Some(address) = address {
-        let wrong = |_| Failure::usage(format!("options.address is '{address}', and no IP address"));
+        let wrong = |_| Failure::usage(format!("{what}.address is '{address}', and no IP address"));
         options.address = Some(address.parse().map_err(wrong)?);
     }
     options.on_unknown = match given.on_unknown {
@@ -294,7 +314,7 @@ unsafe fn read_options(options: *const overbank_attach_options) -> Result<Attach
         2 => Some(OnUnknown::AcceptSealed),
         3 => Some(OnUnknown::Accept),
         other => {
-            return Err(Failure::usage(format!("options.on_unknown is {other}: use a value of overbank_on_unknown")));
+            return Err(Failure::usage(format!("{what}.on_unknown is {other}: use a value of overbank_on_unknown")));
         }
     };
     if given.lanes != 0 {

@@ -4,7 +4,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `status` | the codes that functions return, and the text behind the last one |
-//! | `client`, `lease`, `lane`, `share` | the functions, one noun a file |
+//! | `client`, `lease`, `lane`, `share`, `region` | the functions, one noun a file |
 //! | `guard` | what surrounds each of them: no panic gets out, every failure leaves a text |
 //! | `handles` | handles are numbers that are looked up, never pointers that are followed |
 //! | `arguments` | pointers from the other side, checked and turned into what Rust knows |
@@ -16,6 +16,7 @@ mod guard;
 mod handles;
 pub mod lane;
 pub mod lease;
+pub mod region;
 pub mod share;
 pub mod status;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cbindgen::{Builder, Config, DocumentationStyle, Language, Style};
 
 /// What the functions are about, in the order in which a reader meets it.
-const NOUNS: [&str; 5] = ["status", "client", "lease", "lane", "share"];
+const NOUNS: [&str; 6] = ["status", "client", "lease", "lane", "share", "region"];
 
 const ABOUT: &str = "\
 /* Overbank: memory on other machines, leased through an auth daemon, reached by one-sided RDMA, sealed before it leaves.
@@ -34,8 +34,8 @@ fn made() -> String {
         documentation_style: DocumentationStyle::Doxy,
         ..Config::default()
     };
-    // No function takes it as what it is: a caller may have any number there.
-    config.export.include = vec!["overbank_on_unknown".to_owned()];
+    // No function takes them as what they are: a caller may have any number there.
+    config.export.include = ["overbank_on_unknown", "overbank_faults"].map(str::to_owned).to_vec();
     let sources = NOUNS.map(|noun| here().join(format!("src/{noun}.rs")));
     let builder = sources.into_iter().fold(Builder::new().with_config(config), Builder::with_src);
     let mut header = Vec::new();

@@ -1,30 +1,10 @@
 /* Everything that a caller can do wrong: an error each, with words, and no memory touched. Argument 1 is the device. Prints
  * "ok" where all went as it should. */
-#include <overbank.h>
+#include "expect.h"
+
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define SIZE (8u << 20)
-
-/* Failed with that status, and said so. */
-static void refused(int line, overbank_status status, overbank_status wanted, const char *words) {
-    if (status != wanted || (wanted != OVERBANK_OK && strstr(overbank_last_error(), words) == NULL)) {
-        fprintf(stderr, "line %d: %d (%s) in place of %d (%s): %s\n", line, status, overbank_strerror(status), wanted,
-                words, overbank_last_error());
-        exit(1);
-    }
-}
-#define REFUSED(wanted, words, call) refused(__LINE__, call, wanted, words)
-#define OK(call) refused(__LINE__, call, OVERBANK_OK, "")
-#define SO(condition)                                                     \
-    do {                                                                  \
-        if (!(condition)) {                                               \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-            exit(1);                                                      \
-        }                                                                 \
-    } while (0)
 
 static overbank_lease *shared;
 static overbank_lane *one_lane;

@@ -49,3 +49,8 @@ fn leases_and_errors_in_python() {
 fn arrays_that_ranks_share_in_python() {
     unittest(&["tests.test_array"]);
 }
+
+#[test]
+fn arrays_that_outgrow_the_machine_in_python() {
+    unittest(&["tests.test_region"]);
+}

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -79,13 +79,43 @@ impl Faults {
 }
 
 fn open(faults: Faults) -> Result<Uffd, PagingError> {
-    UffdBuilder::new()
+    let asked = UffdBuilder::new()
         .close_on_exec(true)
         .non_blocking(true)
         .user_mode_only(faults == Faults::Signal)
         .require_features(faults.features())
-        .create()
-        .map_err(|error| refused(faults, &error))
+        .create();
+    let asked = match asked {
+        // The system call may be allowed where the device is not, and the crate does not try it then.
+        Err(userfaultfd::Error::OpenDevUserfaultfd(_)) => open_by_call(faults),
+        asked => asked.map_err(|error| os(&error)),
+    };
+    asked.map_err(|source| refused(faults, source))
+}
+
+/// `struct uffdio_api`.
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+nix::ioctl_readwrite!(uffdio_api, 0xAA, 0x3F, Api);
+
+/// Without /dev/userfaultfd: any user may have it for faults of his own code, and `vm.unprivileged_userfaultfd` allows the rest.
+fn open_by_call(faults: Faults) -> io::Result<Uffd> {
+    const USER_MODE_ONLY: libc::c_int = 1;
+    let user_mode_only = if faults == Faults::Signal { USER_MODE_ONLY } else { 0 };
+    // SAFETY: takes flags and returns a new descriptor, or -1.
+    let made = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | user_mode_only) };
+    let made = Errno::result(made)?;
+    // SAFETY: a descriptor that was made just now, and that nobody else knows.
+    let uffd = unsafe { Uffd::from_raw_fd(made as RawFd) };
+    let mut api = Api { api: 0xAA, features: faults.features().bits(), ioctls: 0 };
+    // SAFETY: the kernel reads and writes a struct that lives.
+    unsafe { uffdio_api(uffd.as_raw_fd(), &raw mut api) }?;
+    Ok(uffd)
 }
 
 /// What a thread wanted to do.
@@ -264,8 +294,7 @@ fn os(error: &userfaultfd::Error) -> io::Error {
     }
 }
 
-fn refused(faults: Faults, error: &userfaultfd::Error) -> PagingError {
-    let source = os(error);
+fn refused(faults: Faults, source: io::Error) -> PagingError {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if faults == Faults::Thread => PagingError::KernelFaultsForbidden,
         Some(libc::EPERM | libc::EACCES) => PagingError::Forbidden { source },

@@ -8,6 +8,8 @@
             assert lease.read(1_000_000, 22) == b"what does not fit here"
             lease.release()
 
+`overbank.empty(shape, dtype, local=…)` is a numpy array that may be larger than this machine's memory.
+
 Times are seconds. Every failure is an `Error`, of a class for each kind. In a process that was forked, connect again.
 """
 
@@ -35,9 +37,11 @@ from .errors import (
     UsageError,
 )
 from .lease import Lane, Lease, OnUnknown
+from .region import Faults, Region, Stats
 
 if TYPE_CHECKING:
     from .array import Layout, SharedArray
+    from .paged import empty, region_of, zeros
 
 __all__ = [
     "AuthdKeyChangedError",
@@ -50,6 +54,7 @@ __all__ = [
     "DeviceError",
     "DoesNotFitError",
     "Error",
+    "Faults",
     "Lane",
     "Layout",
     "Lease",
@@ -61,10 +66,15 @@ __all__ = [
     "OnUnknown",
     "PanicError",
     "ProposedError",
+    "Region",
     "SharedArray",
+    "Stats",
     "UsageError",
     "connect",
+    "empty",
+    "region_of",
     "version",
+    "zeros",
 ]
 
 
@@ -74,4 +84,8 @@ def __getattr__(name: str) -> Any:
         from . import array
 
         return getattr(array, name)
+    if name in ("empty", "region_of", "zeros"):
+        from . import paged
+
+        return getattr(paged, name)
     raise AttributeError(f"module 'overbank' has no attribute {name!r}")

@@ -54,6 +54,49 @@ class ShareOptions(ctypes.Structure):
     ]
 
 
+class RegionOptions(ctypes.Structure):
+    """overbank_region_options"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("local_bytes", c_uint64),
+        ("page", c_uint32),
+        ("faults", c_uint32),
+        ("ahead_bytes", c_uint64),
+        ("fetchers", c_uint32),
+        ("reserved", c_uint32),
+        ("patience_ms", c_uint64),
+        ("renew_to_ms", c_uint64),
+        ("attach", POINTER(AttachOptions)),
+    ]
+
+
+class Stats(ctypes.Structure):
+    """overbank_stats"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("bytes", c_uint64),
+        ("page_bytes", c_uint64),
+        ("local_bytes", c_uint64),
+        ("resident_bytes", c_uint64),
+        ("peak_resident_bytes", c_uint64),
+        ("faults", c_uint64),
+        ("write_faults", c_uint64),
+        ("fetched", c_uint64),
+        ("ahead", c_uint64),
+        ("zeroed", c_uint64),
+        ("evicted", c_uint64),
+        ("stored", c_uint64),
+        ("emptied", c_uint64),
+        ("kept", c_uint64),
+        ("waits", c_uint64),
+        ("mended", c_uint64),
+        ("fault_p50_ns", c_uint64),
+        ("fault_p99_ns", c_uint64),
+    ]
+
+
 _HANDLE = c_void_p
 _OUT = POINTER(c_void_p)
 
@@ -85,6 +128,16 @@ FUNCTIONS: Dict[str, List[Any]] = {
     "overbank_lease_share": [_HANDLE, c_char_p, POINTER(ShareOptions), c_char_p],
     "overbank_share_open": [_HANDLE, c_void_p, c_size_t, c_char_p, _OUT],
     "overbank_share_open_file": [_HANDLE, c_char_p, c_char_p, _OUT],
+    "overbank_region_open": [_HANDLE, POINTER(RegionOptions), _OUT],
+    "overbank_region_memory": [_HANDLE, _OUT, POINTER(c_size_t)],
+    "overbank_region_lease_id": [_HANDLE, c_char_p, c_size_t],
+    "overbank_region_stats": [_HANDLE, POINTER(Stats)],
+    "overbank_region_check": [_HANDLE],
+    "overbank_region_fetch": [_HANDLE, c_uint64, c_size_t],
+    "overbank_region_hold": [_HANDLE, c_uint64, c_size_t],
+    "overbank_region_unhold": [_HANDLE, c_uint64, c_size_t],
+    "overbank_region_discard": [_HANDLE, c_uint64, c_size_t, POINTER(c_uint64)],
+    "overbank_region_release": [_HANDLE, c_uint64, POINTER(c_bool)],
 }
 
 

@@ -89,13 +89,14 @@ class ProposedError(Error):
 
 
 class BusyError(Error):
-    """Another thread is in a call with this lease or lane, or the lease is split. Nothing was done."""
+    """Another thread is in a call with this lease, lane or region, the lease is split, or an array in the region is in use.
+    Nothing was done."""
 
     status = 100
 
 
 class ClosedError(Error, ValueError):
-    """The client, lease or lane was closed. Nothing was done."""
+    """The client, lease, lane or region was closed. Nothing was done."""
 
     status = 101
 

@@ -5,13 +5,14 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager
-from ctypes import byref, c_bool, c_char, c_uint32, c_uint64, c_void_p, create_string_buffer, sizeof
+from ctypes import byref, c_bool, c_char, c_uint32, c_uint64, c_void_p, create_string_buffer, pointer, sizeof
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Type, Union
 
 from . import _library
 from ._library import Handle, call, milliseconds, text
 from .errors import Error, UsageError
+from .region import Faults, Region
 
 if TYPE_CHECKING and sys.version_info >= (3, 12):
     from collections.abc import Buffer
@@ -169,18 +170,59 @@ class Lease(_Transfers):
         """
         if not 0 < lanes < 2**32:
             raise UsageError(f"a lease cannot have {lanes} lanes")
-        if spin is not None and not 0 < spin < 3600:
-            raise UsageError(f"nobody spins for {spin} s")
-        options = _library.AttachOptions(
-            size=sizeof(_library.AttachOptions),
-            device=text(device),
-            address=text(address),
-            on_unknown=int(on_unknown),
-            lanes=lanes,
-            spin_ns=0 if spin is None else max(1, round(spin * 1e9)),
-            deadline_ms=milliseconds(deadline, "deadline"),
-        )
+        options = _attach_options(device, address, spin, deadline)
+        options.lanes, options.on_unknown = lanes, int(on_unknown)
         call("overbank_lease_attach", self._open(), byref(options))
+
+    def region(
+        self,
+        local: int,
+        *,
+        page: Optional[int] = None,
+        faults: Faults = Faults.SIGNAL,
+        ahead: Optional[int] = None,
+        fetchers: Optional[int] = None,
+        patience: Optional[float] = None,
+        renew_to: Optional[float] = None,
+        device: Optional[str] = None,
+        address: Optional[str] = None,
+        spin: Optional[float] = None,
+        deadline: Optional[float] = None,
+    ) -> Region:
+        """Makes memory of the lease, which belongs to the region then: this is closed. Where it fails the lease stays, and is not
+        attached. What was in it counts for nothing.
+
+        local: bytes that may be in this machine's memory, 32 pages at least.
+        page: bytes that come and go together: a power of two up to 2 MiB, no less than the lease's block, which is the default.
+        faults: who brings a page that is touched and not here.
+        ahead: bytes that are fetched ahead of a stream of touches; by default 256 KiB, 0 for none.
+        fetchers: how many pages can be fetched at the same moment; by default 2.
+        patience: seconds that a page may take, with all that is to be mended meanwhile, before it is given up; by default 30.
+        renew_to: to how many seconds the lease is renewed as long as the region lives; by default what is left of it.
+        device, address, spin, deadline: as `attach` takes them.
+        """
+        if not (0 <= local < 2**64 and 0 <= (ahead or 0) < 2**64):
+            raise UsageError(f"nobody keeps {local} bytes here, and fetches {ahead} ahead")
+        for what, number in (("page", page), ("fetchers", fetchers)):
+            if number is not None and not 0 < number < 2**32:
+                raise UsageError(f"{what} is {number}")
+        attach = _attach_options(device, address, spin, deadline)
+        options = _library.RegionOptions(
+            size=sizeof(_library.RegionOptions),
+            local_bytes=local,
+            page=page or 0,
+            faults=int(faults),
+            # Less than a page is none; 0 is the library's own default.
+            ahead_bytes=0 if ahead is None else max(1, ahead),
+            fetchers=fetchers or 0,
+            patience_ms=milliseconds(patience, "patience"),
+            renew_to_ms=milliseconds(renew_to, "renew_to"),
+            attach=pointer(attach),
+        )
+        place = c_void_p()
+        call("overbank_region_open", self._open(), byref(options), byref(place))
+        self._value = None
+        return Region(place.value or 0)
 
     @contextmanager
     def split(self, lanes: int) -> Iterator[List[Lane]]:
@@ -268,6 +310,20 @@ class Lease(_Transfers):
                 self.close()
             except Exception:
                 pass
+
+
+def _attach_options(
+    device: Optional[str], address: Optional[str], spin: Optional[float], deadline: Optional[float]
+) -> "_library.AttachOptions":
+    if spin is not None and not 0 < spin < 3600:
+        raise UsageError(f"nobody spins for {spin} s")
+    return _library.AttachOptions(
+        size=sizeof(_library.AttachOptions),
+        device=text(device),
+        address=text(address),
+        spin_ns=0 if spin is None else max(1, round(spin * 1e9)),
+        deadline_ms=milliseconds(deadline, "deadline"),
+    )
 
 
 def _check(offset: int, length: int) -> None:

@@ -212,11 +212,13 @@ class Library(unittest.TestCase):
 
     def test_every_status_of_the_header_has_a_class_and_no_other(self):
         found = re.findall(r"^  OVERBANK_([A-Z_]+) = (\d+),$", self.HEADER, re.M)
-        statuses = {int(number) for name, number in found if not name.startswith("ON_UNKNOWN") and name != "OK"}
+        statuses = {int(number) for name, number in found if not name.startswith(("ON_UNKNOWN", "FAULTS")) and name != "OK"}
         self.assertEqual(statuses, set(errors.BY_STATUS))
         for name, number in found:
             if name.startswith("ON_UNKNOWN_"):
                 self.assertEqual(overbank.OnUnknown[name[len("ON_UNKNOWN_") :]], int(number))
+            elif name.startswith("FAULTS_"):
+                self.assertEqual(overbank.Faults[name[len("FAULTS_") :]], int(number))
             elif int(number) > 1:
                 words = "".join(word.capitalize() for word in name.split("_"))
                 self.assertEqual(errors.BY_STATUS[int(number)].__name__, f"{words}Error")
@@ -228,10 +230,13 @@ class Library(unittest.TestCase):
         self.assertEqual({name: len(of.split(",")) for name, of in found.items()}, {n: len(a) for n, a in _library.FUNCTIONS.items()})
 
     def test_every_struct_of_the_header_has_these_fields(self):
-        for struct in [_library.Config, _library.AttachOptions, _library.ShareOptions]:
+        structs = [_library.Config, _library.AttachOptions, _library.ShareOptions, _library.RegionOptions, _library.Stats]
+        self.assertEqual(len(structs), self.HEADER.count("  size_t size;"))
+        for struct in structs:
             body = self.HEADER.split(f"typedef struct {struct.__doc__} {{")[1].split("}")[0]
-            fields = re.findall(r"^  (?:const )?(\w+) (\*?)(\w+);$", body, re.M)
+            fields = re.findall(r"^  (?:const )?(?:struct )?(\w+) (\*?)(\w+);$", body, re.M)
             of = {_library.c_size_t: "size_t", _library.c_uint64: "uint64_t", _library.c_uint32: "uint32_t", _library.c_char_p: "char*"}
+            of[_library.POINTER(_library.AttachOptions)] = "overbank_attach_options*"
             # size_t and uint64_t are one type to ctypes.
             plain = lambda kind: kind.replace("size_t", "uint64_t")
             self.assertEqual(

@@ -1,10 +1,13 @@
 //! System calls on a region's memory.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use overbank_paging::{Faults, RegionOptions};
+use overbank_paging::{Faults, PagingError, RegionOptions};
 
 use crate::vault::{PAGE, region};
 
@@ -36,6 +39,37 @@ fn by_signal_the_kernel_says_so_instead() {
     // What is held can be used.
     region.hold(5 * PAGE..6 * PAGE).unwrap();
     assert_eq!(zero.read(&mut region.as_mut_slice()[5 * PAGE..6 * PAGE]).unwrap_or(0), PAGE);
+}
+
+#[test]
+fn an_ordinary_user_handles_his_own_faults_and_the_kernel_s_where_that_is_allowed() {
+    const NOBODY: u32 = 65_534;
+    if nix::unistd::geteuid().is_root() {
+        // Once more as somebody else, who must be able to read the program.
+        let path = std::env::temp_dir().join(format!("overbank-nobody-{}", std::process::id()));
+        std::fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let test = "system::an_ordinary_user_handles_his_own_faults_and_the_kernel_s_where_that_is_allowed";
+        let mut command = Command::new(&path);
+        command.args(["--exact", test, "--nocapture"]).uid(NOBODY).gid(NOBODY).current_dir("/");
+        let output = command.output();
+        std::fs::remove_file(&path).unwrap();
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+        return;
+    }
+    let (mut region, _) = region(512, &RegionOptions::new(64 * PAGE));
+    region.as_mut_slice().copy_from_slice(&pattern(512 * PAGE));
+    assert!(region.as_mut_slice() == pattern(512 * PAGE) && region.stats().fetched > 100, "{:?}", region.stats());
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok();
+    let allowed =
+        std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|value| value.trim() == "1");
+    match Faults::Thread.check() {
+        Ok(()) => assert!(device || allowed),
+        Err(PagingError::KernelFaultsForbidden) => assert!(!device && !allowed),
+        Err(other) => panic!("{other}"),
+    }
 }
 
 #[test]
