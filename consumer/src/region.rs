@@ -240,7 +240,10 @@ impl Region {
         drop(inner);
         match Arc::try_unwrap(lease) {
             Ok(lease) => lease.into_inner().unwrap_or_else(PoisonError::into_inner).release(patience),
-            Err(_) => unreachable!("the keeper ended with the region"),
+            // The threads are the other process's.
+            Err(_) => {
+                Err(PagingError::Lost { cause: "this process was forked from the one that has it".to_owned() }.into())
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! System calls on a region's memory.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use overbank_paging::{Faults, PagingError, RegionOptions};
 
@@ -52,7 +52,16 @@ fn an_ordinary_user_handles_his_own_faults_and_the_kernel_s_where_that_is_allowe
         let test = "system::an_ordinary_user_handles_his_own_faults_and_the_kernel_s_where_that_is_allowed";
         let mut command = Command::new(&path);
         command.args(["--exact", test, "--nocapture"]).uid(NOBODY).gid(NOBODY).current_dir("/");
-        let output = command.output();
+        // What another test forks at this moment has the copy open for writing until it ends.
+        let until = Instant::now() + Duration::from_secs(10);
+        let output = loop {
+            match command.output() {
+                Err(busy) if busy.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                ended => break ended,
+            }
+        };
         std::fs::remove_file(&path).unwrap();
         let output = output.unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
