@@ -44,7 +44,7 @@ enum Batch {
 impl<L: Lane> Evictor<L> {
     pub(crate) fn new(pager: Arc<Pager<L>>, batch: usize) -> Result<Self, PagingError> {
         let batch = batch.clamp(1, TOGETHER);
-        let aside = Aside::new(&pager.kernel, batch * pager.page)?;
+        let aside = Aside::new(batch * pager.page)?;
         Ok(Self { pager, hand: 0, batch, aside })
     }
 
@@ -168,33 +168,50 @@ impl<L: Lane> Evictor<L> {
     /// for stays, and so does one that holds something else by now than was copied of it, as `holds` says of the pages by
     /// number: it was written to without a fault. A kernel that moves no pages cannot tell.
     fn part(&mut self, taken: &[usize], holds: impl Fn(usize, &[u8]) -> bool, gone: &mut Vec<usize>) {
+        if !self.aside.moves() {
+            gone.extend_from_slice(taken);
+            return;
+        }
         let pager = Arc::clone(&self.pager);
         for run in runs(taken) {
-            let mut at = run.start;
+            let (mut at, mut together, mut unlocked) = (run.start, true, false);
             while at < run.end {
-                let from = pager.map.at(taken[at] * pager.page);
-                let (moved, error) = self.aside.take(&pager.kernel, from, (run.end - at) * pager.page);
-                let (pages, rest) = (moved.chunks_exact(pager.page), moved.len() % pager.page);
-                let rest = &moved[moved.len() - rest..];
-                for now in pages {
-                    if holds(at, now) || !pager.put_back(taken[at], now) {
-                        gone.push(taken[at]);
+                let from = taken[at] * pager.page;
+                let asked = if together { run.end - at } else { 1 };
+                let size = (pager.page, asked);
+                let out = self.aside.take(&pager.kernel, pager.map.at(from), size, |n, now| holds(at + n, now));
+                for n in 0..out.looked {
+                    if out.back >> n & 1 == 0 {
+                        gone.push(taken[at + n])
+                    } else {
+                        pager.come_back(taken[at + n], out.homeless)
                     }
-                    at += 1;
                 }
-                match error {
-                    None => {}
-                    // Not for good: pinned, or in somebody's hands at this moment.
-                    Some(Errno::EBUSY | Errno::EAGAIN) => {
-                        pager.put_back(taken[at], rest);
-                        at += 1;
-                    }
-                    // No such call, or the program has made something else of this page.
-                    Some(_) => {
-                        if rest.is_empty() || !pager.put_back(taken[at], rest) {
-                            gone.push(taken[at]);
+                at += out.looked;
+                if out.error.is_none() {
+                    (together, unlocked) = (true, false);
+                } else if out.back >> out.looked & 1 == 1 {
+                    // A part of it had been moved, and is back.
+                    pager.come_back(taken[at], out.homeless);
+                    (at, unlocked) = (at + 1, false);
+                } else {
+                    match out.error {
+                        // Not for good: pinned, in somebody's hands at this moment, or no memory to do it.
+                        Some(Errno::EBUSY | Errno::EAGAIN | Errno::ENOMEM | Errno::EEXIST) => {
+                            pager.come_back(taken[at], None);
+                            (at, unlocked) = (at + 1, false);
                         }
-                        at += 1;
+                        // Some of those that were asked for together are not like the others: locked, or with other rights.
+                        Some(Errno::EINVAL) if together && asked > 1 => together = false,
+                        Some(Errno::EINVAL) if !unlocked => {
+                            self.aside.unlock(&pager.map, from, pager.page);
+                            unlocked = true;
+                        }
+                        // The program may not write to it, or has made something else of it: nothing is lost with it.
+                        _ => {
+                            gone.push(taken[at]);
+                            (at, unlocked) = (at + 1, false);
+                        }
                     }
                 }
             }
@@ -245,18 +262,15 @@ impl<L: Lane> Pager<L> {
             && self.table.change(page, word, word.at(Place::Busy).dirty(false).stored(stored))
     }
 
-    /// Has a page stay that is taken, and counts as written to; these bytes of its start were moved away. False where the
-    /// program has put something else into its place.
-    fn put_back(&self, page: usize, bytes: &[u8]) -> bool {
-        let copied = self.kernel.copy_in(self.map.at(page * self.page), bytes, false);
-        match copied.error {
-            None | Some(Errno::EEXIST) => {}
-            Some(Errno::ENOENT | Errno::EINVAL) => return false,
-            Some(error) => self.lose(&Cause::new(&format_args!("a page could not be mapped again: {error}"))),
+    /// Has a page stay that is taken, and counts as written to. One that is nowhere any more stays taken for good: nobody gets
+    /// other bytes for it, and who waits is told why.
+    fn come_back(&self, page: usize, homeless: Option<Errno>) {
+        if let Some(error) = homeless {
+            self.lose(&Cause::new(&format_args!("a page could not be mapped again: {error}")));
+            return;
         }
         count(&self.counters.kept, 1);
         self.table.put(page, self.table.load(page).at(Place::Here).dirty(true).with_credit(MOST_CREDIT));
-        true
     }
 
     /// Protects neighbours from writing.

@@ -20,7 +20,8 @@ pub(crate) fn run<L: Lane>(pager: &Pager<L>, waiter: &Waiter, spin: Duration, st
                 resolve(pager, fault);
                 last = Instant::now();
             }
-            Ok(None) if last.elapsed() < spin => std::hint::spin_loop(),
+            // Who was woken may need this processor.
+            Ok(None) if last.elapsed() < spin => std::thread::yield_now(),
             Ok(None) => {
                 // A failure is seen by the next look.
                 let _ = waiter.wait(IDLE);

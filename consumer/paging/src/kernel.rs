@@ -150,17 +150,11 @@ pub(crate) struct Copied {
 impl Kernel {
     /// Has the faults on a map told to us. Nothing is mapped in it yet.
     pub(crate) fn new(map: &Map, faults: Faults) -> Result<Self, PagingError> {
-        let kernel = Self { uffd: open(faults)? };
-        kernel.watch(map)?;
-        Ok(kernel)
-    }
-
-    /// Has the faults on another map told to us as well.
-    pub(crate) fn watch(&self, map: &Map) -> Result<(), PagingError> {
+        let uffd = open(faults)?;
         let modes = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
-        let registered = self.uffd.register_with_mode(map.start().as_ptr().cast(), map.len(), modes);
+        let registered = uffd.register_with_mode(map.start().as_ptr().cast(), map.len(), modes);
         let failed = |error| PagingError::Kernel { what: "watching the range for faults", source: os(&error) };
-        registered.map(drop).map_err(failed)
+        registered.map(|_| Self { uffd }).map_err(failed)
     }
 
     /// Maps pages with these bytes, protected from writing where that is wanted, and wakes who waits for them. All of them
@@ -195,8 +189,8 @@ impl Kernel {
         while done < len {
             let left = (len - done) as u64;
             let mut range = Move { dst: (to + done) as u64, src: (from + done) as u64, len: left, mode: 0, moved: 0 };
-            // SAFETY: the kernel takes pages away that the caller has taken, and maps them where none are, both in ranges that
-            // are registered with this descriptor; it changes no byte.
+            // SAFETY: the kernel takes pages away that the caller has taken, and maps them where none are, in a range that is
+            // registered with this descriptor; it changes no byte.
             let result = unsafe { uffdio_move(self.uffd.as_raw_fd(), &raw mut range) };
             let moved = usize::try_from(range.moved).unwrap_or(0).min(len - done);
             done += moved;

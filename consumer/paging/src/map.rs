@@ -32,12 +32,13 @@ impl Map {
         let page = kernel_page();
         let align = align.max(page);
         let room = len.checked_add(align).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        // SAFETY: a new private mapping where the kernel likes; nothing that exists is touched.
+        // SAFETY: a new private mapping where the kernel likes; nothing that exists is touched. Where the program has all its
+        // future memory locked, the kernel would fill it; what nobody may touch it leaves.
         let at = unsafe {
             libc::mmap(
                 ptr::null_mut(),
                 room,
-                libc::PROT_READ | libc::PROT_WRITE,
+                libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
@@ -59,6 +60,11 @@ impl Map {
         }
         let start = NonNull::new(start as *mut u8).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         let map = Self { start, len };
+        map.unlock(0..len);
+        // SAFETY: the mapping made above, which nobody else knows of yet.
+        if unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
         map.advise(0..len, libc::MADV_NOHUGEPAGE).or_else(|error| match error.raw_os_error() {
             // A kernel without huge pages has no such advice.
             Some(libc::EINVAL) => Ok(()),
@@ -91,12 +97,18 @@ impl Map {
             Some(libc::ENOMEM) => Ok(()),
             // Some of it the program has locked, and what lies before that is gone already: to be kept here a page is held.
             Some(libc::EINVAL) => {
-                // SAFETY: the range lies in the mapping; locks only say where pages are.
-                unsafe { libc::munlock(self.at(range.start) as *mut libc::c_void, range.len()) };
+                self.unlock(range.clone());
                 self.advise(range, libc::MADV_DONTNEED)
             }
             _ => dropped,
         }
+    }
+
+    /// Takes the program's locks from a range.
+    pub(crate) fn unlock(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: the range lies in the mapping; locks only say where pages are.
+        unsafe { libc::munlock(self.at(range.start) as *mut libc::c_void, range.len()) };
     }
 
     /// Copies ranges out, one after the other, and returns how many bytes could be: a range that the program has made

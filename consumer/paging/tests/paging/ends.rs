@@ -6,9 +6,9 @@ use std::process::{Command, Output};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use overbank_paging::{Faults, RegionOptions};
+use overbank_paging::{Faults, Region, RegionOptions};
 
-use crate::vault::{PAGE, region};
+use crate::vault::{PAGE, VaultLane, region};
 
 /// In a process that [`again`] started: which case it is to run.
 fn case() -> Option<String> {
@@ -43,6 +43,55 @@ fn a_lost_page_ends_in_sigbus_and_says_why() {
         assert!(said.contains("of a paged region of 2097152, is lost: the vault is gone"), "{case}: {said}");
         assert!(!String::from_utf8_lossy(&output.stdout).contains("it was "), "{case}");
     }
+}
+
+#[test]
+fn a_program_that_locks_all_its_memory_has_the_bound_and_every_byte() {
+    if let Some(case) = case() {
+        let lock = |flags| {
+            // SAFETY: says where pages are, and changes no byte.
+            if unsafe { libc::mlockall(flags) } != 0 {
+                println!("SKIPPED: locking all memory is not permitted here");
+                std::process::exit(0);
+            }
+        };
+        let (faults, when) = case.split_once(' ').unwrap();
+        let faults = if faults == "signal" { Faults::Signal } else { Faults::Thread };
+        if when == "before" {
+            lock(libc::MCL_CURRENT | libc::MCL_FUTURE);
+        }
+        let (mut region, _) = region(512, &RegionOptions { faults, ..RegionOptions::new(64 * PAGE) });
+        assert_eq!(resident(&region), 0);
+        region.as_mut_slice()[..256 * PAGE].fill(7);
+        if when == "after" {
+            lock(libc::MCL_CURRENT);
+        }
+        for round in 0..3 {
+            assert!(region.as_mut_slice()[..256 * PAGE].iter().all(|&byte| byte == 7), "round {round}");
+            region.as_mut_slice()[256 * PAGE..].fill(round);
+            assert!(resident(&region) <= 64, "{}", resident(&region));
+        }
+        println!("whole");
+        return;
+    }
+    for case in ["signal before", "signal after", "thread before", "thread after"] {
+        let output = again("a_program_that_locks_all_its_memory_has_the_bound_and_every_byte", case);
+        let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if out.contains("SKIPPED") {
+            println!("SKIPPED ends::a_program_that_locks_all_its_memory_has_the_bound_and_every_byte: the right to");
+            return;
+        }
+        assert!(output.status.success() && out.contains("whole"), "{case}: {:?} {said}", output.status);
+    }
+}
+
+/// Pages of a region that are in this machine's memory.
+fn resident(region: &Region<VaultLane>) -> usize {
+    let mut pages = vec![0_u8; region.len() / PAGE];
+    // SAFETY: a byte for each page of the region.
+    let asked = unsafe { libc::mincore(region.start().as_ptr().cast(), region.len(), pages.as_mut_ptr()) };
+    assert_eq!(asked, 0);
+    pages.iter().filter(|&&page| page & 1 != 0).count()
 }
 
 #[test]
