@@ -1,5 +1,6 @@
 """numpy arrays that may be larger than this machine's memory: each in a region of its own."""
 
+import contextlib
 import math
 import mmap
 from typing import Any, Literal, Optional, Sequence, Union
@@ -7,7 +8,7 @@ from typing import Any, Literal, Optional, Sequence, Union
 import numpy as np
 
 from .client import Client, connect
-from .errors import UsageError
+from .errors import Error, UsageError
 from .region import Faults, Region, _Pages
 
 #: The largest block of a lease.
@@ -54,8 +55,10 @@ def empty(
     try:
         region = lease.region(local, page=page, faults=faults, device=device)
     except BaseException:
-        if not lease.closed:
-            lease.release(0)
+        # That it cannot be given back now is not why this failed: it expires.
+        with contextlib.suppress(Error):
+            if not lease.closed:
+                lease.release(0)
         raise
     return region.array(lengths, dtype, order=order)
 

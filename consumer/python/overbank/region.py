@@ -137,10 +137,13 @@ class Region(Handle):
     def bytes_of(self, array: "np.ndarray[Any, Any]") -> range:
         """Which bytes of the region an array in it spans, for `hold` and its like."""
         first = end = array.__array_interface__["data"][0] - self._start
+        if not array.size:
+            # It may begin anywhere, also where nothing is.
+            return range(0)
         for length, stride in zip(array.shape, array.strides):
             first += min(0, (length - 1) * stride)
             end += max(0, (length - 1) * stride)
-        end = end + array.itemsize if array.size else first
+        end += array.itemsize
         if not 0 <= first <= end <= self._size:
             raise UsageError("this array is not in this region: overbank.region_of finds its own")
         return range(first, end)
