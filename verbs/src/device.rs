@@ -73,6 +73,11 @@ pub struct Counters {
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
+/// What the name of a soft device on DPDK begins with.
+const DPDK: &str = "dpdk:";
+#[cfg(not(feature = "dpdk"))]
+const NO_DPDK: &str = "this program was built without DPDK (feature `dpdk`); \
+    run `apt-get install libdpdk-dev libclang-dev`, and build it with `--features dpdk`";
 #[cfg(not(feature = "ibv"))]
 const NO_IBV: &str = "this program was built without real RDMA devices (feature `ibv`)";
 
@@ -99,7 +104,7 @@ fn find_real(address: IpAddr) -> Result<Vec<FoundDevice>, String> {
 }
 
 impl Device {
-    /// Opens a device: "soft"; a real one by the name that [`Device::find`] gives it ("mlx5_0", or "mlx5_0:2" for its
+    /// Opens a device: "soft"; "dpdk:" and a port of DPDK's for the soft device on it; a real one by the name that [`Device::find`] gives it ("mlx5_0", or "mlx5_0:2" for its
     /// port 2); or "auto": a real one where one is active, else soft. [`Device::describe`] says which, and why.
     ///
     /// # Errors
@@ -120,12 +125,19 @@ impl Device {
         if value > max {
             return Err(VerbsError::Limit { what: "number of datagrams in a million to lose", value, min: 0, max });
         }
-        if value > 0 && name != "soft" {
+        let soft = name == "soft" || name.starts_with(DPDK);
+        if value > 0 && !soft {
             let reason = "it loses no packets on purpose; only the soft device does".to_owned();
             return Err(VerbsError::DeviceUnusable { name: name.to_owned(), reason });
         }
         if name == "soft" {
             return Ok(Self(Backend::Soft(Arc::new(SoftDevice::open(options, why)?))));
+        }
+        if name.starts_with(DPDK) {
+            #[cfg(feature = "dpdk")]
+            return Ok(Self(Backend::Soft(SoftDevice::open_dpdk(name, options, why)?)));
+            #[cfg(not(feature = "dpdk"))]
+            return Err(VerbsError::DeviceUnusable { name: name.to_owned(), reason: NO_DPDK.to_owned() });
         }
         #[cfg(feature = "ibv")]
         return Ok(Self(Backend::Ibv(Arc::new(IbvDevice::open(name, options, why)?))));
@@ -149,11 +161,11 @@ impl Device {
         }
     }
 
-    /// Its name: "soft", or that of the real device.
+    /// Its name, as it was opened by.
     #[must_use]
     pub fn name(&self) -> &str {
         match &self.0 {
-            Backend::Soft(_) => "soft",
+            Backend::Soft(device) => device.name(),
             #[cfg(feature = "ibv")]
             Backend::Ibv(device) => device.name(),
         }

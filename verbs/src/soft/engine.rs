@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::counters::{Counts, Dropped};
 pub(crate) use super::handles::{CqHandle, EngineError, MrHandle, PdHandle, Qpn};
 use super::handles::{HandleMap, next_free, random};
+use super::out::Out;
 use super::psn::Psn;
 use super::regions::Regions;
 use super::requester::{Failure, Requester, Stop, Work};
@@ -375,7 +376,7 @@ impl Engine {
 
     /// Appends one datagram to `out`. None: there is none until the next call that changes something, or it is time to
     /// see what has arrived, and then [`Self::next_timeout`] is at once.
-    pub(crate) fn poll_transmit(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Transmit> {
+    pub(crate) fn poll_transmit(&mut self, now: Now, out: &mut impl Out) -> Option<Transmit> {
         while self.burst < BURST
             && let Some(qpn) = self.ready.pop_front()
         {
@@ -471,11 +472,11 @@ impl QueuePair {
         regions: &Regions,
         completions: &mut Completions,
         counts: &mut Counts,
-        out: &mut Vec<u8>,
+        out: &mut impl Out,
     ) -> Option<Transmit> {
         let (Some(connection), Some(responder)) = (&self.connection, &mut self.responder) else { return None };
         let (to, alone, start) = (connection.peer, connection.counts_ids(), out.len());
-        let sent = |out: &Vec<u8>| Some(Transmit { to, len: out.len() - start, alone });
+        let sent = |len: usize| Some(Transmit { to, len: len - start, alone });
         for _ in 0..2 {
             self.answered_last = !self.answered_last;
             if self.answered_last {
@@ -483,11 +484,11 @@ impl QueuePair {
                     Turn::Idle => {}
                     Turn::Sent { again } => {
                         counts.retransmitted += u64::from(again);
-                        return sent(out);
+                        return sent(out.len());
                     }
                     Turn::Refused => {
                         self.fail(None, completions);
-                        return sent(out);
+                        return sent(out.len());
                     }
                     Turn::Silenced => {
                         self.fail(None, completions);
@@ -499,7 +500,7 @@ impl QueuePair {
                 match self.requester.next_packet(now, connection, regions, most, out) {
                     Some(Ok(packet)) => {
                         counts.retransmitted += u64::from(packet.again);
-                        return sent(out);
+                        return sent(out.len());
                     }
                     Some(Err(failure)) => {
                         self.fail(Some(failure), completions);
