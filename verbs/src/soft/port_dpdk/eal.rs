@@ -2,13 +2,15 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::Path;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::super::out::{Out, OutOfMemory};
+use super::gate::GATE;
 use super::spec::Spec;
-use super::sys;
+use super::{checks, events, sys};
 use crate::Memory;
 
 /// Frames in one call of the driver, at most.
@@ -49,6 +51,9 @@ fn start_once(spec: &Spec) -> Result<Started, String> {
 }
 
 fn initialise(spec: &Spec) -> Result<Started, String> {
+    if spec.hugepages {
+        checks::hugepages(Path::new("/sys"), spec.memory)?;
+    }
     // SAFETY: takes nothing; DPDK's log goes to memory of the shim's.
     if unsafe { sys::ob_keep_log() } != 0 {
         return Err("DPDK's log could not be taken over".to_owned());
@@ -74,6 +79,7 @@ fn initialise(spec: &Spec) -> Result<Started, String> {
     if done < 0 {
         return Err(format!("DPDK did not start: {}{}", error_text(last_error()), log()));
     }
+    events::rest_soon().map_err(|error| format!("DPDK has no timer: {}", error_text(error)))?;
     Ok(Started { hugepages: spec.hugepages, pci: spec.is_pci() })
 }
 
@@ -183,6 +189,7 @@ impl Port {
         ring: u16,
         mtu: u16,
     ) -> Result<Self, String> {
+        let _inside = GATE.enter();
         let text = |text: &str| CString::new(text).map_err(|_| "a zero byte in the port's name".to_owned());
         let (c_name, arguments) = (text(name)?, text(arguments)?);
         let mut number = 0;
@@ -230,6 +237,7 @@ impl Port {
 
     /// Starts it; of a memif client that is to reach its server, which may not be there yet.
     pub(crate) fn start(&mut self) -> Result<(), String> {
+        let _inside = GATE.enter();
         // SAFETY: a port that is set up.
         match unsafe { sys::rte_eth_dev_start(self.number) } {
             0 => {
@@ -243,6 +251,7 @@ impl Port {
     pub(crate) fn stop(&mut self) {
         if self.running {
             self.running = false;
+            let _inside = GATE.enter();
             // SAFETY: a port that runs.
             unsafe { sys::rte_eth_dev_stop(self.number) };
         }
@@ -258,15 +267,16 @@ impl Port {
     }
 
     /// Takes what has arrived, a burst at most.
-    pub(crate) fn receive(&mut self, mut each: impl FnMut(Frame)) -> usize {
+    pub(crate) fn receive(&mut self, to: &mut Vec<Frame>) -> usize {
         if !self.running {
             return 0;
         }
+        let Some(_inside) = GATE.try_enter() else { return 0 };
         let mut frames = [null_mut(); BURST];
         // SAFETY: a port that runs, and room for as many pointers as it is told.
         let count = unsafe { sys::ob_receive(self.number, frames.as_mut_ptr(), BURST as u16) };
         let count = usize::from(count).min(BURST);
-        frames[..count].iter().filter_map(|frame| NonNull::new(*frame)).for_each(|frame| each(Frame(frame)));
+        to.extend(frames[..count].iter().filter_map(|frame| NonNull::new(*frame)).map(Frame));
         count
     }
 
@@ -275,6 +285,7 @@ impl Port {
         if !self.running || frames.is_empty() {
             return 0;
         }
+        let Some(_inside) = GATE.try_enter() else { return 0 };
         let count = frames.len().min(usize::from(u16::MAX));
         // SAFETY: a port that runs, and that many frames of its own pool: `Frame` is one pointer, and nothing else. Those
         // that it takes are its own from then on.
@@ -288,6 +299,7 @@ impl Port {
 impl Drop for Port {
     fn drop(&mut self) {
         self.stop();
+        let _inside = GATE.enter();
         // SAFETY: the port is stopped, nobody else knows its number, and the strings live for the call. Removing closes it.
         unsafe { sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
     }

@@ -1,21 +1,27 @@
 //! The soft device on ports of DPDK's: frames in bursts, in and out, with the headers that the kernel would write, and ARP.
 //! Knows nothing of what datagrams mean.
 
+mod checks;
 mod eal;
+mod events;
 mod frame;
+mod gate;
+mod mesh;
 mod neighbours;
 mod spec;
 mod sys;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::Path;
 
 use smoltcp::wire::EthernetAddress;
 
 use self::eal::{BURST, Frame, Pool, Port};
 use self::frame::{ARP, HEADERS, Heard, Ignored};
+use self::mesh::Place;
 use self::neighbours::{Hop, Neighbours, Route};
-use self::spec::Spec;
+use self::spec::{Memif, Spec};
 use super::engine::{Engine, Now, Transmit};
 use super::out::Out;
 use super::port_udp::Loss;
@@ -34,8 +40,13 @@ const HELD: usize = 64;
 const LOOPED: usize = 256;
 /// Nanoseconds between attempts to reach the other end of a link that is down.
 const AGAIN: u64 = 100_000_000;
+/// Nanoseconds until an attempt that has reached it is given up.
+const PATIENCE: u64 = 2_000_000_000;
 /// Nanoseconds of the first sleep of an idle device; each one after it is twice as long.
 const FIRST_NAP: u64 = 20_000;
+/// Times in a row that nothing has come from a link, after which it is asked seldom; and how seldom.
+const QUIET: u32 = 10_000;
+const SELDOM: u32 = 16;
 /// Times in a row that nothing has arrived, after which links are looked at.
 const LOOK: u32 = 1 << 16;
 
@@ -64,6 +75,11 @@ pub(crate) struct DpdkPort {
     longest_nap: u64,
     loss: Option<Loss>,
     counts: Counts,
+    /// Room for what arrives at once.
+    burst: Vec<Frame>,
+    polls: u32,
+    /// In a mesh: what nobody else takes meanwhile.
+    _place: Option<Place>,
 }
 
 /// Frames that came to nothing.
@@ -83,6 +99,16 @@ struct Link {
     port: Port,
     /// It has to reach its other end, rather than to wait for it.
     calls: bool,
+    called: Now,
+    was_up: bool,
+    /// Times in a row that nothing has come from it.
+    quiet: u32,
+}
+
+impl Link {
+    fn new(port: Port, calls: bool) -> Self {
+        Self { queue: Vec::with_capacity(QUEUE), port, calls, called: Now(0), was_up: false, quiet: 0 }
+    }
 }
 
 /// What people are told of a port.
@@ -121,14 +147,23 @@ impl DpdkPort {
                 return Err(fail(format!("{address} is an IPv6 address; give the device address=IPV4")));
             }
         };
+        let place = match spec.memif().map_err(fail)? {
+            Some(Memif::Mesh(directory)) => Some(Place::take(&directory, spec.links).map_err(fail)?),
+            _ => None,
+        };
+        let number = place.as_ref().map_or(0, |place| place.number);
+        let address = Ipv4Addr::from(u32::from(address).saturating_add(number.into()));
         let local = SocketAddrV4::new(address, options.port.filter(|port| *port != 0).unwrap_or(ROCE_PORT));
+        if spec.is_pci() {
+            checks::card(Path::new("/sys"), Path::new("/dev"), &spec.port).map_err(fail)?;
+        }
         eal::start(&spec).map_err(fail)?;
         let frame = usize::from(spec.mtu.unwrap_or(0).max(MEMIF_MTU)) + frame::ETHERNET + 4;
         // What the rings of a card hold, and what is on its way to them; a memif's rings hold no frames of ours.
         let rings = if spec.is_memif() { 0 } else { 2 * usize::from(RING) };
         let count = rings + (QUEUE + 2 * BURST) * usize::from(spec.links) + HELD + LOOPED + 2 * BURST;
         let pool = Pool::new(count.next_power_of_two() - 1, frame).map_err(fail)?;
-        let links = Self::open_links(&spec, &pool, frame).map_err(fail)?;
+        let links = Self::open_links(&spec, &pool, (number, address), frame).map_err(fail)?;
         let facts = &links[0].port.facts;
         let mtu = if spec.is_memif() { spec.mtu.unwrap_or(MEMIF_MTU) } else { facts.mtu };
         let about = About {
@@ -158,45 +193,67 @@ impl DpdkPort {
             longest_nap: u64::try_from(spec.nap.as_nanos()).unwrap_or(u64::MAX),
             loss: Loss::new(per_million, seed),
             counts: Counts::default(),
+            burst: Vec::with_capacity(BURST),
+            polls: 0,
+            _place: place,
         };
         Ok((port, about))
     }
 
-    fn open_links(spec: &Spec, pool: &Pool, frame: usize) -> Result<Vec<Link>, String> {
-        let memif = spec.memif()?;
-        let arguments: Vec<String> = spec
-            .arguments
-            .iter()
-            .filter(|(key, _)| memif.is_none() || key != "id")
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        let arguments = arguments.join(",");
-        let Some(memif) = memif else {
+    fn open_links(
+        spec: &Spec,
+        pool: &Pool,
+        (place, address): (u16, Ipv4Addr),
+        frame: usize,
+    ) -> Result<Vec<Link>, String> {
+        let ours = |key: &str| spec.is_memif() && ["role", "socket"].contains(&key);
+        let arguments =
+            spec.arguments.iter().filter(|(key, _)| !ours(key)).map(|(key, value)| format!("{key}={value}"));
+        let arguments = arguments.collect::<Vec<_>>().join(",");
+        let Some(memif) = spec.memif()? else {
             let bus = if spec.is_pci() { c"pci" } else { c"vdev" };
             let mut port = Port::open((bus, &spec.port, &arguments), pool, RING, spec.mtu.unwrap_or(0))?;
             port.start()?;
-            return Ok(vec![Link { queue: Vec::with_capacity(QUEUE), port, calls: false }]);
+            return Ok(vec![Link::new(port, false)]);
         };
+        let ends = match memif {
+            Memif::End { server, socket } => vec![(server, socket, None)],
+            Memif::Mesh(directory) => {
+                let others = (0..spec.links).filter(|other| *other != place);
+                let id = |other: u16| Some(other.max(place));
+                others.map(|other| (place < other, Place::socket(&directory, place.min(other)), id(other))).collect()
+            }
+        };
+        if let Some((_, socket, _)) = ends.iter().find(|(server, ..)| *server) {
+            mesh::clear(socket)?;
+        }
+        let mac = mesh::mac_of(address).map(|byte| format!("{byte:02x}")).join(":");
         let mut links = Vec::new();
-        for link in 0..if memif.server { u32::from(spec.links) } else { 1 } {
-            let id = memif.id + link;
+        for (link, (server, socket, id)) in ends.into_iter().enumerate() {
+            events::add(&socket);
+            let (role, socket) = (if server { "server" } else { "client" }, socket.display().to_string());
             // Buffers that are longer than ours: the driver then copies no more than ours hold, whatever the peer says.
-            let own = format!("{arguments},id={id},bsize={},socket-abstract=no", frame + 64);
-            let name = format!("{}n{link}", spec.port);
-            let mut port = Port::open((c"vdev", &name, &own), pool, RING, 0)?;
-            // A server that is not there yet is called again.
+            let mut own = format!("role={role},socket={socket},bsize={},socket-abstract=no,mac={mac}", frame + 64);
+            if let Some(id) = id {
+                own += &format!(",id={id}");
+            }
+            if !arguments.is_empty() {
+                own += &format!(",{arguments}");
+            }
+            let mut port = Port::open((c"vdev", &format!("{}n{link}", spec.port), &own), pool, RING, 0)?;
             let started = port.start();
-            if memif.server {
+            // A server that is not there yet is called again.
+            if server {
                 started?;
             }
-            links.push(Link { queue: Vec::with_capacity(QUEUE), port, calls: !memif.server });
+            links.push(Link::new(port, !server));
         }
         Ok(links)
     }
 
     /// Frames are left, for which there was no room, or packets, for which there was no frame.
     pub(crate) fn waiting(&self) -> bool {
-        self.starved || self.links.iter().any(|link| !link.queue.is_empty())
+        self.starved || !self.held.is_empty() || self.links.iter().any(|link| !link.queue.is_empty())
     }
 
     /// There is something to take at once.
@@ -222,16 +279,21 @@ impl DpdkPort {
                 engine.receive(now(), self.local.into(), bytes.get(HEADERS..).unwrap_or_default());
             }
         }
+        self.polls = self.polls.wrapping_add(1);
+        let several = self.links.len() > 1;
         for link in 0..self.links.len() {
-            let mut frames: [Option<Frame>; BURST] = [const { None }; BURST];
-            let mut at = 0;
-            count += self.links[link].port.receive(|frame| {
-                frames[at] = Some(frame);
-                at += 1;
-            });
-            for frame in frames.into_iter().take(at).flatten() {
+            // Of several links, most have nobody at their other end.
+            if self.links[link].quiet >= QUIET && !self.polls.is_multiple_of(SELDOM) {
+                continue;
+            }
+            let mut frames = std::mem::take(&mut self.burst);
+            let taken = self.links[link].port.receive(&mut frames);
+            self.links[link].quiet = if taken > 0 || !several { 0 } else { self.links[link].quiet.saturating_add(1) };
+            count += taken;
+            for frame in frames.drain(..) {
                 self.take(now(), link, &frame, engine);
             }
+            self.burst = frames;
         }
         if count > 0 {
             (self.nap, self.empty) = (FIRST_NAP, 0);
@@ -282,6 +344,7 @@ impl DpdkPort {
     /// Sends what the engine has to send, until it has no more, or there is no room.
     pub(crate) fn send(&mut self, now: Now, engine: &mut Engine) {
         self.look_at_links(now);
+        self.ask_again(now);
         loop {
             self.flush();
             if self.links.iter().all(|link| link.queue.len() >= QUEUE) {
@@ -334,14 +397,30 @@ impl DpdkPort {
                     self.send_arp(hop.link, (None, there));
                 }
             }
-            Route::Unknown { ask } => {
-                if self.held.len() >= HELD {
-                    self.held.pop_front();
+            Route::Unknown { ask, wait } => {
+                if !wait || self.held.len() >= HELD {
                     self.counts.no_neighbour += 1;
+                } else {
+                    self.held.push_back((there, frame));
                 }
-                self.held.push_back((there, frame));
                 if ask {
                     (0..self.links.len()).for_each(|link| self.send_arp(link, (None, there)));
+                }
+            }
+        }
+    }
+
+    /// Asks for the addresses that frames wait for, when it is time to, and gives up those who do not answer.
+    fn ask_again(&mut self, now: Now) {
+        for _ in 0..self.held.len() {
+            let Some((to, frame)) = self.held.pop_front() else { break };
+            match self.neighbours.route(now, to) {
+                Route::To { hop, .. } => self.queue(hop, frame),
+                Route::Unknown { ask, wait } => {
+                    if ask {
+                        (0..self.links.len()).for_each(|link| self.send_arp(link, (None, to)));
+                    }
+                    if wait { self.held.push_back((to, frame)) } else { self.counts.no_neighbour += 1 }
                 }
             }
         }
@@ -391,8 +470,13 @@ impl DpdkPort {
         }
         self.look = now.after(AGAIN);
         for link in self.links.iter_mut().filter(|link| link.calls) {
-            if !link.port.is_running() || !link.port.is_up() {
+            let is_up = link.port.is_running() && link.port.is_up();
+            // One that was reached may need a moment more to come up.
+            let waits = !link.was_up && link.port.is_running() && now < link.called.after(PATIENCE);
+            link.was_up = is_up;
+            if !is_up && !waits {
                 link.port.stop();
+                link.called = now;
                 let _ = link.port.start();
             }
         }

@@ -10,8 +10,12 @@ use super::super::timers::Now;
 
 /// Addresses that are known or asked for, at most: who has been quiet for longest makes room.
 const MAX: usize = 1024;
-/// Nanoseconds between questions for one address.
-const ASK: u64 = 100_000_000;
+/// Nanoseconds after the first question for an address until the next; each time twice as many.
+const ASK: u64 = 1_000_000;
+/// So often are they doubled at most.
+const DOUBLINGS: u32 = 10;
+/// Questions without an answer, after which nothing waits for one any more.
+const PATIENCE: u32 = 8;
 /// Nanoseconds after which what was heard is asked again: a machine may have got another card.
 const STALE: u64 = 30_000_000_000;
 
@@ -27,15 +31,23 @@ pub(crate) struct Hop {
 pub(crate) enum Route {
     /// Send it there; and ask again whether that is still right.
     To { hop: Hop, ask: bool },
-    /// It cannot go yet; ask on all links, unless that was just done.
-    Unknown { ask: bool },
+    /// It cannot go yet; ask on all links, unless that was just done. Where it was done often enough, it need not wait.
+    Unknown { ask: bool, wait: bool },
 }
 
 struct Entry {
     hop: Option<Hop>,
     heard: Now,
+    /// When it was last asked for, and how often in a row.
     asked: Option<Now>,
+    questions: u32,
     used: Now,
+}
+
+impl Entry {
+    fn new(now: Now, hop: Option<Hop>) -> Self {
+        Self { hop, heard: now, asked: None, questions: 0, used: now }
+    }
 }
 
 /// The table.
@@ -50,16 +62,17 @@ impl Neighbours {
         if !self.entries.contains_key(&to) {
             self.make_room();
         }
-        let entry = self.entries.entry(to).or_insert(Entry { hop: None, heard: Now(0), asked: None, used: now });
+        let entry = self.entries.entry(to).or_insert_with(|| Entry::new(now, None));
         entry.used = now;
-        let old = entry.hop.is_none() || now.0.saturating_sub(entry.heard.0) > STALE;
-        let ask = old && entry.asked.is_none_or(|asked| now.0.saturating_sub(asked.0) >= ASK);
+        let old = entry.hop.is_none() || now.since(entry.heard) > STALE;
+        let pause = ASK << entry.questions.saturating_sub(1).min(DOUBLINGS);
+        let ask = old && entry.asked.is_none_or(|asked| now.since(asked) >= pause);
         if ask {
-            entry.asked = Some(now);
+            (entry.asked, entry.questions) = (Some(now), entry.questions.saturating_add(1));
         }
         match entry.hop {
             Some(hop) => Route::To { hop, ask },
-            None => Route::Unknown { ask },
+            None => Route::Unknown { ask, wait: entry.questions < PATIENCE },
         }
     }
 
@@ -71,11 +84,11 @@ impl Neighbours {
         match self.entries.get_mut(&from) {
             // An answer to no question of ours.
             Some(entry) if answer && entry.asked.is_none() => {}
-            Some(entry) => (entry.hop, entry.heard, entry.asked) = (Some(hop), now, None),
+            Some(entry) => *entry = Entry { used: entry.used, ..Entry::new(now, Some(hop)) },
             None if answer => {}
             None => {
                 self.make_room();
-                self.entries.insert(from, Entry { hop: Some(hop), heard: now, asked: None, used: now });
+                self.entries.insert(from, Entry::new(now, Some(hop)));
             }
         }
     }
@@ -105,9 +118,9 @@ mod tests {
     #[test]
     fn a_question_is_asked_until_it_is_answered_and_again_when_the_answer_is_old() {
         let mut table = Neighbours::default();
-        assert_eq!(table.route(Now(0), HERE), Route::Unknown { ask: true });
-        assert_eq!(table.route(Now(ASK - 1), HERE), Route::Unknown { ask: false });
-        assert_eq!(table.route(Now(ASK), HERE), Route::Unknown { ask: true });
+        assert_eq!(table.route(Now(0), HERE), Route::Unknown { ask: true, wait: true });
+        assert_eq!(table.route(Now(ASK - 1), HERE), Route::Unknown { ask: false, wait: true });
+        assert_eq!(table.route(Now(ASK), HERE), Route::Unknown { ask: true, wait: true });
         table.heard(Now(ASK + 1), HERE, HOP, true);
         assert_eq!(table.route(Now(ASK + 2), HERE), Route::To { hop: HOP, ask: false });
         let later = ASK + 2 + STALE;
@@ -118,10 +131,23 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_answer_is_asked_ever_more_seldom() {
+        let mut table = Neighbours::default();
+        let asks = |table: &mut Neighbours, at| matches!(table.route(Now(at), HERE), Route::Unknown { ask: true, .. });
+        let count =
+            |table: &mut Neighbours, range: std::ops::Range<u64>| range.filter(|at| asks(table, at * ASK)).count();
+        assert_eq!(count(&mut table, 0..1000), 10);
+        assert_eq!(table.route(Now(1000 * ASK), HERE), Route::Unknown { ask: false, wait: false });
+        assert_eq!(count(&mut table, 1001..11_001), 10);
+        table.heard(Now(11_001 * ASK), HERE, HOP, true);
+        assert_eq!(table.route(Now(11_001 * ASK), HERE), Route::To { hop: HOP, ask: false });
+    }
+
+    #[test]
     fn an_answer_without_a_question_changes_nothing() {
         let mut table = Neighbours::default();
         table.heard(Now(1), HERE, HOP, true);
-        assert_eq!(table.route(Now(2), HERE), Route::Unknown { ask: true });
+        assert_eq!(table.route(Now(2), HERE), Route::Unknown { ask: true, wait: true });
         table.heard(Now(3), HERE, HOP, true);
         table.heard(Now(4), HERE, OTHER, true);
         assert_eq!(table.route(Now(5), HERE), Route::To { hop: HOP, ask: false });

@@ -9,8 +9,8 @@ const OURS: [&str; 8] = ["address", "cpu", "gateway", "hugepages", "links", "mem
 /// What a name must look like, for who got it wrong.
 const FORM: &str =
     "dpdk:PORT[,KEY=VALUE…], where PORT is a PCI address (0000:01:00.0) or a virtual port such as net_memif0";
-/// Links of one device, at most.
-const MAX_LINKS: u16 = 64;
+/// Places of a mesh, at most: a process of DPDK's has 32 ports.
+const MAX_LINKS: u16 = 24;
 
 /// A port, and how it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,16 +33,17 @@ pub(crate) struct Spec {
     pub(crate) nap: Duration,
     /// The processor that its thread stays on.
     pub(crate) cpu: Option<usize>,
-    /// Of a memif server: how many clients it can have. Of a client: how many the server can, one of which it is.
+    /// Places of a mesh of memifs.
     pub(crate) links: u16,
 }
 
-/// Which end of a memif this is.
+/// What a memif is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Memif {
-    pub(crate) server: bool,
-    pub(crate) socket: PathBuf,
-    pub(crate) id: u32,
+pub(crate) enum Memif {
+    /// One end, at this socket.
+    End { server: bool, socket: PathBuf },
+    /// Linked with every process that joins in this directory.
+    Mesh(PathBuf),
 }
 
 impl Spec {
@@ -66,7 +67,7 @@ impl Spec {
             memory: 128,
             nap: Duration::from_millis(1),
             cpu: None,
-            links: 1,
+            links: 4,
         };
         for part in parts {
             let (key, value) =
@@ -76,9 +77,6 @@ impl Spec {
             } else {
                 spec.arguments.push((key.to_owned(), value.to_owned()));
             }
-        }
-        if spec.links > 1 && !spec.is_memif() {
-            return Err("only a memif has several links: leave links=… out".to_owned());
         }
         if spec.gateway.is_some() && spec.address.is_none_or(|(_, prefix)| prefix == 0) {
             return Err("a gateway needs address=ADDRESS/BITS, which says who is on the network itself".to_owned());
@@ -106,7 +104,7 @@ impl Spec {
             "hugepages" => self.hugepages = ["no", "yes"].iter().position(|word| *word == value)? == 1,
             "nap" => self.nap = Duration::from_micros(value.parse().ok().filter(|micros| *micros <= 1_000_000)?),
             "cpu" => self.cpu = Some(value.parse().ok().filter(|cpu| *cpu < 1024)?),
-            _ => self.links = value.parse().ok().filter(|links| (1..=MAX_LINKS).contains(links))?,
+            _ => self.links = value.parse().ok().filter(|links| (2..=MAX_LINKS).contains(links))?,
         }
         Some(())
     }
@@ -128,19 +126,17 @@ impl Spec {
         if !self.is_memif() {
             return Ok(None);
         }
-        let server = match self.argument("role") {
-            Some("server") => true,
-            Some("client") => false,
-            _ => return Err("a memif has role=server or role=client".to_owned()),
+        let Some(socket) = self.argument("socket").filter(|path| path.starts_with('/') && path.len() < 90) else {
+            return Err("a memif has socket=PATH, an absolute one of less than 90 bytes".to_owned());
         };
-        let Some(socket) = self.argument("socket").filter(|path| path.starts_with('/') && path.len() < 100) else {
-            return Err("a memif has socket=PATH, an absolute one of less than 100 bytes".to_owned());
-        };
-        let id = match self.argument("id") {
-            None => 0,
-            Some(id) => id.parse().map_err(|_| format!("'{id}' is no id of a memif: a number"))?,
-        };
-        Ok(Some(Memif { server, socket: PathBuf::from(socket), id }))
+        let socket = PathBuf::from(socket);
+        match self.argument("role") {
+            Some("server") => Ok(Some(Memif::End { server: true, socket })),
+            Some("client") => Ok(Some(Memif::End { server: false, socket })),
+            Some("mesh") if self.address.is_none() => Err("a mesh needs address=, that of its first place".to_owned()),
+            Some("mesh") => Ok(Some(Memif::Mesh(socket))),
+            _ => Err("a memif has role=server, role=client or role=mesh".to_owned()),
+        }
     }
 }
 
@@ -164,7 +160,7 @@ fn help(key: &str) -> &'static str {
         "hugepages" => "yes or no",
         "nap" => "microseconds that an idle device sleeps at most, up to a million; 0 for never",
         "cpu" => "the number of a processor",
-        _ => "a number of links, 1 to 64",
+        _ => "how many devices a mesh has at most, 2 to 24",
     }
 }
 
@@ -180,7 +176,9 @@ mod tests {
         let keys: Vec<_> = spec.arguments.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(keys, ["role", "socket", "id"]);
         let memif = spec.memif().unwrap().unwrap();
-        assert_eq!(memif, Memif { server: false, socket: "/run/m".into(), id: 3 });
+        assert_eq!(memif, Memif::End { server: false, socket: "/run/m".into() });
+        let mesh = Spec::parse("net_memif0,role=mesh,socket=/run/m,links=3,address=10.9.0.1").unwrap();
+        assert_eq!((mesh.memif(), mesh.links), (Ok(Some(Memif::Mesh("/run/m".into()))), 3));
         let card = Spec::parse("0000:01:00.0,address=10.0.0.7,gateway_unknown=1").unwrap();
         assert!(card.is_pci() && card.hugepages && card.memif().unwrap().is_none());
         assert_eq!(card.arguments, [("gateway_unknown".to_owned(), "1".to_owned())]);
@@ -201,13 +199,13 @@ mod tests {
             ("net_tap0,mtu=100", "576"),
             ("net_tap0,nap=-1", "microseconds"),
             ("net_tap0,hugepages=maybe", "yes or no"),
-            ("net_tap0,links=2", "memif"),
+            ("net_tap0,links=1", "2 to 24"),
+            ("net_memif0,role=mesh,socket=/run/m", "address="),
             ("net_tap0,address=10.0.0.1,gateway=10.0.0.2", "BITS"),
             ("net_memif0,socket=/run/m", "role="),
             ("net_memif0,role=server", "socket="),
             ("net_memif0,role=server,socket=here", "absolute"),
-            ("net_memif0,role=server,socket=/run/m,id=x", "a number"),
-            ("net_memif0,role=server,socket=/run/m,links=65", "1 to 64"),
+            ("net_memif0,role=server,socket=/run/m,links=25", "2 to 24"),
             ("net_memif0,role=server,socket=/run/m,zero-copy=yes", "zero-copy"),
         ] {
             let said = Spec::parse(text).unwrap_err();
