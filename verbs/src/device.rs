@@ -148,7 +148,11 @@ impl Device {
     /// Looks for every device of this machine, and says of each whether it can be used with these options.
     #[must_use]
     pub fn find(options: &DeviceOptions) -> FoundDevices {
-        FoundDevices::new(find_real(options.address), SoftDevice::look(options), options.address)
+        let found = FoundDevices::new(find_real(options.address), SoftDevice::look(options), options.address);
+        #[cfg(feature = "dpdk")]
+        return found.with(SoftDevice::look_dpdk(options));
+        #[cfg(not(feature = "dpdk"))]
+        found.with(vec![FoundDevice::unusable(DPDK, "not built in", "DPDK", NO_DPDK.to_owned())])
     }
 
     /// How it is. Worth a look every second or so: a device that failed says so here.

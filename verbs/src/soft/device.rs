@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::driver::{Core, Driver};
 use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
 #[cfg(feature = "dpdk")]
-use super::port_dpdk::DpdkPort;
+use super::port_dpdk::{self, DpdkPort};
 use super::port_udp::{self, ReceiveBuffer};
 use crate::endpoint::ROCE_PORT;
 use crate::{
@@ -24,7 +24,10 @@ const HEADERS: usize = 80;
 
 /// Those on ports of DPDK's: a port is opened once, and shared by those of this process who ask for it by the same name.
 #[cfg(feature = "dpdk")]
-static OPEN: Mutex<Vec<Weak<SoftDevice>>> = Mutex::new(Vec::new());
+static OPEN: Mutex<Vec<(Weak<SoftDevice>, Weak<()>)>> = Mutex::new(Vec::new());
+/// How long a port may take to close.
+#[cfg(feature = "dpdk")]
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// An open soft device. Dropping it stops its thread.
 pub(crate) struct SoftDevice {
@@ -68,10 +71,18 @@ impl SoftDevice {
     #[cfg(feature = "dpdk")]
     pub(crate) fn open_dpdk(name: &str, options: &DeviceOptions, why: String) -> Result<Arc<Self>, VerbsError> {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|device| device.strong_count() > 0);
-        if let Some(device) = open.iter().filter_map(Weak::upgrade).find(|device| device.name == name) {
+        if let Some(device) = open.iter().filter_map(|(device, _)| device.upgrade()).find(|device| device.name == name)
+        {
             return Ok(device);
         }
+        // Whoever drops one closes its port at last, on a thread of its own.
+        let until = Instant::now() + CLOSING;
+        while open.iter().any(|(device, port)| device.strong_count() == 0 && port.strong_count() > 0)
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        open.retain(|(device, _)| device.strong_count() > 0);
         let (port, about) = DpdkPort::open(name, options)?;
         let mtu = options.mtu.min(mtu_within(about.mtu));
         let driver = Arc::new(Driver::open_dpdk(name, (port, &about), (mtu, options.spin))?);
@@ -79,8 +90,23 @@ impl SoftDevice {
         let port = Some(about.line());
         let asked = options.clone();
         let device = Arc::new(Self { name: name.to_owned(), driver, mtu, port, asked, why, thread });
-        open.push(Arc::downgrade(&device));
+        open.push((Arc::downgrade(&device), about.open));
         Ok(device)
+    }
+
+    /// The cards that DPDK could have, and how other ports are named.
+    #[cfg(feature = "dpdk")]
+    pub(crate) fn look_dpdk(options: &DeviceOptions) -> Vec<FoundDevice> {
+        let gid = Gid { index: 0, raw: Endpoint::gid_of(options.address), kind: GidKind::RoceV2 };
+        let cards = port_dpdk::cards().into_iter().map(|(address, usable)| FoundDevice {
+            state: if usable.is_ok() { "ready" } else { "unusable" },
+            limits: Some(engine::LIMITS),
+            usable: usable.map(|()| gid),
+            ..FoundDevice::unusable(&format!("dpdk:{address}"), "", "DPDK", String::new())
+        });
+        let named =
+            "a virtual port is named with what it needs: net_memif0,role=mesh,socket=/run/overbank,address=10.9.0.1/24";
+        cards.chain([FoundDevice::unusable("dpdk:net_…", "virtual", "DPDK", named.to_owned())]).collect()
     }
 
     /// The thread, on that processor or on any.
@@ -103,6 +129,11 @@ impl SoftDevice {
         };
         let thread = std::thread::Builder::new().name("overbank-soft".to_owned()).spawn(progress);
         thread.map(Some).map_err(|source| VerbsError::System { call: "start of the progress thread", source })
+    }
+
+    #[cfg(all(test, feature = "dpdk"))]
+    pub(crate) fn free_frames(&self) -> u32 {
+        self.driver.control().free_frames()
     }
 
     pub(crate) fn name(&self) -> &str {

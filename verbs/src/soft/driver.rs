@@ -98,6 +98,14 @@ impl Core {
         counters
     }
 
+    #[cfg(all(test, feature = "dpdk"))]
+    pub(crate) fn free_frames(&self) -> u32 {
+        match &self.port {
+            Port::Udp { .. } => 0,
+            Port::Dpdk(port) => port.free_frames(),
+        }
+    }
+
     /// When the engine must be moved on without traffic.
     fn next_timeout(&self) -> u64 {
         self.engine.next_timeout().map_or(u64::MAX, |Now(at)| at)

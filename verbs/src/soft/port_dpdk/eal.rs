@@ -149,6 +149,7 @@ impl Pool {
     }
 
     /// Buffers that nobody has.
+    #[cfg(test)]
     pub(crate) fn free(&self) -> u32 {
         // SAFETY: a pool that lives.
         unsafe { sys::rte_mempool_avail_count(self.0.as_ptr()) }

@@ -14,6 +14,7 @@ mod sys;
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
+use std::sync::{Arc, Weak};
 
 use smoltcp::wire::EthernetAddress;
 
@@ -80,6 +81,8 @@ pub(crate) struct DpdkPort {
     polls: u32,
     /// In a mesh: what nobody else takes meanwhile.
     _place: Option<Place>,
+    /// Goes last: until then the port is open.
+    _open: Arc<()>,
 }
 
 /// Frames that came to nothing.
@@ -120,6 +123,8 @@ pub(crate) struct About {
     pub(crate) mtu: usize,
     pub(crate) cpu: Option<usize>,
     links: usize,
+    /// Lives as long as the port.
+    pub(crate) open: Weak<()>,
     /// Bytes, as sockets count them.
     pub(crate) receive_buffer: usize,
 }
@@ -129,6 +134,13 @@ impl About {
         let links = if self.links > 1 { format!(", {} links", self.links) } else { String::new() };
         format!("DPDK's {}{links}, UDP {}", self.driver, self.local)
     }
+}
+
+/// The network cards of this machine, and what keeps DPDK from each.
+pub(crate) fn cards() -> Vec<(String, Result<(), String>)> {
+    let (sys, dev) = (Path::new("/sys"), Path::new("/dev"));
+    let usable = |card: &String| checks::card(sys, dev, card).and_then(|()| checks::hugepages(sys, spec::MEMORY));
+    checks::cards(sys).into_iter().map(|card| (card.clone(), usable(&card))).collect()
 }
 
 fn unusable(name: &str, reason: String) -> VerbsError {
@@ -166,7 +178,9 @@ impl DpdkPort {
         let links = Self::open_links(&spec, &pool, (number, address), frame).map_err(fail)?;
         let facts = &links[0].port.facts;
         let mtu = if spec.is_memif() { spec.mtu.unwrap_or(MEMIF_MTU) } else { facts.mtu };
+        let open = Arc::new(());
         let about = About {
+            open: Arc::downgrade(&open),
             driver: facts.driver.clone(),
             local: local.into(),
             mtu: mtu.into(),
@@ -196,6 +210,7 @@ impl DpdkPort {
             burst: Vec::with_capacity(BURST),
             polls: 0,
             _place: place,
+            _open: open,
         };
         Ok((port, about))
     }
@@ -494,8 +509,17 @@ impl DpdkPort {
         ]
     }
 
+    /// Buffers of frames that nobody has.
+    #[cfg(test)]
+    pub(crate) fn free_frames(&self) -> u32 {
+        self.pool.free()
+    }
+
     /// Whether it sleeps while nothing comes.
     pub(crate) fn naps(&self) -> bool {
         self.longest_nap > 0
     }
 }
+
+#[cfg(test)]
+mod tests;

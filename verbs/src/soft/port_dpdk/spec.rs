@@ -9,6 +9,8 @@ const OURS: [&str; 8] = ["address", "cpu", "gateway", "hugepages", "links", "mem
 /// What a name must look like, for who got it wrong.
 const FORM: &str =
     "dpdk:PORT[,KEY=VALUE…], where PORT is a PCI address (0000:01:00.0) or a virtual port such as net_memif0";
+/// MiB for DPDK, where nothing else is asked for.
+pub(crate) const MEMORY: usize = 128;
 /// Places of a mesh, at most: a process of DPDK's has 32 ports.
 const MAX_LINKS: u16 = 24;
 
@@ -64,7 +66,7 @@ impl Spec {
             address: None,
             gateway: None,
             mtu: None,
-            memory: 128,
+            memory: MEMORY,
             nap: Duration::from_millis(1),
             cpu: None,
             links: 4,
