@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use crate::found::{self, FoundDevice, FoundDevices};
 use crate::ibv::device::IbvDevice;
 use crate::pd::ProtectionDomain;
 use crate::soft::device::SoftDevice;
+#[cfg(feature = "dpdk")]
+use crate::soft::port_dpdk;
 use crate::{VerbsError, cq, pd};
 
 /// What a device is opened with.
@@ -153,6 +156,19 @@ impl Device {
         return found.with(SoftDevice::look_dpdk(options));
         #[cfg(not(feature = "dpdk"))]
         found.with(vec![FoundDevice::unusable(DPDK, "not built in", "DPDK", NO_DPDK.to_owned())])
+    }
+
+    /// Directories that a device of this name writes in, where a program allows itself no others: on DPDK alone. They are
+    /// made, where they can be.
+    #[must_use]
+    pub fn writes(name: &str) -> Vec<PathBuf> {
+        #[cfg(feature = "dpdk")]
+        return name.strip_prefix(DPDK).map(port_dpdk::writes).unwrap_or_default();
+        #[cfg(not(feature = "dpdk"))]
+        {
+            let _ = name;
+            Vec::new()
+        }
     }
 
     /// How it is. Worth a look every second or so: a device that failed says so here.

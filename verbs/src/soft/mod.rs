@@ -8,7 +8,7 @@ pub(crate) mod device;
 mod driver;
 mod port;
 #[cfg(feature = "dpdk")]
-mod port_dpdk;
+pub(crate) mod port_dpdk;
 mod port_udp;
 
 mod completions;

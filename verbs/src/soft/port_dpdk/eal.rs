@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -79,8 +79,17 @@ fn initialise(spec: &Spec) -> Result<Started, String> {
     if done < 0 {
         return Err(format!("DPDK did not start: {}{}", error_text(last_error()), log()));
     }
+    // What DPDK makes for others to find this process by stays empty.
+    let _ = std::fs::remove_dir(directory().join(format!("overbank-{}", std::process::id())));
     events::rest_soon().map_err(|error| format!("DPDK has no timer: {}", error_text(error)))?;
     Ok(Started { hugepages: spec.hugepages, pci: spec.is_pci() })
+}
+
+/// Where DPDK makes a directory for each process, by its own rules.
+pub(crate) fn directory() -> PathBuf {
+    let base =
+        if nix::unistd::geteuid().is_root() { Some("/var/run".into()) } else { std::env::var_os("XDG_RUNTIME_DIR") };
+    PathBuf::from(base.unwrap_or_else(|| "/tmp".into())).join("dpdk")
 }
 
 /// The processors that this process may use, as DPDK lists them.
@@ -123,8 +132,8 @@ impl Pool {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = CString::new(format!("overbank-{}", MADE.fetch_add(1, Ordering::Relaxed))).unwrap_or_default();
         let room = HEADROOM + frame;
-        // SAFETY: strings that live for the call. No cache: it would belong to a thread of DPDK's, and ours are not. One
-        // thread at a time uses it, so it needs no atomic operations.
+        // SAFETY: strings that live for the call. No cache: it would belong to a thread of DPDK's, and ours are not. The
+        // buffer that came back last goes out first, while it is still in the processor's cache.
         let pool = unsafe {
             sys::rte_pktmbuf_pool_create_by_ops(
                 name.as_ptr(),
@@ -133,7 +142,7 @@ impl Pool {
                 0,
                 u16::try_from(room).unwrap_or(u16::MAX),
                 -1,
-                c"ring_sp_sc".as_ptr(),
+                c"stack".as_ptr(),
             )
         };
         NonNull::new(pool).map(Self).ok_or_else(|| {

@@ -13,7 +13,8 @@ mod sys;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use smoltcp::wire::EthernetAddress;
@@ -32,6 +33,8 @@ use crate::{DeviceOptions, VerbsError};
 
 /// Frames that a ring holds.
 const RING: u16 = 1024;
+/// The same of a memif, as a power of two: its buffers are in it, and more of them would fall out of the cache.
+const MEMIF_RING: u32 = 8;
 /// Longest IP packet of a memif, where nothing else is asked for: of a datagram of ours.
 const MEMIF_MTU: u16 = (MAX_DATAGRAM + 80).next_multiple_of(64) as u16;
 /// Frames that wait for a link, at most: more are lost, as on any network.
@@ -143,6 +146,22 @@ pub(crate) fn cards() -> Vec<(String, Result<(), String>)> {
     checks::cards(sys).into_iter().map(|card| (card.clone(), usable(&card))).collect()
 }
 
+/// Directories that DPDK and this port write in.
+pub(crate) fn writes(spec: &str) -> Vec<PathBuf> {
+    let Ok(spec) = Spec::parse(spec) else { return Vec::new() };
+    let mut all = vec![eal::directory()];
+    match spec.memif() {
+        Ok(Some(Memif::End { socket, .. })) => all.extend(socket.parent().map(Path::to_owned)),
+        Ok(Some(Memif::Mesh(directory))) => all.push(directory),
+        _ => {}
+    }
+    for directory in &all {
+        let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    }
+    all.extend(["/dev/hugepages", "/dev/vfio"].map(PathBuf::from));
+    all
+}
+
 fn unusable(name: &str, reason: String) -> VerbsError {
     VerbsError::DeviceUnusable { name: name.to_owned(), reason }
 }
@@ -178,6 +197,7 @@ impl DpdkPort {
         let links = Self::open_links(&spec, &pool, (number, address), frame).map_err(fail)?;
         let facts = &links[0].port.facts;
         let mtu = if spec.is_memif() { spec.mtu.unwrap_or(MEMIF_MTU) } else { facts.mtu };
+        let ring = if spec.is_memif() { 1 << MEMIF_RING } else { usize::from(facts.receive_ring) };
         let open = Arc::new(());
         let about = About {
             open: Arc::downgrade(&open),
@@ -187,7 +207,7 @@ impl DpdkPort {
             cpu: spec.cpu,
             links: links.len(),
             // What is in the ring is charged twice: see `Connection::packets_within`.
-            receive_buffer: usize::from(facts.receive_ring) * 2 * usize::from(mtu),
+            receive_buffer: ring * 2 * usize::from(mtu),
         };
         let (per_million, seed) = (options.lose_per_million, u64::from(u32::from(address)));
         let port = Self {
@@ -248,7 +268,10 @@ impl DpdkPort {
             events::add(&socket);
             let (role, socket) = (if server { "server" } else { "client" }, socket.display().to_string());
             // Buffers that are longer than ours: the driver then copies no more than ours hold, whatever the peer says.
-            let mut own = format!("role={role},socket={socket},bsize={},socket-abstract=no,mac={mac}", frame + 64);
+            let mut own = format!(
+                "role={role},socket={socket},bsize={},rsize={MEMIF_RING},socket-abstract=no,mac={mac}",
+                frame + 64
+            );
             if let Some(id) = id {
                 own += &format!(",id={id}");
             }
