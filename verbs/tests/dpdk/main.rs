@@ -105,7 +105,7 @@ fn who_dies_is_noticed_and_what_cannot_be_is_said() {
     let (_other, busy) = self::socket();
     let _server = Lender::start(&busy, "10.9.3.1");
     for (name, says) in [
-        (format!("dpdk:net_memif99,role=server,socket={busy},address=10.9.3.2"), "another process listens"),
+        (format!("dpdk:net_memif99,role=server,socket={busy},address=10.9.3.2"), "another process is the server"),
         ("dpdk:eth0".to_owned(), "the form is"),
         ("dpdk:net_nonsense0,address=10.9.3.3".to_owned(), "DPDK"),
         ("dpdk:net_af_packet7,iface=nothing0,address=10.9.3.4".to_owned(), "DPDK says"),

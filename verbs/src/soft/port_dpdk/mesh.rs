@@ -23,17 +23,31 @@ impl Place {
         };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         for number in 0..places {
-            let path = directory.join(format!("{number}.lock"));
-            let file =
-                OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-            if let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                return Ok(Self { number, _lock: lock });
+            if let Some(place) = Self::lock(&directory.join(format!("{number}.lock")), number).map_err(failed)? {
+                return Ok(place);
             }
         }
-        Err(format!(
-            "all {places} places of the mesh in {} are taken; give all its devices links=MORE",
-            directory.display()
-        ))
+        let directory = directory.display();
+        Err(format!("all {places} places of the mesh in {directory} are taken; give all its devices links=MORE"))
+    }
+
+    /// The place of the only server at this socket.
+    pub(crate) fn only(socket: &Path) -> Result<Self, String> {
+        let path = PathBuf::from(format!("{}.lock", socket.display()));
+        match Self::lock(&path, 0) {
+            Ok(Some(place)) => Ok(place),
+            Ok(None) => Err(format!(
+                "another process is the server at {}; end it, or give the device another socket=PATH",
+                socket.display()
+            )),
+            Err(error) => Err(format!("{}: {error}; give the device a socket=PATH that it may write", path.display())),
+        }
+    }
+
+    /// None: another has it.
+    fn lock(path: &Path, number: u16) -> io::Result<Option<Self>> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok().map(|lock| Self { number, _lock: lock }))
     }
 
     /// The socket of whoever has this place.
@@ -48,7 +62,8 @@ pub(crate) fn mac_of(address: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x0b, a, b, c, d]
 }
 
-/// Removes what a process that was killed has left of its socket.
+/// Removes what a process has left of its socket. Whoever calls has the lock beside it; to ask the socket would be a
+/// connection, and DPDK's memif server does not survive each that is cut short.
 pub(crate) fn clear(path: &Path) -> Result<(), String> {
     let failed = |error: io::Error| format!("{}: {error}", path.display());
     match std::fs::symlink_metadata(path) {
@@ -58,12 +73,6 @@ pub(crate) fn clear(path: &Path) -> Result<(), String> {
             return Err(format!("{} is no socket; give the device another socket=PATH", path.display()));
         }
         Ok(_) => {}
-    }
-    // To try it would be a connection, and DPDK's memif server does not survive each that is cut short.
-    let bound = std::fs::read_to_string("/proc/net/unix").map_err(failed)?;
-    if bound.lines().any(|line| line.split(' ').next_back().is_some_and(|bound| Path::new(bound) == path)) {
-        let path = path.display();
-        return Err(format!("another process listens at {path}; end it, or give the device another socket=PATH"));
     }
     std::fs::remove_file(path).map_err(failed)
 }
@@ -88,15 +97,18 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_nobody_listens_at_is_cleared_and_no_other() {
+    fn a_socket_that_is_left_is_cleared_and_no_other_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         clear(&path).unwrap();
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
         nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
-        assert!(clear(&path).unwrap_err().contains("another process listens"));
         drop(listener);
+        let only = Place::only(&path).unwrap();
+        assert!(Place::only(&path).err().unwrap().contains("another process is the server"));
+        drop(only);
+        Place::only(&path).unwrap();
         clear(&path).unwrap();
         assert!(!path.exists());
         std::fs::write(&path, "no socket").unwrap();

@@ -180,6 +180,7 @@ impl DpdkPort {
         };
         let place = match spec.memif().map_err(fail)? {
             Some(Memif::Mesh(directory)) => Some(Place::take(&directory, spec.links).map_err(fail)?),
+            Some(Memif::End { server: true, socket }) => Some(Place::only(&socket).map_err(fail)?),
             _ => None,
         };
         let number = place.as_ref().map_or(0, |place| place.number);
