@@ -41,6 +41,7 @@ mod dpdk {
             .clang_args(flags)
             .allowlist_function(FUNCTIONS)
             .opaque_type("rte_mbuf|rte_mempool")
+            .generate_comments(false)
             .rust_target(bindgen::RustTarget::stable(90, 0).expect("a version of Rust"))
             .rust_edition(bindgen::RustEdition::Edition2024)
             .generate()
