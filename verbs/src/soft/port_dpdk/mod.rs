@@ -45,7 +45,7 @@ const LOOPED: usize = 256;
 /// Nanoseconds between attempts to reach the other end of a link that is down.
 const AGAIN: u64 = 100_000_000;
 /// Nanoseconds until an attempt that has reached it is given up.
-const PATIENCE: u64 = 2_000_000_000;
+const PATIENCE: u64 = 500_000_000;
 /// Nanoseconds of the first sleep of an idle device; each one after it is twice as long.
 const FIRST_NAP: u64 = 20_000;
 /// Times in a row that nothing has come from a link, after which it is asked seldom; and how seldom.
