@@ -109,7 +109,12 @@ pub(crate) fn run(memif: &Memif) -> Result<(), BenchError> {
 type Ready<'a, 'b> = (&'a mut Links<'b>, &'a Ends, &'a Stack);
 
 /// One at a time.
-fn singles(plan: &Plan, (links, lender, stack): Ready<'_, '_>, cpus: Cpus, report: &mut Report) -> Result<(), BenchError> {
+fn singles(
+    plan: &Plan,
+    (links, lender, stack): Ready<'_, '_>,
+    cpus: Cpus,
+    report: &mut Report,
+) -> Result<(), BenchError> {
     let shared = shared_memory(plan, cpus, report)?;
     let start = |ends: &Ends| Ok::<_, BenchError>(RefCell::new(OneSided::start(ends, SMALL, SPAN, cpus)?));
     let (memif, soft) = (start(&links.next())?, start(&Ends::on("soft"))?);

@@ -7,7 +7,7 @@ use crate::cpus::Cpus;
 use crate::ends::Ends;
 use crate::error::BenchError;
 use crate::figures::{Plan, Times};
-use crate::library::{self, Missing, Client, Wanted};
+use crate::library::{self, Client, Missing, Wanted};
 use crate::perftest::{self, Perftest, Test};
 use crate::pipeline::Shape;
 use crate::rates::Pace;

@@ -97,11 +97,17 @@ impl Connection {
         self.peer.ip() == from.ip().to_canonical() && (!self.is_soft || self.peer.port() == from.port())
     }
 
-    /// Whether the packet, which came from this port of the peer, is whole.
-    pub(super) fn is_whole(&mut self, port: u16, packet: &Packet<'_>) -> bool {
+    /// Whether the packet, which came from this port of the peer, is whole. `id`: its IPv4 identification, where that is
+    /// known.
+    pub(super) fn is_whole(&mut self, port: u16, id: Option<u16>, packet: &Packet<'_>) -> bool {
         self.receive.set_source_port(port);
         let (covered, icrc) = packet.split_icrc();
-        if self.counts_ids() { self.receive.matches_some_id(covered, icrc) } else { self.receive.of(covered) == icrc }
+        match id {
+            None if self.counts_ids() => return self.receive.matches_some_id(covered, icrc),
+            Some(id) if self.counts_ids() => self.receive.set_id(id),
+            _ => {}
+        }
+        self.receive.of(covered) == icrc
     }
 
     /// The peer is a soft device too, rather than the kernel's or a card.

@@ -132,8 +132,8 @@ impl SoftDevice {
     }
 
     #[cfg(all(test, feature = "dpdk"))]
-    pub(crate) fn free_frames(&self) -> u32 {
-        self.driver.control().free_frames()
+    pub(crate) fn frames(&self) -> (u32, u32) {
+        self.driver.control().frames()
     }
 
     pub(crate) fn name(&self) -> &str {

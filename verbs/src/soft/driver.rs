@@ -99,10 +99,10 @@ impl Core {
     }
 
     #[cfg(all(test, feature = "dpdk"))]
-    pub(crate) fn free_frames(&self) -> u32 {
+    pub(crate) fn frames(&self) -> (u32, u32) {
         match &self.port {
-            Port::Udp { .. } => 0,
-            Port::Dpdk(port) => port.free_frames(),
+            Port::Udp { .. } => (0, 0),
+            Port::Dpdk(port) => port.frames(),
         }
     }
 

@@ -320,13 +320,18 @@ impl Engine {
 
     /// Takes one datagram. Whatever is wrong with it, the sender at most gets a NAK.
     pub(crate) fn receive(&mut self, now: Now, from: SocketAddr, datagram: &[u8]) {
-        match self.take(now, from, datagram) {
+        self.receive_with(now, from, None, datagram);
+    }
+
+    /// The same of a datagram whose IPv4 identification is known.
+    pub(crate) fn receive_with(&mut self, now: Now, from: SocketAddr, id: Option<u16>, datagram: &[u8]) {
+        match self.take(now, from, id, datagram) {
             Ok(()) => self.counts.received += 1,
             Err(reason) => self.counts.drop(reason),
         }
     }
 
-    fn take(&mut self, now: Now, from: SocketAddr, datagram: &[u8]) -> Result<(), Dropped> {
+    fn take(&mut self, now: Now, from: SocketAddr, id: Option<u16>, datagram: &[u8]) -> Result<(), Dropped> {
         let packet = Packet::new(datagram)?;
         let bth = packet.bth;
         let qp = &mut **self.qps.get_mut(&bth.qpn).ok_or(Dropped::UnknownQueuePair)?;
@@ -346,7 +351,7 @@ impl Engine {
         if bth.version != 0 {
             return Err(Dropped::Version);
         }
-        if !connection.is_whole(from.port(), &packet) {
+        if !connection.is_whole(from.port(), id, &packet) {
             return Err(Dropped::Icrc);
         }
         let body = packet.body()?;

@@ -157,11 +157,12 @@ impl Pool {
         NonNull::new(unsafe { sys::ob_alloc(self.0.as_ptr()) }).map(Frame)
     }
 
-    /// Buffers that nobody has.
+    /// Buffers that nobody has, and that somebody has.
     #[cfg(test)]
-    pub(crate) fn free(&self) -> u32 {
+    pub(crate) fn count(&self) -> (u32, u32) {
+        let pool = self.0.as_ptr();
         // SAFETY: a pool that lives.
-        unsafe { sys::rte_mempool_avail_count(self.0.as_ptr()) }
+        unsafe { (sys::rte_mempool_avail_count(pool), sys::rte_mempool_in_use_count(pool)) }
     }
 }
 
@@ -276,15 +277,15 @@ impl Port {
         unsafe { sys::ob_link_is_up(self.number) == 1 }
     }
 
-    /// Takes what has arrived, a burst at most.
-    pub(crate) fn receive(&mut self, to: &mut Vec<Frame>) -> usize {
+    /// Takes what has arrived, so many frames at most, and a burst.
+    pub(crate) fn receive(&mut self, to: &mut Vec<Frame>, most: usize) -> usize {
         if !self.running {
             return 0;
         }
         let Some(_inside) = GATE.try_enter() else { return 0 };
         let mut frames = [null_mut(); BURST];
         // SAFETY: a port that runs, and room for as many pointers as it is told.
-        let count = unsafe { sys::ob_receive(self.number, frames.as_mut_ptr(), BURST as u16) };
+        let count = unsafe { sys::ob_receive(self.number, frames.as_mut_ptr(), most.min(BURST) as u16) };
         let count = usize::from(count).min(BURST);
         to.extend(frames[..count].iter().filter_map(|frame| NonNull::new(*frame)).map(Frame));
         count
