@@ -33,6 +33,11 @@ impl Ends {
         Self { device: device.to_owned(), peer_device: None }
     }
 
+    /// Each on its own.
+    pub(crate) fn between(device: String, peer_device: String) -> Self {
+        Self { device, peer_device: Some(peer_device) }
+    }
+
     /// The answering end's device.
     pub(crate) fn peer_device(&self) -> &str {
         self.peer_device.as_deref().unwrap_or(&self.device)

@@ -1,5 +1,5 @@
-//! Communication libraries over TCP, UCX and libfabric: what a machine without RDMA would use instead. Small clients of
-//! their one-sided operations are compiled here when they are needed, and each turn starts both ends anew.
+//! Communication libraries over TCP, UCX and libfabric: what a machine without RDMA would use instead; and shared memory
+//! alone. Small clients are compiled here when they are needed, and each turn starts both ends anew.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -53,6 +53,14 @@ const FABRIC: Library = Library {
     environment: &[],
 };
 
+const SHARED: Library = Library {
+    source: ("shared.c", include_str!("../peers/shared.c")),
+    header: "sys/mman.h",
+    linked: &[],
+    package: "libc6-dev",
+    environment: &[],
+};
+
 /// Which one is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
@@ -61,10 +69,12 @@ pub(crate) enum Wanted {
     /// libfabric's RMA over TCP: the utility provider RxM over tcp, and the provider that does it by itself (tcp; net in
     /// versions before 1.18).
     Fabric,
+    /// Two processes and the memory that both have: READs, one at a time.
+    Shared,
 }
 
 /// One that is here, ready to be started.
-pub(crate) struct TcpLibrary {
+pub(crate) struct Client {
     /// As which it appears in results.
     pub(crate) system: System,
     /// What it says of itself.
@@ -81,9 +91,10 @@ pub(crate) struct TcpLibrary {
 pub(crate) type Missing = (System, String);
 
 /// What is here of the one that is asked for, and what is missing.
-pub(crate) fn find(wanted: Wanted, cpus: Cpus) -> Result<(Vec<TcpLibrary>, Vec<Missing>), BenchError> {
+pub(crate) fn find(wanted: Wanted, cpus: Cpus) -> Result<(Vec<Client>, Vec<Missing>), BenchError> {
     let (library, variants): (_, &[(_, &[_])]) = match wanted {
         Wanted::Ucx => (&UCX, &[(System::UcxTcp, &["ucx"])]),
+        Wanted::Shared => (&SHARED, &[(System::SharedMemory, &["shared"])]),
         Wanted::Fabric => {
             (&FABRIC, &[(System::LibfabricTcpRxm, &["tcp;ofi_rxm"]), (System::LibfabricTcp, &["tcp", "net"])])
         }
@@ -103,7 +114,7 @@ pub(crate) fn find(wanted: Wanted, cpus: Cpus) -> Result<(Vec<TcpLibrary>, Vec<M
             match library.version(&program, provider)? {
                 Ok(version) => {
                     let (program, environment, dir) = (program.clone(), library.environment, Rc::clone(&dir));
-                    found.push(TcpLibrary { system, version, program, provider, environment, cpus, _dir: dir });
+                    found.push(Client { system, version, program, provider, environment, cpus, _dir: dir });
                     refusal.clear();
                     break;
                 }
@@ -164,7 +175,7 @@ impl Library {
     }
 }
 
-impl TcpLibrary {
+impl Client {
     /// The command of its asking end, for the record.
     pub(crate) fn command(&self, arguments: &[String]) -> String {
         let environment = self.environment.iter().map(|(name, value)| format!("{name}={value} "));

@@ -30,6 +30,7 @@ mod library;
 mod machine;
 mod maps;
 mod memcpy;
+mod memif;
 mod mixed;
 mod needles;
 mod one_sided;
@@ -100,6 +101,8 @@ enum Command {
     Raw(raw::Raw),
     /// READs and WRITEs of one queue pair or several, many at a time: operations and bytes a second, packets sent again
     Throughput(throughput::Throughput),
+    /// READs through a memif of DPDK's, plain and sealed, beside the UDP port and shared memory, between two processes
+    Memif(memif::Memif),
     /// Sealed and plain reads and writes beside other programs', taking turns
     Compare(compare::Compare),
     /// Plain and sealed, from a few bytes to MiB, one at a time and many: latency, throughput, what sealing costs by size
@@ -145,6 +148,7 @@ fn main() -> ExitCode {
         Command::Connect(connect) => connect::run(&connect).map(|()| ExitCode::SUCCESS),
         Command::Raw(raw) => raw::run(&raw).map(|()| ExitCode::SUCCESS),
         Command::Throughput(throughput) => throughput::run(&throughput).map(|()| ExitCode::SUCCESS),
+        Command::Memif(memif) => memif::run(&memif).map(|()| ExitCode::SUCCESS),
         Command::Compare(compare) => compare::run(&compare).map(|()| ExitCode::SUCCESS),
         Command::Sweep(sweep) => sweep::run(&sweep).map(|()| ExitCode::SUCCESS),
         Command::Report(runs) => runs::run(&runs, &commands()).map(|()| ExitCode::SUCCESS),

@@ -7,7 +7,7 @@ use crate::cpus::Cpus;
 use crate::ends::Ends;
 use crate::error::BenchError;
 use crate::figures::{Plan, Times};
-use crate::library::{self, Missing, TcpLibrary, Wanted};
+use crate::library::{self, Client, Missing, Wanted};
 use crate::perftest::{self, Perftest, Test};
 use crate::pipeline::Shape;
 use crate::rates::Pace;
@@ -20,7 +20,7 @@ use crate::systems::System;
 #[derive(Default)]
 pub(crate) struct Peers {
     perftest: Option<(String, Perftest)>,
-    libraries: Vec<TcpLibrary>,
+    libraries: Vec<Client>,
     redis: Vec<(System, Redis)>,
     missing: Vec<Missing>,
 }

@@ -192,6 +192,14 @@ impl Report {
         }
     }
 
+    /// Notes the p50 of `subject` divided by so many nanoseconds and so many times that of `other` together.
+    pub(crate) fn ratio_to_allowed(&mut self, subject: &str, fixed_ns: f64, times: f64, other: &str) {
+        if let (Some(above), Some(other_ns)) = (self.figure(subject), self.figure(other)) {
+            let name = format!("{subject} / ({} µs + {times} {other})", fixed_ns / 1000.0);
+            self.put_ratio(&name, above / (fixed_ns + times * other_ns).max(1.0));
+        }
+    }
+
     fn figure(&self, subject: &str) -> Option<f64> {
         let result = self.results.get(subject)?;
         ["p50_ns", "per_second"].iter().find_map(|name| result.get(name)?.as_f64())

@@ -110,6 +110,12 @@ fn ours(size: u32) -> Result<[Subject<'static>; 2], BenchError> {
     Ok([Subject::sampled(format!("seal_{size}"), seal), Subject::sampled(format!("open_{size}"), open)])
 }
 
+/// The library's opening alone.
+pub(crate) fn opening(size: u32) -> Result<Subject<'static>, BenchError> {
+    let [_, open] = ours(size)?;
+    Ok(open)
+}
+
 /// An engine's two.
 fn alone<E: Engine + 'static>(size: u32, new: impl Fn() -> Option<E>) -> Result<[Subject<'static>; 2], BenchError> {
     let engine = || new().ok_or_else(|| failed(&"the engine takes no key"));

@@ -14,6 +14,9 @@ pub(crate) enum System {
     /// Plain, of the bytes that a sealed operation moves
     #[value(skip)]
     RawStride,
+    /// Two processes of one machine and the memory that both have, without any device: beside memif
+    #[value(skip)]
+    SharedMemory,
     /// UCX's get and put, UCX_TLS=tcp,self
     UcxTcp,
     /// libfabric's RMA over TCP by itself
@@ -45,6 +48,7 @@ impl System {
             Self::Sealed => "overbank-sealed",
             Self::Raw => "overbank-raw",
             Self::RawStride => "overbank-raw-stride",
+            Self::SharedMemory => "shared-memory",
             Self::UcxTcp => "ucx-tcp",
             Self::LibfabricTcp => "libfabric-tcp",
             Self::LibfabricTcpRxm => "libfabric-tcp-rxm",
@@ -91,6 +95,7 @@ impl System {
             Self::RawStride => {
                 said.push("not sealed, no lease, and all the bytes that the sealed operation moves: the difference is sealing, and the library");
             }
+            Self::SharedMemory => said.push("no device: a word that is set, and a copy by each end; not sealed"),
             Self::UcxTcp | Self::LibfabricTcp | Self::LibfabricTcpRxm => {
                 said.push("TCP, not sealed; both ends are started anew for each turn");
                 if self == Self::UcxTcp && !read && deep {

@@ -203,7 +203,7 @@ pub fn serve(options: Serve) -> Result<(), ServeError> {
 fn confine(options: &Serve, state: Option<&StateDir>) -> Result<(), ServeError> {
     let authd = options.authd.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     let needs = Needs {
-        write: state.iter().map(|state| state.path().to_owned()).collect(),
+        write: state.iter().map(|state| state.path().to_owned()).chain(Device::writes(&options.device)).collect(),
         connect: authd.into_iter().collect(),
         listen: Vec::new(),
         devices: options.device != "soft",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use crate::found::{self, FoundDevice, FoundDevices};
 use crate::ibv::device::IbvDevice;
 use crate::pd::ProtectionDomain;
 use crate::soft::device::SoftDevice;
+#[cfg(feature = "dpdk")]
+use crate::soft::port_dpdk;
 use crate::{VerbsError, cq, pd};
 
 /// What a device is opened with.
@@ -73,6 +76,11 @@ pub struct Counters {
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
+/// What the name of a soft device on DPDK begins with.
+const DPDK: &str = "dpdk:";
+#[cfg(not(feature = "dpdk"))]
+const NO_DPDK: &str = "this program was built without DPDK (feature `dpdk`); \
+    run `apt-get install libdpdk-dev libclang-dev`, and build it with `--features dpdk`";
 #[cfg(not(feature = "ibv"))]
 const NO_IBV: &str = "this program was built without real RDMA devices (feature `ibv`)";
 
@@ -99,7 +107,7 @@ fn find_real(address: IpAddr) -> Result<Vec<FoundDevice>, String> {
 }
 
 impl Device {
-    /// Opens a device: "soft"; a real one by the name that [`Device::find`] gives it ("mlx5_0", or "mlx5_0:2" for its
+    /// Opens a device: "soft"; "dpdk:" and a port of DPDK's for the soft device on it; a real one by the name that [`Device::find`] gives it ("mlx5_0", or "mlx5_0:2" for its
     /// port 2); or "auto": a real one where one is active, else soft. [`Device::describe`] says which, and why.
     ///
     /// # Errors
@@ -120,12 +128,19 @@ impl Device {
         if value > max {
             return Err(VerbsError::Limit { what: "number of datagrams in a million to lose", value, min: 0, max });
         }
-        if value > 0 && name != "soft" {
+        let soft = name == "soft" || name.starts_with(DPDK);
+        if value > 0 && !soft {
             let reason = "it loses no packets on purpose; only the soft device does".to_owned();
             return Err(VerbsError::DeviceUnusable { name: name.to_owned(), reason });
         }
         if name == "soft" {
             return Ok(Self(Backend::Soft(Arc::new(SoftDevice::open(options, why)?))));
+        }
+        if name.starts_with(DPDK) {
+            #[cfg(feature = "dpdk")]
+            return Ok(Self(Backend::Soft(SoftDevice::open_dpdk(name, options, why)?)));
+            #[cfg(not(feature = "dpdk"))]
+            return Err(VerbsError::DeviceUnusable { name: name.to_owned(), reason: NO_DPDK.to_owned() });
         }
         #[cfg(feature = "ibv")]
         return Ok(Self(Backend::Ibv(Arc::new(IbvDevice::open(name, options, why)?))));
@@ -136,7 +151,24 @@ impl Device {
     /// Looks for every device of this machine, and says of each whether it can be used with these options.
     #[must_use]
     pub fn find(options: &DeviceOptions) -> FoundDevices {
-        FoundDevices::new(find_real(options.address), SoftDevice::look(options), options.address)
+        let found = FoundDevices::new(find_real(options.address), SoftDevice::look(options), options.address);
+        #[cfg(feature = "dpdk")]
+        return found.with(SoftDevice::look_dpdk(options));
+        #[cfg(not(feature = "dpdk"))]
+        found.with(vec![FoundDevice::unusable(DPDK, "not built in", "DPDK", NO_DPDK.to_owned())])
+    }
+
+    /// Directories that a device of this name writes in, where a program allows itself no others: on DPDK alone. They are
+    /// made, where they can be.
+    #[must_use]
+    pub fn writes(name: &str) -> Vec<PathBuf> {
+        #[cfg(feature = "dpdk")]
+        return name.strip_prefix(DPDK).map(port_dpdk::writes).unwrap_or_default();
+        #[cfg(not(feature = "dpdk"))]
+        {
+            let _ = name;
+            Vec::new()
+        }
     }
 
     /// How it is. Worth a look every second or so: a device that failed says so here.
@@ -149,11 +181,11 @@ impl Device {
         }
     }
 
-    /// Its name: "soft", or that of the real device.
+    /// Its name, as it was opened by.
     #[must_use]
     pub fn name(&self) -> &str {
         match &self.0 {
-            Backend::Soft(_) => "soft",
+            Backend::Soft(device) => device.name(),
             #[cfg(feature = "ibv")]
             Backend::Ibv(device) => device.name(),
         }

@@ -136,6 +136,14 @@ pub(crate) fn choose(real: &Result<Vec<FoundDevice>, String>, wanted: IpAddr) ->
 
 const NONE: &str = "this machine has no RDMA device";
 
+impl FoundDevice {
+    /// A soft device that cannot be used like this.
+    pub(crate) fn unusable(name: &str, state: &'static str, link: &'static str, reason: String) -> Self {
+        let name = name.to_owned();
+        Self { name, soft: true, state, link, mtu: None, gids: Vec::new(), limits: None, usable: Err(reason) }
+    }
+}
+
 impl FoundDevices {
     /// `real`: what was found, or why nothing could be; `wanted`: the address to be used.
     pub(crate) fn new(real: Result<Vec<FoundDevice>, String>, soft: FoundDevice, wanted: IpAddr) -> Self {
@@ -148,6 +156,16 @@ impl FoundDevices {
         let auto = (index.unwrap_or(devices.len()), why);
         devices.push(soft);
         Self { devices, none_real, auto }
+    }
+
+    /// With these too, which nobody takes who did not ask for them: behind the real ones, and before the soft one.
+    pub(crate) fn with(mut self, others: Vec<FoundDevice>) -> Self {
+        let (last, count) = (self.devices.len().saturating_sub(1), others.len());
+        self.devices.splice(last..last, others);
+        if self.auto.0 == last {
+            self.auto.0 += count;
+        }
+        self
     }
 }
 
@@ -190,5 +208,11 @@ mod tests {
         assert!(name == "soft" && why.contains("no RDMA device"), "{why}");
         let (name, why) = auto(Err("libibverbs is missing".to_owned()));
         assert!(name == "soft" && why.contains("libibverbs is missing"), "{why}");
+        let other = || vec![FoundDevice::unusable("dpdk:x", "unusable", "DPDK", "no".to_owned())];
+        for (real, taken) in [(Vec::new(), "soft"), (vec![device("c", Ok("10.0.0.1"))], "c")] {
+            let found = FoundDevices::new(Ok(real), device("soft", Ok("10.0.0.1")), wanted).with(other());
+            assert_eq!(found.devices[found.auto.0].name, taken);
+            assert_eq!(found.devices.last().map(|device| device.name.as_str()), Some("soft"));
+        }
     }
 }

@@ -283,3 +283,14 @@ fn a_peer_in_another_process_and_its_death() {
     assert_eq!(run(&mut lane, read), WcStatus::RETRY_EXC_ERR);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
+
+#[cfg(not(feature = "dpdk"))]
+#[test]
+fn a_build_without_dpdk_says_how_to_have_it() {
+    let error = Device::open("dpdk:net_memif0,role=server,socket=/run/memif", &options()).unwrap_err().to_string();
+    assert!(error.contains("--features dpdk") && error.contains("libdpdk-dev"), "{error}");
+    let found = Device::find(&options());
+    let listed = found.devices.iter().find(|device| device.name.starts_with("dpdk:")).unwrap();
+    assert!(listed.usable.as_ref().unwrap_err().contains("--features dpdk"));
+    assert_eq!(found.devices.last().map(|device| device.name.as_str()), Some("soft"));
+}

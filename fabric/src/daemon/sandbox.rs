@@ -256,6 +256,7 @@ const CALLS: &[i64] = &[
     libc::SYS_lseek,
     libc::SYS_madvise,
     libc::SYS_membarrier,
+    libc::SYS_memfd_create,
     libc::SYS_mincore,
     libc::SYS_mkdirat,
     libc::SYS_mlock,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::handles::{EngineError, PdHandle};
 use super::icrc::Icrc;
+use super::out::{Out, OutOfMemory};
 use super::psn::Psn;
 use super::timers::nanoseconds;
 use super::wire::{Aeth, Bth, DEFAULT_PKEY, ICRC_LEN, Opcode, Packet, Reth};
@@ -42,10 +43,6 @@ pub(super) struct Data<'a> {
     pub(super) offset: usize,
     pub(super) len: usize,
 }
-
-/// The memory is not as large as its region says.
-#[derive(Debug)]
-pub(super) struct OutOfMemory;
 
 impl Connection {
     pub(super) fn new(
@@ -100,11 +97,17 @@ impl Connection {
         self.peer.ip() == from.ip().to_canonical() && (!self.is_soft || self.peer.port() == from.port())
     }
 
-    /// Whether the packet, which came from this port of the peer, is whole.
-    pub(super) fn is_whole(&mut self, port: u16, packet: &Packet<'_>) -> bool {
+    /// Whether the packet, which came from this port of the peer, is whole. `id`: its IPv4 identification, where that is
+    /// known.
+    pub(super) fn is_whole(&mut self, port: u16, id: Option<u16>, packet: &Packet<'_>) -> bool {
         self.receive.set_source_port(port);
         let (covered, icrc) = packet.split_icrc();
-        if self.counts_ids() { self.receive.matches_some_id(covered, icrc) } else { self.receive.of(covered) == icrc }
+        match id {
+            None if self.counts_ids() => return self.receive.matches_some_id(covered, icrc),
+            Some(id) if self.counts_ids() => self.receive.set_id(id),
+            _ => {}
+        }
+        self.receive.of(covered) == icrc
     }
 
     /// The peer is a soft device too, rather than the kernel's or a card.
@@ -120,7 +123,7 @@ impl Connection {
     /// Appends one packet to `out`, or nothing.
     pub(super) fn emit(
         &self,
-        out: &mut Vec<u8>,
+        out: &mut impl Out,
         (opcode, psn, ack_request): (Opcode, Psn, bool),
         extension: &Extension,
         data: Option<&Data<'_>>,
@@ -153,16 +156,19 @@ impl Connection {
             }
         };
         let start = out.len();
-        out.extend_from_slice(&head[..head_len]);
+        out.append(&head[..head_len])?;
         if let Some(data) = data {
-            if data.memory.append_to(data.offset, len, out).is_err() {
+            let appended = out.append_memory(data.memory, data.offset, len);
+            if appended.and_then(|()| out.append(&[0; 3][..pad])).is_err() {
                 out.truncate(start);
                 return Err(OutOfMemory);
             }
-            out.extend_from_slice(&[0; 3][..pad]);
         }
-        let icrc = self.send.of(&out[start..]);
-        out.extend_from_slice(&icrc.to_le_bytes());
+        let icrc = self.send.of(out.since(start));
+        if out.append(&icrc.to_le_bytes()).is_err() {
+            out.truncate(start);
+            return Err(OutOfMemory);
+        }
         debug_assert_eq!((out.len() - start) % ICRC_LEN, 0);
         Ok(())
     }

@@ -3,11 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(feature = "dpdk")]
+use std::sync::{Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::driver::{Core, Driver};
 use super::engine::{self, CqHandle, EngineError, EngineRequest, MrHandle, PdHandle, Qpn};
+#[cfg(feature = "dpdk")]
+use super::port_dpdk::{self, DpdkPort};
 use super::port_udp::{self, ReceiveBuffer};
 use crate::endpoint::ROCE_PORT;
 use crate::{
@@ -18,10 +22,20 @@ use crate::{
 /// Bytes of headers beside the payload that an interface's MTU must leave room for.
 const HEADERS: usize = 80;
 
+/// Those on ports of DPDK's: a port is opened once, and shared by those of this process who ask for it by the same name.
+#[cfg(feature = "dpdk")]
+static OPEN: Mutex<Vec<(Weak<SoftDevice>, Weak<()>)>> = Mutex::new(Vec::new());
+/// How long a port may take to close.
+#[cfg(feature = "dpdk")]
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// An open soft device. Dropping it stops its thread.
 pub(crate) struct SoftDevice {
+    name: String,
     driver: Arc<Driver>,
     mtu: Mtu,
+    /// What it is on, where that is no UDP socket.
+    port: Option<String>,
     asked: DeviceOptions,
     why: String,
     thread: Option<JoinHandle<()>>,
@@ -30,9 +44,7 @@ pub(crate) struct SoftDevice {
 impl SoftDevice {
     pub(crate) fn open(options: &DeviceOptions, why: String) -> Result<Self, VerbsError> {
         let device = Self::start(options, why)?;
-        let buffer = device.driver.receive_buffer();
-        if let Some(remedy) = buffer.remedy() {
-            let ReceiveBuffer { wanted, granted } = buffer;
+        if let Some((ReceiveBuffer { wanted, granted }, remedy)) = device.small_buffer() {
             tracing::warn!(
                 wanted,
                 granted,
@@ -51,17 +63,87 @@ impl SoftDevice {
         }
         let mtu = options.mtu.min(interface_mtu(address));
         let driver = Arc::new(Driver::open(options, mtu)?);
+        let thread = Self::start_thread(&driver, options, None)?;
+        Ok(Self { name: "soft".to_owned(), driver, mtu, port: None, asked: options.clone(), why, thread })
+    }
+
+    /// On the port of DPDK's that the name says.
+    #[cfg(feature = "dpdk")]
+    pub(crate) fn open_dpdk(name: &str, options: &DeviceOptions, why: String) -> Result<Arc<Self>, VerbsError> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = open.iter().filter_map(|(device, _)| device.upgrade()).find(|device| device.name == name)
+        {
+            return Ok(device);
+        }
+        // Whoever drops one closes its port at last, on a thread of its own.
+        let until = Instant::now() + CLOSING;
+        while open.iter().any(|(device, port)| device.strong_count() == 0 && port.strong_count() > 0)
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        open.retain(|(device, _)| device.strong_count() > 0);
+        let (port, about) = DpdkPort::open(name, options)?;
+        let mtu = options.mtu.min(mtu_within(about.mtu));
+        let driver = Arc::new(Driver::open_dpdk(name, (port, &about), (mtu, options.spin))?);
+        let thread = Self::start_thread(&driver, options, about.cpu)?;
+        let port = Some(about.line());
+        let asked = options.clone();
+        let device = Arc::new(Self { name: name.to_owned(), driver, mtu, port, asked, why, thread });
+        open.push((Arc::downgrade(&device), about.open));
+        Ok(device)
+    }
+
+    /// The cards that DPDK could have, and how other ports are named.
+    #[cfg(feature = "dpdk")]
+    pub(crate) fn look_dpdk(options: &DeviceOptions) -> Vec<FoundDevice> {
+        let gid = Gid { index: 0, raw: Endpoint::gid_of(options.address), kind: GidKind::RoceV2 };
+        let cards = port_dpdk::cards().into_iter().map(|(address, usable)| FoundDevice {
+            state: if usable.is_ok() { "ready" } else { "unusable" },
+            limits: Some(engine::LIMITS),
+            usable: usable.map(|()| gid),
+            ..FoundDevice::unusable(&format!("dpdk:{address}"), "", "DPDK", String::new())
+        });
+        let named =
+            "a virtual port is named with what it needs: net_memif0,role=mesh,socket=/run/overbank,address=10.9.0.1/24";
+        cards.chain([FoundDevice::unusable("dpdk:net_…", "virtual", "DPDK", named.to_owned())]).collect()
+    }
+
+    /// The thread, on that processor or on any.
+    fn start_thread(
+        driver: &Arc<Driver>,
+        options: &DeviceOptions,
+        cpu: Option<usize>,
+    ) -> Result<Option<JoinHandle<()>>, VerbsError> {
         if let Some(then) = options.before_threads {
             then();
         }
-        let thread = std::thread::Builder::new()
-            .name("overbank-soft".to_owned())
-            .spawn({
-                let driver = Arc::clone(&driver);
-                move || driver.progress()
-            })
-            .map_err(|source| VerbsError::System { call: "start of the progress thread", source })?;
-        Ok(Self { driver, mtu, asked: options.clone(), why, thread: Some(thread) })
+        let driver = Arc::clone(driver);
+        let progress = move || {
+            if let Some(cpu) = cpu
+                && let Err(error) = pin(cpu)
+            {
+                tracing::warn!(cpu, %error, "the soft device's thread could not be bound to its processor");
+            }
+            driver.progress();
+        };
+        let thread = std::thread::Builder::new().name("overbank-soft".to_owned()).spawn(progress);
+        thread.map(Some).map_err(|source| VerbsError::System { call: "start of the progress thread", source })
+    }
+
+    #[cfg(all(test, feature = "dpdk"))]
+    pub(crate) fn frames(&self) -> (u32, u32) {
+        self.driver.control().frames()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The receive buffer, where it is smaller than we want, and what mends it.
+    fn small_buffer(&self) -> Option<(ReceiveBuffer, String)> {
+        let buffer = self.driver.receive_buffer()?;
+        Some((buffer, buffer.remedy()?))
     }
 
     /// Opens one for a moment, to see whether that is possible.
@@ -97,15 +179,16 @@ impl SoftDevice {
             0 => String::new(),
             lose => format!(", losing {lose} of a million datagrams on purpose"),
         };
-        let buffer = self.driver.receive_buffer();
-        let small = match buffer.remedy() {
-            Some(remedy) => {
-                let ReceiveBuffer { wanted, granted } = buffer;
+        let small = match self.small_buffer() {
+            Some((ReceiveBuffer { wanted, granted }, remedy)) => {
                 format!(", receive buffer {granted} bytes of {wanted} (packets may be lost; {remedy})")
             }
             None => String::new(),
         };
         let why = &self.why;
+        if let Some(on) = &self.port {
+            return format!("soft device (RoCEv2 in user space) on {on}, path MTU {mtu}{lossy}; {why}");
+        }
         format!("soft device (RoCEv2 in user space) on UDP {local}{port}, path MTU {mtu}{small}{lossy}; {why}")
     }
 
@@ -353,6 +436,13 @@ impl Drop for SoftQp {
             tracing::error!(%error, "a queue pair was dropped and could not be destroyed");
         }
     }
+}
+
+/// Binds this thread to a processor.
+fn pin(cpu: usize) -> nix::Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
 }
 
 /// The largest path MTU of the network interface that has this address.

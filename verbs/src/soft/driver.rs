@@ -1,10 +1,10 @@
-//! Who moves the engine and its socket on: whoever polls or waits does, and a thread of the device while nobody does.
+//! Who moves the engine and its port on: whoever polls or waits does, and a thread of the device while nobody does.
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -12,6 +12,9 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
 use super::engine::{CqHandle, Engine, EngineRequest, Now};
+use super::port::Port;
+#[cfg(feature = "dpdk")]
+use super::port_dpdk::{self, DpdkPort};
 use super::port_udp::{ReceiveBuffer, Receiver, Sender, Socket};
 use crate::{Counters, DeviceOptions, Mtu, VerbsError};
 
@@ -36,7 +39,10 @@ const PATIENCE: u32 = 100;
 
 /// What callers and the thread share.
 pub(crate) struct Driver {
-    socket: Socket,
+    /// What a sleep watches; without it, sleeps are short.
+    socket: Option<Arc<Socket>>,
+    local: SocketAddr,
+    name: String,
     spin: Duration,
     start: Instant,
     core: Mutex<Core>,
@@ -56,8 +62,7 @@ pub(crate) struct Core {
     pub(crate) engine: Engine,
     /// Room for a batch that is being posted.
     pub(crate) requests: Vec<EngineRequest>,
-    receiver: Receiver,
-    sender: Sender,
+    port: Port,
     receive_failed: u64,
     /// The last look at the clock.
     now: Now,
@@ -78,22 +83,27 @@ struct Asleep {
     until: u64,
     /// It ends too when the socket has room.
     for_room: bool,
+    /// How long it lasts where no socket ends it, in nanoseconds.
+    nap: u64,
 }
 
 impl Core {
     pub(crate) fn counters(&self) -> Counters {
         let mut counters = self.engine.counters();
-        for (reason, count) in [
-            ("send refused by the system", self.sender.refused),
-            ("receive failed", self.receive_failed),
-            ("cut short by the system", self.receiver.truncated),
-            ("lost on purpose", self.sender.lost),
-        ] {
+        for (reason, count) in self.port.counts().into_iter().chain([("receive failed", self.receive_failed)]) {
             if count > 0 {
                 counters.dropped.insert(reason, count);
             }
         }
         counters
+    }
+
+    #[cfg(all(test, feature = "dpdk"))]
+    pub(crate) fn frames(&self) -> (u32, u32) {
+        match &self.port {
+            Port::Udp { .. } => (0, 0),
+            Port::Dpdk(port) => port.frames(),
+        }
     }
 
     /// When the engine must be moved on without traffic.
@@ -103,35 +113,66 @@ impl Core {
 
     /// As that, for a sleep. What the engine would send at once must wait for the socket, which ends the sleep.
     fn wakes_at(&self, Now(now): Now) -> u64 {
-        let at_once = if self.sender.waiting() { now.saturating_add(BLOCKED) } else { 0 };
+        if self.port.has_arrived() {
+            return 0;
+        }
+        let at_once = if self.port.waiting() { now.saturating_add(BLOCKED) } else { 0 };
         self.next_timeout().max(at_once)
     }
 
-    /// The longest sleep on the socket that misses nothing.
-    fn sleep(&self, now: Now) -> Asleep {
-        Asleep { until: self.wakes_at(now), for_room: self.sender.waiting() }
+    /// The longest sleep that misses nothing.
+    fn sleep(&mut self, now: Now) -> Asleep {
+        let nap = self.port.next_nap();
+        if nap.is_some() {
+            // After it the clock has moved on.
+            self.empty = LOOK - 1;
+        }
+        Asleep { until: self.wakes_at(now), for_room: self.port.waiting(), nap: nap.unwrap_or(u64::MAX) }
     }
 
     /// Whether a sleep that began earlier would miss something by now.
     fn oversleeps(&self, now: Now, asleep: Asleep) -> bool {
-        let needs = self.sleep(now);
-        needs.until < asleep.until || needs.for_room && !asleep.for_room
+        self.wakes_at(now) < asleep.until || self.port.waiting() && !asleep.for_room
     }
 }
 
 impl Driver {
     /// `mtu` instead of that of the options, which may be too large for the network interface.
     pub(crate) fn open(options: &DeviceOptions, mtu: Mtu) -> Result<Self, VerbsError> {
-        let socket = Socket::open(options.address, options.port)?;
+        let socket = Arc::new(Socket::open(options.address, options.port)?);
         // Two devices of one machine lose different datagrams.
-        let seed = socket.local().port().into();
-        let mut engine = Engine::new(socket.local(), mtu);
-        engine.set_receive_buffer(socket.receive_buffer().granted);
+        let local = socket.local();
+        let sender = Sender::new(options.lose_per_million, local.port().into());
+        let port = Port::Udp { socket: Arc::clone(&socket), receiver: Receiver::new(), sender };
+        let buffer = socket.receive_buffer().granted;
+        Self::start("soft", port, Some(socket), (local, mtu, buffer), options.spin)
+    }
+
+    /// On a port of DPDK's: of the name, and with the MTU of the options, which may be too large for the port.
+    #[cfg(feature = "dpdk")]
+    pub(crate) fn open_dpdk(
+        name: &str,
+        (port, about): (DpdkPort, &port_dpdk::About),
+        (mtu, spin): (Mtu, Duration),
+    ) -> Result<Self, VerbsError> {
+        // Where it never sleeps, it spins for ever.
+        let spin = if port.naps() { spin } else { Duration::MAX };
+        Self::start(name, Port::Dpdk(Box::new(port)), None, (about.local, mtu, about.receive_buffer), spin)
+    }
+
+    fn start(
+        name: &str,
+        port: Port,
+        socket: Option<Arc<Socket>>,
+        (local, mtu, buffer): (SocketAddr, Mtu, usize),
+        spin: Duration,
+    ) -> Result<Self, VerbsError> {
+        let mut engine = Engine::new(local, mtu);
+        engine.set_receive_buffer(buffer);
         let core = Core {
             engine,
             requests: Vec::new(),
-            receiver: Receiver::new(),
-            sender: Sender::new(options.lose_per_million, seed),
+            port,
             receive_failed: 0,
             now: Now(0),
             empty: 0,
@@ -142,7 +183,9 @@ impl Driver {
         };
         Ok(Self {
             socket,
-            spin: options.spin,
+            local,
+            name: name.to_owned(),
+            spin,
             start: Instant::now(),
             core: Mutex::new(core),
             turn: Condvar::new(),
@@ -154,13 +197,14 @@ impl Driver {
         })
     }
 
-    /// Where the socket is bound.
+    /// Where peers send to.
     pub(crate) fn local(&self) -> SocketAddr {
-        self.socket.local()
+        self.local
     }
 
-    pub(crate) fn receive_buffer(&self) -> ReceiveBuffer {
-        self.socket.receive_buffer()
+    /// Of the socket, where there is one.
+    pub(crate) fn receive_buffer(&self) -> Option<ReceiveBuffer> {
+        self.socket.as_ref().map(|socket| socket.receive_buffer())
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -185,11 +229,11 @@ impl Driver {
     pub(crate) fn hot(&self) -> Result<MutexGuard<'_, Core>, VerbsError> {
         self.step_back();
         let core = self.lock_soon();
-        if self.failed() { Err(Self::failure()) } else { Ok(core) }
+        if self.failed() { Err(self.failure()) } else { Ok(core) }
     }
 
-    fn failure() -> VerbsError {
-        VerbsError::DeviceFatal { name: "soft".to_owned() }
+    fn failure(&self) -> VerbsError {
+        VerbsError::DeviceFatal { name: self.name.clone() }
     }
 
     /// Keeps the thread away from now on for a while, because a caller moves the device on.
@@ -241,7 +285,7 @@ impl Driver {
         core.empty = if arrived > 0 { 0 } else { core.empty.wrapping_add(1) };
         let (now, due) = match now {
             Some(now) => (now, core.next_timeout() <= now.0),
-            None if core.next_timeout() == 0 || core.sender.waiting() || core.empty.is_multiple_of(LOOK) => {
+            None if core.next_timeout() == 0 || core.port.waiting() || core.empty.is_multiple_of(LOOK) => {
                 let now = clock();
                 (now, core.next_timeout() <= now.0)
             }
@@ -259,7 +303,7 @@ impl Driver {
             }
             core.engine.on_timeout(now);
         }
-        if !due && arrived == 0 && !core.sender.waiting() {
+        if !due && arrived == 0 && !core.port.waiting() {
             return false;
         }
         self.transmit(core, now);
@@ -268,9 +312,8 @@ impl Driver {
 
     /// Takes what has arrived; returns the number of messages.
     fn receive(&self, core: &mut Core, mut now: impl FnMut() -> Now) -> usize {
-        let Core { engine, receiver, .. } = core;
-        let received = receiver.receive(&self.socket, |from, datagram| engine.receive(now(), from, datagram));
-        received.unwrap_or_else(|_| {
+        let Core { engine, port, .. } = core;
+        port.receive(engine, &mut now).unwrap_or_else(|| {
             core.receive_failed += 1;
             0
         })
@@ -288,8 +331,8 @@ impl Driver {
             return;
         }
         let _waiters = Waiters(self);
-        let Core { engine, sender, .. } = core;
-        sender.send(&self.socket, |out| engine.poll_transmit(now, out));
+        let Core { engine, port, .. } = core;
+        port.send(engine, now);
         if core.followers > 0 {
             self.turn.notify_all();
         }
@@ -310,14 +353,14 @@ impl Driver {
     /// Moves the device on until the queue has a completion, and returns the lock with it; None where the deadline has come.
     pub(crate) fn wait(&self, cq: CqHandle, deadline: Instant) -> Result<Option<MutexGuard<'_, Core>>, VerbsError> {
         let deadline = u64::try_from(deadline.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
-        let spin = self.spin.as_nanos() as u64;
+        let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(u64::MAX);
         let mut core = self.hot()?;
         let (mut leading, begun) = (false, core.now);
         // From the first look at the clock on.
         let mut spin_until = u64::MAX;
         let result = loop {
             if self.failed() {
-                break Err(Self::failure());
+                break Err(self.failure());
             }
             let busy = self.drive_called(&mut core);
             if core.engine.cq_ready(cq) {
@@ -340,7 +383,8 @@ impl Driver {
                 let asleep = core.sleep(now);
                 core.leader_sleeps = Some(asleep);
                 drop(core);
-                let slept = self.sleep(&self.leader_wake, Some(asleep.for_room), deadline.min(asleep.until));
+                let asleep = Asleep { until: deadline.min(asleep.until), ..asleep };
+                let slept = self.sleep(&self.leader_wake, asleep);
                 core = self.lock();
                 core.leader_sleeps = None;
                 if let Err(error) = slept {
@@ -362,7 +406,7 @@ impl Driver {
 
     /// The thread: moves the device on while no caller does.
     pub(crate) fn progress(&self) {
-        let spin = self.spin.as_nanos() as u64;
+        let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(u64::MAX);
         let (mut spin_until, mut park) = (0, CALLER);
         // The last caller, who has been away for long enough.
         let mut gone = None;
@@ -402,15 +446,17 @@ impl Driver {
             if core.now.0 < spin_until {
                 continue;
             }
-            let asleep = core.sleep(core.now);
+            let now = core.now;
+            let asleep = core.sleep(now);
             core.thread_sleeps = Some(asleep);
             drop(core);
-            if let Err(error) = self.sleep(&self.thread_wake, Some(asleep.for_room), asleep.until) {
+            if let Err(error) = self.sleep(&self.thread_wake, asleep) {
                 // Only a lack of kernel memory: go on as if it had been a short sleep.
                 tracing::warn!(%error, "the soft device's thread could not sleep");
                 std::thread::sleep(Duration::from_nanos(PARKED));
             }
-            spin_until = self.now().0.saturating_add(spin);
+            // Short sleeps follow one another until something has come.
+            spin_until = if self.socket.is_some() { self.now().0.saturating_add(spin) } else { 0 };
         }
     }
 
@@ -421,18 +467,30 @@ impl Driver {
     }
 
     fn park(&self, nanoseconds: u64) {
-        if self.sleep(&self.thread_wake, None, self.now().0.saturating_add(nanoseconds)).is_err() {
+        let until = self.now().0.saturating_add(nanoseconds);
+        if self.sleep_until(&self.thread_wake, None, until).is_err() {
             std::thread::sleep(Duration::from_nanos(nanoseconds));
         }
     }
 
+    /// Sleeps until the wake, or what else ends this sleep.
+    fn sleep(&self, wake: &Wake, asleep: Asleep) -> Result<(), VerbsError> {
+        match &self.socket {
+            Some(socket) => self.sleep_until(wake, Some((socket, asleep.for_room)), asleep.until),
+            None => self.sleep_until(wake, None, asleep.until.min(self.now().0.saturating_add(asleep.nap))),
+        }
+    }
+
     /// Sleeps until the wake, the time, or (where it is watched) the socket has something, or room if that is watched too.
-    fn sleep(&self, wake: &Wake, socket: Option<bool>, until: u64) -> Result<(), VerbsError> {
+    fn sleep_until(&self, wake: &Wake, socket: Option<(&Socket, bool)>, until: u64) -> Result<(), VerbsError> {
         let time = (until != u64::MAX)
             .then(|| TimeSpec::from_duration(Duration::from_nanos(until.saturating_sub(self.now().0))));
-        let events = if socket == Some(true) { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-        let mut watched =
-            [PollFd::new(wake.reader.as_fd(), PollFlags::POLLIN), PollFd::new(self.socket.as_fd(), events)];
+        let events = match socket {
+            Some((_, true)) => PollFlags::POLLIN | PollFlags::POLLOUT,
+            _ => PollFlags::POLLIN,
+        };
+        let second = socket.map_or_else(|| wake.reader.as_fd(), |(socket, _)| socket.as_fd());
+        let mut watched = [PollFd::new(wake.reader.as_fd(), PollFlags::POLLIN), PollFd::new(second, events)];
         let count = if socket.is_some() { 2 } else { 1 };
         match ppoll(&mut watched[..count], time, None) {
             Ok(_) | Err(Errno::EINTR) => {}

@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::counters::{Counts, Dropped};
 pub(crate) use super::handles::{CqHandle, EngineError, MrHandle, PdHandle, Qpn};
 use super::handles::{HandleMap, next_free, random};
+use super::out::Out;
 use super::psn::Psn;
 use super::regions::Regions;
 use super::requester::{Failure, Requester, Stop, Work};
@@ -319,13 +320,18 @@ impl Engine {
 
     /// Takes one datagram. Whatever is wrong with it, the sender at most gets a NAK.
     pub(crate) fn receive(&mut self, now: Now, from: SocketAddr, datagram: &[u8]) {
-        match self.take(now, from, datagram) {
+        self.receive_with(now, from, None, datagram);
+    }
+
+    /// The same of a datagram whose IPv4 identification is known.
+    pub(crate) fn receive_with(&mut self, now: Now, from: SocketAddr, id: Option<u16>, datagram: &[u8]) {
+        match self.take(now, from, id, datagram) {
             Ok(()) => self.counts.received += 1,
             Err(reason) => self.counts.drop(reason),
         }
     }
 
-    fn take(&mut self, now: Now, from: SocketAddr, datagram: &[u8]) -> Result<(), Dropped> {
+    fn take(&mut self, now: Now, from: SocketAddr, id: Option<u16>, datagram: &[u8]) -> Result<(), Dropped> {
         let packet = Packet::new(datagram)?;
         let bth = packet.bth;
         let qp = &mut **self.qps.get_mut(&bth.qpn).ok_or(Dropped::UnknownQueuePair)?;
@@ -345,7 +351,7 @@ impl Engine {
         if bth.version != 0 {
             return Err(Dropped::Version);
         }
-        if !connection.is_whole(from.port(), &packet) {
+        if !connection.is_whole(from.port(), id, &packet) {
             return Err(Dropped::Icrc);
         }
         let body = packet.body()?;
@@ -375,7 +381,7 @@ impl Engine {
 
     /// Appends one datagram to `out`. None: there is none until the next call that changes something, or it is time to
     /// see what has arrived, and then [`Self::next_timeout`] is at once.
-    pub(crate) fn poll_transmit(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Transmit> {
+    pub(crate) fn poll_transmit(&mut self, now: Now, out: &mut impl Out) -> Option<Transmit> {
         while self.burst < BURST
             && let Some(qpn) = self.ready.pop_front()
         {
@@ -471,11 +477,11 @@ impl QueuePair {
         regions: &Regions,
         completions: &mut Completions,
         counts: &mut Counts,
-        out: &mut Vec<u8>,
+        out: &mut impl Out,
     ) -> Option<Transmit> {
         let (Some(connection), Some(responder)) = (&self.connection, &mut self.responder) else { return None };
         let (to, alone, start) = (connection.peer, connection.counts_ids(), out.len());
-        let sent = |out: &Vec<u8>| Some(Transmit { to, len: out.len() - start, alone });
+        let sent = |len: usize| Some(Transmit { to, len: len - start, alone });
         for _ in 0..2 {
             self.answered_last = !self.answered_last;
             if self.answered_last {
@@ -483,11 +489,11 @@ impl QueuePair {
                     Turn::Idle => {}
                     Turn::Sent { again } => {
                         counts.retransmitted += u64::from(again);
-                        return sent(out);
+                        return sent(out.len());
                     }
                     Turn::Refused => {
                         self.fail(None, completions);
-                        return sent(out);
+                        return sent(out.len());
                     }
                     Turn::Silenced => {
                         self.fail(None, completions);
@@ -499,7 +505,7 @@ impl QueuePair {
                 match self.requester.next_packet(now, connection, regions, most, out) {
                     Some(Ok(packet)) => {
                         counts.retransmitted += u64::from(packet.again);
-                        return sent(out);
+                        return sent(out.len());
                     }
                     Some(Err(failure)) => {
                         self.fail(Some(failure), completions);

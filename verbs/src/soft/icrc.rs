@@ -3,7 +3,7 @@
 //!
 //! The IPv4 header under it has the identification field, which a UDP socket can neither choose nor see. We send with
 //! identification 0 and don't-fragment, and the port makes the kernel do so too. Between two soft devices it is taken as
-//! 0. Others may send any: CRC-32 is linear, so [`Icrc::matches_some_id`] accepts what fits one of the 2^16 values. That
+//! 0. Others may send any. A port that sees it says so; for one that does not: CRC-32 is linear, so [`Icrc::matches_some_id`] accepts what fits one of the 2^16 values. That
 //! check tells damage with 2^16 times less certainty, and the UDP checksum is often the better one there.
 
 use std::net::SocketAddr;
@@ -58,6 +58,13 @@ impl Icrc {
     pub(crate) fn set_source_port(&mut self, port: u16) {
         let at = self.head_len() - 8;
         self.head[at..at + 2].copy_from_slice(&port.to_be_bytes());
+    }
+
+    /// The same direction with another IPv4 identification than 0, of which there is none in IPv6.
+    pub(crate) fn set_id(&mut self, id: u16) {
+        if self.v4 {
+            self.head[ID_END - 2..ID_END].copy_from_slice(&id.to_be_bytes());
+        }
     }
 
     /// The ICRC of a packet, given without it.

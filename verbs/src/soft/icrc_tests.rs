@@ -78,6 +78,8 @@ fn packets_that_the_kernel_sent() {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(!direction.matches_some_id(&damaged, icrc), "{name}: bit {bit}");
         }
+        direction.set_id(vector.id);
+        assert_eq!(direction.of(covered), icrc, "{name}: with the identification in its header");
     }
 }
 

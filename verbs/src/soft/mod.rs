@@ -1,11 +1,14 @@
-//! RoCEv2 in this process, on an ordinary UDP socket.
+//! RoCEv2 in this process, on an ordinary UDP socket or on DPDK.
 //!
 //! `wire` and `icrc` know bytes, `requester` and `responder` the rules of reliable connections, and `engine` holds what a
-//! device holds: none of them has a socket, a thread or a clock. `port_udp` has the socket, `driver` the thread and the
-//! clock, and `device` is what the public types call.
+//! device holds: none of them has a socket, a thread or a clock. `port` is where datagrams come from and go to: `port_udp`
+//! has a socket, `port_dpdk` a port of DPDK's. `driver` has the thread and the clock, and `device` is what the public types call.
 
 pub(crate) mod device;
 mod driver;
+mod port;
+#[cfg(feature = "dpdk")]
+pub(crate) mod port_dpdk;
 mod port_udp;
 
 mod completions;
@@ -17,6 +20,7 @@ pub(crate) mod engine;
 mod flight;
 mod handles;
 mod icrc;
+mod out;
 mod pace;
 mod psn;
 mod regions;

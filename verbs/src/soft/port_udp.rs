@@ -339,14 +339,19 @@ fn segment_of(header: &libc::mmsghdr) -> Option<usize> {
 }
 
 /// Chooses datagrams to lose: the same ones for the same seed.
-struct Loss {
+pub(super) struct Loss {
     per_million: u32,
     /// SplitMix64.
     state: u64,
 }
 
 impl Loss {
-    fn strikes(&mut self) -> bool {
+    /// So many of a million; None for none.
+    pub(super) fn new(per_million: u32, seed: u64) -> Option<Self> {
+        (per_million > 0).then_some(Self { per_million, state: seed })
+    }
+
+    pub(super) fn strikes(&mut self) -> bool {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -388,7 +393,7 @@ impl Sender {
             segment: true,
             refused: 0,
             blocked: 0,
-            loss: (lose_per_million > 0).then_some(Loss { per_million: lose_per_million, state: seed }),
+            loss: Loss::new(lose_per_million, seed),
             lost: 0,
         }
     }

@@ -109,6 +109,24 @@ fn the_source_port_of_a_real_device_may_be_any_but_is_covered() {
     assert_alive(&mut peer);
 }
 
+// A port of DPDK's knows it; of a packet in which only that is damaged a socket cannot tell.
+#[test]
+fn the_identification_of_a_real_devices_packet_is_covered_where_it_is_known() {
+    let mut peer = Peer::of_kind(0, Mtu::Mtu4096, Access::all(), RETRY);
+    let draft = peer.read_draft(0, 8, 1);
+    let mut direction = super::icrc::Icrc::new(address(1), address(0));
+    direction.set_id(777);
+    let mut sealed = draft.bytes();
+    sealed.extend(direction.of(&draft.bytes()).to_le_bytes());
+    for (wrong, dropped_by_now) in [(0, 1), (776, 2)] {
+        peer.engine.receive_with(Now(0), address(1), Some(wrong), &sealed);
+        assert_eq!((peer.answers(), dropped(&peer, "ICRC")), (vec![], dropped_by_now));
+    }
+    peer.engine.receive_with(Now(0), address(1), Some(777), &sealed);
+    assert_eq!(peer.answers().len(), 1);
+    assert_alive(&mut peer);
+}
+
 #[test]
 fn a_soft_peer_has_one_source_port() {
     let mut peer = Peer::new(Mtu::Mtu4096);

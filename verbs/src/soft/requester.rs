@@ -6,6 +6,7 @@ use super::connection::{Connection, Data, Extension};
 use super::counters::Dropped;
 use super::flight::{Fit, Flight, Loss};
 use super::handles::MrHandle;
+use super::out::Out;
 use super::pace::{Pace, WINDOW_MAX};
 use super::psn::{Psn, Seq};
 use super::regions::Regions;
@@ -313,7 +314,7 @@ impl Requester {
         connection: &Connection,
         regions: &Regions,
         most: u64,
-        out: &mut Vec<u8>,
+        out: &mut impl Out,
     ) -> Option<Result<Sent, Failure>> {
         let room = self.pace.window().min(most.max(1));
         let (at, end, again) = match self.flight.next_lost() {
@@ -407,7 +408,7 @@ impl Work {
         at: Seq,
         end: Seq,
         asks: bool,
-        out: &mut Vec<u8>,
+        out: &mut impl Out,
     ) -> bool {
         let Some(region) = regions.get(self.region) else { return false };
         let done = at.since(self.first) as usize * connection.mtu;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::connection::{Connection, Data, Extension};
 use super::counters::Dropped;
 use super::handles::MrHandle;
+use super::out::Out;
 use super::psn::{Psn, Seq};
 use super::regions::Regions;
 use super::wire::{Aeth, Body, Bth, Opcode, Reth, Syndrome};
@@ -330,7 +331,7 @@ impl Responder {
     }
 
     /// Appends the next packet to `out`.
-    pub(super) fn next_packet(&mut self, connection: &Connection, regions: &Regions, out: &mut Vec<u8>) -> Turn {
+    pub(super) fn next_packet(&mut self, connection: &Connection, regions: &Regions, out: &mut impl Out) -> Turn {
         let mut turn = Turn::Sent { again: false };
         if let Some(read) = self.reads.front_mut() {
             // A response acknowledges what came before it.
@@ -384,7 +385,7 @@ impl Served {
 }
 
 impl Outbound {
-    fn send(&mut self, connection: &Connection, regions: &Regions, out: &mut Vec<u8>) -> Result<(), Syndrome> {
+    fn send(&mut self, connection: &Connection, regions: &Regions, out: &mut impl Out) -> Result<(), Syndrome> {
         let memory = regions.get(self.region).ok_or(Syndrome::REMOTE_ACCESS)?.memory();
         let done = self.next.since(self.first) as usize * connection.mtu;
         let len = connection.mtu.min(self.len - done);

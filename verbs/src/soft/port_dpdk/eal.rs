@@ -1,0 +1,430 @@
+//! DPDK itself: started once a process, its ports, its memory, and frames in it.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::super::out::{Out, OutOfMemory};
+use super::gate::GATE;
+use super::spec::Spec;
+use super::{checks, events, sys};
+use crate::Memory;
+
+/// Frames in one call of the driver, at most.
+pub(crate) const BURST: usize = 32;
+/// Bytes before a frame in its buffer, as DPDK is built.
+const HEADROOM: usize = 128;
+
+/// Whether DPDK was started in this process; it can be once only, so a failure stays.
+static STARTED: Mutex<Option<Result<Started, String>>> = Mutex::new(None);
+
+#[derive(Clone)]
+struct Started {
+    hugepages: bool,
+    pci: bool,
+}
+
+/// Starts DPDK for this port, unless it was started for another one.
+pub(crate) fn start(spec: &Spec) -> Result<(), String> {
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let how = started.get_or_insert_with(|| start_once(spec)).clone()?;
+    if spec.is_pci() && !how.pci {
+        return Err("this process has started DPDK for virtual ports; open the card's first".to_owned());
+    }
+    if spec.hugepages && !how.hugepages {
+        return Err("this process has started DPDK without hugepages; open the device that needs them first".to_owned());
+    }
+    Ok(())
+}
+
+fn start_once(spec: &Spec) -> Result<Started, String> {
+    // On a thread of its own: DPDK binds the thread that starts it to a processor.
+    let spec = spec.clone();
+    let starting = std::thread::Builder::new().name("dpdk-start".to_owned()).spawn(move || initialise(&spec));
+    match starting.map(std::thread::JoinHandle::join) {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) | Err(_) => Err("the thread that starts DPDK could not do it".to_owned()),
+    }
+}
+
+fn initialise(spec: &Spec) -> Result<Started, String> {
+    if spec.hugepages {
+        checks::hugepages(Path::new("/sys"), spec.memory)?;
+    }
+    // SAFETY: takes nothing; DPDK's log goes to memory of the shim's.
+    if unsafe { sys::ob_keep_log() } != 0 {
+        return Err("DPDK's log could not be taken over".to_owned());
+    }
+    let mut arguments = vec!["overbank".to_owned(), "--no-telemetry".to_owned(), "--no-shconf".to_owned()];
+    // Its own threads run wherever this process may.
+    arguments.push(format!("--lcores=0@({})", processors()));
+    arguments.push(format!("--file-prefix=overbank-{}", std::process::id()));
+    arguments.extend(["-m".to_owned(), spec.memory.to_string()]);
+    arguments.push(if spec.hugepages { "--in-memory" } else { "--no-huge" }.to_owned());
+    if spec.is_pci() {
+        arguments.extend(["-a".to_owned(), spec.port.clone()]);
+    } else {
+        arguments.push("--no-pci".to_owned());
+    }
+    let arguments: Result<Vec<CString>, _> = arguments.into_iter().map(CString::new).collect();
+    let arguments = arguments.map_err(|_| "a zero byte in an argument of DPDK's".to_owned())?;
+    let mut pointers: Vec<*mut c_char> = arguments.iter().map(|argument| argument.as_ptr().cast_mut()).collect();
+    pointers.push(null_mut());
+    // SAFETY: as many arguments as it is told, each of which ends in a zero byte, and a null pointer behind them. It may
+    // change their order, and keeps copies. Called once, under the lock of `start`.
+    let done = unsafe { sys::rte_eal_init(arguments.len() as c_int, pointers.as_mut_ptr()) };
+    if done < 0 {
+        return Err(format!("DPDK did not start: {}{}", error_text(last_error()), log()));
+    }
+    // What DPDK makes for others to find this process by stays empty.
+    let _ = std::fs::remove_dir(directory().join(format!("overbank-{}", std::process::id())));
+    events::rest_soon().map_err(|error| format!("DPDK has no timer: {}", error_text(error)))?;
+    Ok(Started { hugepages: spec.hugepages, pci: spec.is_pci() })
+}
+
+/// Where DPDK makes a directory for each process, by its own rules.
+pub(crate) fn directory() -> PathBuf {
+    let base =
+        if nix::unistd::geteuid().is_root() { Some("/var/run".into()) } else { std::env::var_os("XDG_RUNTIME_DIR") };
+    PathBuf::from(base.unwrap_or_else(|| "/tmp".into())).join("dpdk")
+}
+
+/// The processors that this process may use, as DPDK lists them.
+fn processors() -> String {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
+    let all = (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
+    let all: Vec<String> = all.map(|cpu| cpu.to_string()).collect();
+    if all.is_empty() { "0".to_owned() } else { all.join(",") }
+}
+
+fn last_error() -> c_int {
+    // SAFETY: reads a number of this thread's.
+    unsafe { sys::ob_errno() }
+}
+
+fn error_text(error: c_int) -> String {
+    std::io::Error::from_raw_os_error(error.abs()).to_string()
+}
+
+/// What DPDK said last, as far as it bears on a failure.
+fn log() -> String {
+    let mut bytes = [0_u8; 2048];
+    // SAFETY: the buffer has the length that is given with it.
+    let len = unsafe { sys::ob_log(bytes.as_mut_ptr().cast(), bytes.len()) };
+    let text = String::from_utf8_lossy(&bytes[..len.min(bytes.len())]);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = &lines[lines.len().saturating_sub(3)..];
+    if last.is_empty() { String::new() } else { format!(" (DPDK says: {})", last.join("; ")) }
+}
+
+/// Buffers of frames. They are taken and given back by one thread at a time: whoever has the device's lock.
+pub(crate) struct Pool(NonNull<sys::rte_mempool>);
+
+// SAFETY: it may be used by any thread, by one at a time; its owner is used so.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    /// Of `count` frames of up to `frame` bytes.
+    pub(crate) fn new(count: usize, frame: usize) -> Result<Self, String> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = CString::new(format!("overbank-{}", MADE.fetch_add(1, Ordering::Relaxed))).unwrap_or_default();
+        let room = HEADROOM + frame;
+        // SAFETY: strings that live for the call. No cache: it would belong to a thread of DPDK's, and ours are not. The
+        // buffer that came back last goes out first, while it is still in the processor's cache.
+        let pool = unsafe {
+            sys::rte_pktmbuf_pool_create_by_ops(
+                name.as_ptr(),
+                u32::try_from(count).unwrap_or(u32::MAX),
+                0,
+                0,
+                u16::try_from(room).unwrap_or(u16::MAX),
+                -1,
+                c"stack".as_ptr(),
+            )
+        };
+        NonNull::new(pool).map(Self).ok_or_else(|| {
+            let (why, mib) = (error_text(last_error()), (count * (room + 256)).div_ceil(1 << 20));
+            format!("DPDK has no memory for {count} frames: {why}; give the device memory=MIB, {} at least", mib + 32)
+        })
+    }
+
+    /// An empty frame; None: all are under way.
+    pub(crate) fn frame(&mut self) -> Option<Frame> {
+        // SAFETY: a pool that lives; the exclusive borrow keeps other threads away from it.
+        NonNull::new(unsafe { sys::ob_alloc(self.0.as_ptr()) }).map(Frame)
+    }
+
+    /// Buffers that nobody has, and that somebody has.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> (u32, u32) {
+        let pool = self.0.as_ptr();
+        // SAFETY: a pool that lives.
+        unsafe { (sys::rte_mempool_avail_count(pool), sys::rte_mempool_in_use_count(pool)) }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`. Its owner drops each port that uses it, and each `Frame` of it, before.
+        unsafe { sys::rte_mempool_free(self.0.as_ptr()) };
+    }
+}
+
+/// What a port turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u16,
+    pub(crate) receive_ring: u16,
+    pub(crate) fills_checksum: bool,
+    pub(crate) driver: String,
+}
+
+/// An Ethernet port, with a queue in each direction.
+pub(crate) struct Port {
+    number: u16,
+    bus: &'static CStr,
+    name: CString,
+    running: bool,
+    pub(crate) facts: Facts,
+}
+
+impl Port {
+    /// Adds the port to DPDK and sets it up, with frames of this pool, which must outlive it. It does not run yet.
+    pub(crate) fn open(
+        (bus, name, arguments): (&'static CStr, &str, &str),
+        pool: &Pool,
+        ring: u16,
+        mtu: u16,
+    ) -> Result<Self, String> {
+        let _inside = GATE.enter();
+        let text = |text: &str| CString::new(text).map_err(|_| "a zero byte in the port's name".to_owned());
+        let (c_name, arguments) = (text(name)?, text(arguments)?);
+        let mut number = 0;
+        // SAFETY: a string, and a number to fill in; both live for the call.
+        let known = unsafe { sys::rte_eth_dev_get_port_by_name(c_name.as_ptr(), &raw mut number) } == 0;
+        if known && bus == c"vdev" {
+            return Err(format!("this process uses {name} already"));
+        }
+        if !known {
+            // SAFETY: three strings that live for the call.
+            let added = unsafe { sys::rte_eal_hotplug_add(bus.as_ptr(), c_name.as_ptr(), arguments.as_ptr()) };
+            if added != 0 {
+                return Err(format!("DPDK did not take the port: {}{}", error_text(added), log()));
+            }
+            // SAFETY: as above.
+            let found = unsafe { sys::rte_eth_dev_get_port_by_name(c_name.as_ptr(), &raw mut number) };
+            if found != 0 {
+                return Err(format!("DPDK has no driver that makes {name} a port{}", log()));
+            }
+        }
+        let remove = |why: String| {
+            // SAFETY: strings that live for the call; nobody uses the port.
+            unsafe { sys::rte_eal_hotplug_remove(bus.as_ptr(), c_name.as_ptr()) };
+            why
+        };
+        // SAFETY: all-zero bytes are a valid value of this plain C structure.
+        let (mut facts, mut step): (sys::ob_port, *const c_char) = (unsafe { std::mem::zeroed() }, std::ptr::null());
+        // SAFETY: a port that is there and not set up, a pool that outlives it, and places to fill in that live for the call.
+        let done = unsafe { sys::ob_port_setup(number, pool.0.as_ptr(), ring, mtu, &raw mut facts, &raw mut step) };
+        if done != 0 {
+            // SAFETY: the shim sets it to a literal before each step.
+            let step = unsafe { CStr::from_ptr(step) }.to_string_lossy();
+            return Err(remove(format!("{step} failed: {}{}", error_text(done), log())));
+        }
+        let driver = facts.driver.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
+        let facts = Facts {
+            mac: facts.mac,
+            mtu: facts.mtu,
+            receive_ring: facts.receive_ring,
+            fills_checksum: facts.fills_checksum != 0,
+            driver: String::from_utf8(driver).unwrap_or_default(),
+        };
+        Ok(Self { number, bus, name: c_name, running: false, facts })
+    }
+
+    /// Starts it; of a memif client that is to reach its server, which may not be there yet.
+    pub(crate) fn start(&mut self) -> Result<(), String> {
+        let _inside = GATE.enter();
+        // SAFETY: a port that is set up.
+        match unsafe { sys::rte_eth_dev_start(self.number) } {
+            0 => {
+                self.running = true;
+                Ok(())
+            }
+            error => Err(format!("the port did not start: {}{}", error_text(error), log())),
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        if self.running {
+            self.running = false;
+            let _inside = GATE.enter();
+            // SAFETY: a port that runs.
+            unsafe { sys::rte_eth_dev_stop(self.number) };
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        // SAFETY: a port that is set up.
+        unsafe { sys::ob_link_is_up(self.number) == 1 }
+    }
+
+    /// Takes what has arrived, so many frames at most, and a burst.
+    pub(crate) fn receive(&mut self, to: &mut Vec<Frame>, most: usize) -> usize {
+        if !self.running {
+            return 0;
+        }
+        let Some(_inside) = GATE.try_enter() else { return 0 };
+        let mut frames = [null_mut(); BURST];
+        // SAFETY: a port that runs, and room for as many pointers as it is told.
+        let count = unsafe { sys::ob_receive(self.number, frames.as_mut_ptr(), most.min(BURST) as u16) };
+        let count = usize::from(count).min(BURST);
+        to.extend(frames[..count].iter().filter_map(|frame| NonNull::new(*frame)).map(Frame));
+        count
+    }
+
+    /// Sends the first of these frames, as many as the port takes.
+    pub(crate) fn send(&mut self, frames: &mut Vec<Frame>) -> usize {
+        if !self.running || frames.is_empty() {
+            return 0;
+        }
+        let Some(_inside) = GATE.try_enter() else { return 0 };
+        let count = frames.len().min(usize::from(u16::MAX));
+        // SAFETY: a port that runs, and that many frames of its own pool: `Frame` is one pointer, and nothing else. Those
+        // that it takes are its own from then on.
+        let sent = unsafe { sys::ob_send(self.number, frames.as_mut_ptr().cast(), count as u16) };
+        let sent = usize::from(sent).min(count);
+        frames.drain(..sent).for_each(std::mem::forget);
+        sent
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.stop();
+        let _inside = GATE.enter();
+        // SAFETY: the port is stopped, nobody else knows its number, and the strings live for the call. Removing closes it.
+        unsafe { sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
+    }
+}
+
+/// A frame in a buffer of DPDK's, which is ours: neither in a ring nor in the pool. What a memif brought was copied into it
+/// by the driver, so no peer can reach it.
+#[repr(transparent)]
+pub(crate) struct Frame(NonNull<sys::rte_mbuf>);
+
+// SAFETY: it has its buffer for itself; it goes back to the pool where its port's lock is held.
+unsafe impl Send for Frame {}
+
+impl Frame {
+    /// Its bytes. None: it is of several buffers, for which no frame of ours is too long, or lies about its length.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        let mut len = 0;
+        // SAFETY: a buffer that is ours, and a number to fill in.
+        let bytes = NonNull::new(unsafe { sys::ob_bytes(self.0.as_ptr(), &raw mut len) })?;
+        // SAFETY: the shim has seen that so many bytes lie in the buffer, which is ours while this is borrowed. All of its
+        // bytes have a value: DPDK's memory comes from the system as zeros.
+        Some(unsafe { std::slice::from_raw_parts(bytes.as_ptr(), len as usize) })
+    }
+
+    /// The port has found a checksum in it wrong.
+    pub(crate) fn is_damaged(&self) -> bool {
+        // SAFETY: a buffer that is ours.
+        unsafe { sys::ob_is_damaged(self.0.as_ptr()) != 0 }
+    }
+
+    /// All that it has room for.
+    fn room(&mut self) -> &mut [u8] {
+        let mut room = 0;
+        // SAFETY: a buffer that is ours, and a number to fill in.
+        let bytes = unsafe { sys::ob_room(self.0.as_ptr(), &raw mut room) };
+        // SAFETY: as in `bytes`; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(bytes, room as usize) }
+    }
+
+    /// To be written, from its first byte on.
+    pub(crate) fn writer(&mut self) -> Writer<'_> {
+        Writer { room: self.room(), len: 0 }
+    }
+
+    /// Its first bytes, to be written over, once it is `len` bytes long. None: it has no room for them.
+    pub(crate) fn finish(&mut self, len: usize) -> Option<&mut [u8]> {
+        if len > self.room().len() {
+            return None;
+        }
+        // SAFETY: a buffer that is ours, and has room for so many bytes: at most 65,535, as its pool was made.
+        unsafe { sys::ob_set_len(self.0.as_ptr(), len as u16) };
+        self.room().get_mut(..len)
+    }
+
+    /// The port is to fill in the checksum of its IPv4 header.
+    pub(crate) fn want_checksum(&mut self) {
+        let (ethernet, ipv4) = (super::frame::ETHERNET as u8, super::frame::IPV4 as u8);
+        // SAFETY: a buffer that is ours.
+        unsafe { sys::ob_want_checksum(self.0.as_ptr(), ethernet, ipv4) };
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        // SAFETY: a buffer that is ours, and goes back to its pool.
+        unsafe { sys::ob_free(self.0.as_ptr()) };
+    }
+}
+
+/// A packet, written where its port takes it from.
+pub(crate) struct Writer<'a> {
+    room: &'a mut [u8],
+    len: usize,
+}
+
+impl Writer<'_> {
+    fn next(&mut self, len: usize) -> Result<&mut [u8], OutOfMemory> {
+        let end = self.len.checked_add(len).ok_or(OutOfMemory)?;
+        let next = self.room.get_mut(self.len..end).ok_or(OutOfMemory)?;
+        self.len = end;
+        Ok(next)
+    }
+
+    /// Leaves so many bytes out, to be written later.
+    pub(crate) fn skip(&mut self, len: usize) -> Result<(), OutOfMemory> {
+        self.next(len).map(|_| ())
+    }
+}
+
+impl Out for Writer<'_> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfMemory> {
+        self.next(bytes.len())?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn append_memory(&mut self, memory: &Memory, offset: usize, len: usize) -> Result<(), OutOfMemory> {
+        let start = self.len;
+        let to = self.next(len)?;
+        let copied = memory.copy_out(offset, to);
+        if copied.is_err() {
+            self.len = start;
+        }
+        copied.map_err(|_| OutOfMemory)
+    }
+
+    fn since(&self, start: usize) -> &[u8] {
+        self.room.get(start..self.len).unwrap_or_default()
+    }
+}
