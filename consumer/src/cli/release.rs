@@ -69,7 +69,7 @@ impl Release {
 
     fn all(&self, client: &Client, context: &Context) -> Result<(), Failure> {
         // What cannot be released is no reason to keep the others.
-        let failed = release_all(client)?;
+        let mut failed: Option<Failure> = release_all(client)?.map(Failure::from);
         let until = Instant::now() + self.wait;
         let mut leases = client.leases()?;
         while leases.iter().any(is_ending) && Instant::now() < until {
@@ -80,7 +80,10 @@ impl Release {
         let (mut rows, mut entries) = (vec![head], Vec::new());
         for info in &leases {
             let file = match &self.receipts {
-                Some(directory) => keep(client, info, directory)?,
+                Some(directory) => keep(client, info, directory).unwrap_or_else(|error| {
+                    failed.get_or_insert(error);
+                    None
+                }),
                 None => None,
             };
             let shown = match &file {
@@ -94,7 +97,7 @@ impl Release {
         }
         context.output.answer(&table(&rows), &json!({ "leases": entries }))?;
         if let Some(error) = failed {
-            return Err(error.into());
+            return Err(error);
         }
         if leases.iter().any(is_ending) {
             return Err(self.late("the receipts of all leases, which are released,"));

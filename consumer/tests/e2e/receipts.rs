@@ -89,6 +89,12 @@ fn all_that_an_identity_has_is_given_back_at_once_with_a_receipt_each() {
         assert_eq!(text(&stack.lease(&ann, lease), "reason"), "released", "released, whatever became of its receipt");
     }
     crate::process::private(&directory);
+    // A receipt that cannot be kept, of the newest and so the first, is no reason to keep no other.
+    let taken = directory.join(format!("{two}.receipt"));
+    crate::process::private(&taken);
+    elsewhere.run(&all).expect(12);
+    assert_eq!(std::fs::read_dir(&directory).expect("it").count(), 3);
+    std::fs::remove_dir(&taken).expect("empty");
     let answer = elsewhere.run(&all).expect(0).json();
     let leases = answer["leases"].as_array().expect("a list");
     assert_eq!(leases.len(), 3, "{leases:?}");

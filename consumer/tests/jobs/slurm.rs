@@ -3,9 +3,10 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -155,6 +156,8 @@ impl Cluster {
     fn slurm(&self, name: &str, args: &[&str]) -> Outcome {
         let mut command = Command::new(name);
         command.args(args).env("SLURM_CONF", self.path("slurm.conf")).current_dir("/").stdin(Stdio::null());
+        // What a job has of who submits it must not pass for its own.
+        command.env("OVERBANK_HOME", "/of/the/submitter").env("OVERBANK_AUTHD", "192.0.2.1");
         Running::start(&mut command).end()
     }
 
@@ -329,7 +332,7 @@ fn what_a_killed_job_of_another_user_had_is_taken_back_and_its_identity_is_worth
     let its = fs::metadata(place.join("report")).expect("it");
     assert_eq!((owner, its.uid(), its.mode() & 0o777), (65534, 65534, 0o400));
     cluster.all_is_given_back();
-    assert_eq!(cluster.node(), "idle");
+    eventually("the node is not drained", SOON, || cluster.node() == "idle");
     // The copy of the identity that it made.
     let thief = cluster.stack.stranger("thief");
     crate::process::private(&thief.home);
@@ -359,9 +362,9 @@ fn an_auth_daemon_that_is_away_drains_no_node_and_what_is_left_is_taken_back_lat
     eventually("the epilog has ended", SOON, || cluster.node() == "idle");
     assert!(cluster.path("overbank.state/1/over").exists() && !cluster.path("overbank.run/1").exists());
     // The next one runs, and is told.
-    let outcome = cluster.srun(&[], "echo ran").expect(0);
+    let outcome = cluster.srun(&[], "echo ran ${OVERBANK_HOME-without}").expect(0);
     let said = String::from_utf8_lossy(&outcome.stdout).into_owned();
-    assert!(said.contains("goes without memory of other machines") && said.ends_with("ran\n"), "{said}");
+    assert!(said.contains("goes without memory of other machines") && said.ends_with("ran without\n"), "{said}");
     eventually("the epilog has ended", SOON, || cluster.node() == "idle");
     let address = cluster.stack.address.clone();
     cluster.stack.restart_authd();
@@ -380,17 +383,157 @@ fn an_auth_daemon_that_is_away_drains_no_node_and_what_is_left_is_taken_back_lat
 fn a_job_that_gives_its_identity_away_keeps_nothing_by_it() {
     let Some(cluster) = cluster("a_job_that_gives_its_identity_away_keeps_nothing_by_it") else { return };
     let kept = cluster.path("kept");
+    let [before, after] = ["before", "after"].map(|name| cluster.path(name));
     let script = format!(
-        "overbank lease create --size 1MiB --ttl 10m && overbank id --rotate && cp -r $OVERBANK_HOME {0} && \
-         overbank lease create --size 2MiB --ttl 10m",
-        kept.display()
+        "overbank lease create --size 1MiB --ttl 10m --json >{} && overbank id --rotate && cp -r $OVERBANK_HOME {} && \
+         overbank lease create --size 2MiB --ttl 10m --json >{}",
+        before.display(),
+        kept.display(),
+        after.display()
     );
     cluster.srun(&[], &script).expect(0);
     let (_, report) = cluster.report(1);
-    assert!(report.contains("2 receipts hold, 0 do not"), "{report}");
+    for file in [before, after] {
+        let made: serde_json::Value = serde_json::from_slice(&fs::read(file).expect("it")).expect("JSON");
+        assert!(report.contains(&format!("{}: wiped", text(&made, "lease"))), "{made} {report}");
+    }
+    assert!(report.contains("2 receipts hold, 0 do not, 0 leases have none"), "{report}");
     cluster.all_is_given_back();
     let mut thief = cluster.stack.operator.command(&["lease", "create", "--size", "1MiB", "--ttl", "1m"]);
     Running::start(thief.env("OVERBANK_HOME", kept)).end().expect(4);
+}
+
+#[test]
+fn an_identity_ends_without_its_providers_word_and_the_report_names_what_has_no_receipt() {
+    let Some(cluster) = cluster("an_identity_ends_without_its_providers_word_and_the_report_names_what_has_no_receipt")
+    else {
+        return;
+    };
+    // An auth daemon that does not let this operator take a quota away, either.
+    let (conf, real) = (cluster.path("etc/overbank.conf"), cluster.path("bin/overbank").display().to_string());
+    let reluctant = cluster.path("bin/reluctant");
+    let script = format!("#!/bin/sh\ncase \"$*\" in *'--leases 0'*) exit 5 ;; esac\nexec {real} \"$@\"\n");
+    fs::write(&reluctant, script).expect("written");
+    fs::set_permissions(&reluctant, fs::Permissions::from_mode(0o755)).expect("a program");
+    let said = fs::read_to_string(&conf).expect("it");
+    let said = said.replace(&real, &reluctant.display().to_string()).replace("wait=20", "wait=1");
+    fs::write(&conf, said).expect("written");
+
+    let (copy, script) = (cluster.path("copy"), cluster.path("job"));
+    let job = format!(
+        "#!/bin/sh\nPATH=$PATH:{}\ncp -r $OVERBANK_HOME {}\noverbank lease create --size 16MiB --ttl 10m\nsleep 100\n",
+        cluster.path("bin").display(),
+        copy.display()
+    );
+    fs::write(&script, job).expect("written");
+    let script = script.display().to_string();
+    cluster.slurm("sbatch", &["--comment=overbank", "--output=/dev/null", &script]).expect(0);
+    eventually("it has a lease", SOON, || cluster.active() == 1);
+    let list = cluster.stack.operator.run(&["lease", "list", "--json"]).expect(0).json();
+    let provider = Pid::from_raw(cluster.stack.provider_pid().cast_signed());
+    kill(provider, Signal::SIGSTOP).expect("it is there");
+    cluster.slurm("scancel", &["--signal=KILL", "--full", "1"]).expect(0);
+    eventually("the epilog has begun", SOON, || cluster.path("overbank.state/1/over").exists());
+    eventually("the epilog has ended", SOON, || cluster.node() == "idle");
+    let mut thief = cluster.stack.operator.command(&["lease", "create", "--size", "1MiB", "--ttl", "1m"]);
+    Running::start(thief.env("OVERBANK_HOME", copy)).end().expect(4).saying("revoked");
+    // The receipt is still waited for.
+    assert!(cluster.path("overbank.state/1").exists() && !cluster.path("overbank.spool/1").exists());
+    let over = File::options().write(true).open(cluster.path("overbank.state/1/over")).expect("it");
+    over.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).expect("set");
+    Running::start(&mut Command::new(cluster.path("etc/reclaim"))).end().expect(0);
+    let (_, report) = cluster.report(1);
+    let line = format!("{}: no receipt, it is ending", text(&list["leases"][0], "lease"));
+    assert!(report.contains(&line) && report.contains("0 receipts hold, 0 do not, 1 leases have none"), "{report}");
+}
+
+/// The scripts alone, without a cluster: where they work, with these directories in it.
+fn library(test: &str, made: &[&str]) -> Option<tempfile::TempDir> {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED slurm::{test}: an epilog runs as root, and this is another user");
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("opened");
+    for name in made {
+        fs::create_dir_all(dir.path().join(name)).expect("made");
+    }
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/slurm");
+    for name in ["lib.sh", "prolog", "task-prolog"] {
+        fs::copy(scripts.join(name), dir.path().join(name)).expect("copied");
+    }
+    let conf = fs::read_to_string(scripts.join("overbank.conf")).expect("it");
+    let here = dir.path().display();
+    fs::write(dir.path().join("overbank.conf"), format!("{conf}run={here}/run\nstate={here}/state\n"))
+        .expect("written");
+    Some(dir)
+}
+
+#[track_caller]
+fn in_library(dir: &tempfile::TempDir, call: &str) {
+    let script = format!("set -euo pipefail; . {}/lib.sh; {call}", dir.path().display());
+    Running::start(Command::new("bash").args(["-c", &script])).end().expect(0);
+}
+
+#[test]
+fn what_a_user_goes_on_filling_goes_away_for_good() {
+    let Some(dir) = library("what_a_user_goes_on_filling_goes_away_for_good", &["run/7/home/a"]) else { return };
+    for name in ["run/7", "run/7/home", "run/7/home/a"] {
+        std::os::unix::fs::chown(dir.path().join(name), Some(65534), Some(65534)).expect("given");
+    }
+    // Until it cannot, and no longer than 20 seconds: files, and directories with more of them.
+    let fill = "i=0; while [ $SECONDS -lt 20 ] && mkdir $$.$i && cd $$.$i && true >x && cd .. && true >$$.f$i; do i=$((i+1)); done
+                [ $SECONDS -lt 20 ]";
+    let fillers: Vec<Running> = ["run/7", "run/7/home", "run/7/home/a", "run/7/home/a"]
+        .iter()
+        .map(|place| {
+            let mut command = Command::new("bash");
+            command.args(["-c", fill]).current_dir(dir.path().join(place)).uid(65534).gid(65534);
+            Running::start(&mut command)
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    in_library(&dir, "put_away 7");
+    for filler in fillers {
+        filler.end().expect(0);
+    }
+    let left: Vec<_> = fs::read_dir(dir.path().join("run")).expect("it").flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_jobs_refusal_stays_for_it_until_its_end() {
+    let Some(dir) = library("a_jobs_refusal_stays_for_it_until_its_end", &["run/8", "run/9", "state/8", "state/9"])
+    else {
+        return;
+    };
+    // The second is a user's own, who wrote that himself.
+    std::os::unix::fs::chown(dir.path().join("run/9"), Some(65534), Some(65534)).expect("given");
+    for job in ["8", "9"] {
+        fs::write(dir.path().join("run").join(job).join("refused"), "why").expect("written");
+        fs::write(dir.path().join("state").join(job).join("over"), "").expect("written");
+    }
+    in_library(&dir, "sweep 20");
+    assert_eq!(fs::read_dir(dir.path().join("state")).expect("it").count(), 0);
+    assert!(dir.path().join("run/8/refused").exists() && !dir.path().join("run/9").exists());
+}
+
+#[test]
+fn a_job_whose_prolog_fails_is_told() {
+    let Some(dir) = library("a_job_whose_prolog_fails_is_told", &[]) else { return };
+    // Nothing can be kept of it there.
+    fs::write(dir.path().join("state"), "").expect("written");
+    let run = |script| {
+        let mut command = Command::new(dir.path().join(script));
+        command.env("SLURM_JOB_ID", "5").env("SLURM_JOB_UID", "0").env("SLURM_JOB_COMMENT", "overbank");
+        String::from_utf8_lossy(&Running::start(&mut command).end().expect(0).stdout).into_owned()
+    };
+    assert_eq!(run("prolog"), "");
+    let said = run("task-prolog");
+    assert!(
+        said.contains("\nprint overbank: this job goes without memory of other machines: its prolog failed"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -403,7 +546,8 @@ fn what_is_no_number_becomes_part_of_no_path() {
             let mut command = Command::new(cluster.path("etc").join(script));
             command.env("SLURM_JOB_ID", job).env("SLURM_JOB_UID", uid).env("SLURM_JOB_COMMENT", "overbank");
             let outcome = Running::start(&mut command).end().expect(0);
-            assert!(outcome.stdout.is_empty(), "{script} {job} {uid}");
+            let said = String::from_utf8_lossy(&outcome.stdout);
+            assert!(said.lines().all(|line| line.starts_with("unset ")), "{script} {job} {uid}: {said}");
         }
         assert!(!cluster.path("overbank.state").exists() && !cluster.path("overbank.run").exists(), "{job} {uid}");
     }
