@@ -52,7 +52,7 @@ Examples
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Memif {
-    /// Frames lie in reserved hugepages (128 MiB of them for each of five processes), not in ordinary memory
+    /// Frames lie in reserved hugepages (128 MiB of them for each of four processes), not in ordinary memory
     #[arg(long)]
     hugepages: bool,
     /// READs outstanding, where there are many, 2 to 4096

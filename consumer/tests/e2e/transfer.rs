@@ -116,8 +116,9 @@ fn a_reader_that_goes_away_is_no_panic() {
     let _ = running.child.stdin.take();
     running.end().expect(1).saying("/dev/full");
     let shell = format!(
-        "'{}' get {lease} - | head -c 10 | wc -c; exit ${{PIPESTATUS[0]}}",
-        crate::process::program("overbank").display()
+        "'{}' get {lease} - --device '{}' | head -c 10 | wc -c; exit ${{PIPESTATUS[0]}}",
+        crate::process::program("overbank").display(),
+        crate::stack::device()
     );
     let mut command = user.command(&[]);
     let mut piped = std::process::Command::new("bash");
