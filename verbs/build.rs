@@ -25,7 +25,8 @@ mod dpdk {
         let library = found.unwrap_or_else(|error| panic!("{MISSING}\n{error}"));
         // What pkg-config says beside include paths: the processor that the headers are for, and DPDK's configuration.
         let flags = ["-include", "rte_config.h", "-march=corei7"];
-        let flags = if cfg!(target_arch = "x86_64") { &flags[..] } else { &flags[..2] };
+        let is_x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+        let flags = if is_x86 { &flags[..] } else { &flags[..2] };
 
         let mut shim = cc::Build::new();
         shim.file(SHIM).includes(&library.include_paths).warnings(false).opt_level(3);

@@ -182,7 +182,8 @@ fn confine(how: &Serve) -> Result<(), Box<dyn Error>> {
         _ => PathBuf::from("."),
     };
     let write = logs.map(directory).chain(how.state.clone()).collect();
-    let needs = Needs { write, connect: Vec::new(), listen: vec![how.listen.port()], devices: false };
+    let needs =
+        Needs { write, connect: Vec::new(), listen: vec![how.listen.port()], devices: false, memory_files: false };
     let sandbox = sandbox::confine(how.sandbox, &needs)?;
     tracing::info!(user = %nix::unistd::geteuid(), %sandbox, "confined");
     Ok(())

@@ -48,7 +48,8 @@ fn confined_process() {
     // All of it works, where this is root.
     let before = attempts_before(&own, port);
     give_up_rights(None, Some(&own), &[]).expect("root may");
-    let needs = Needs { write: vec![own.clone()], connect: vec![1], listen: vec![0], devices: true };
+    let needs =
+        Needs { write: vec![own.clone()], connect: vec![1], listen: vec![0], devices: true, memory_files: false };
     let status = confine(Mode::Strict, &needs).expect("this kernel has it all");
     for (what, done) in attempts(&own, port) {
         println!("CONFINED {what}: {}", if done { "done" } else { "refused" });

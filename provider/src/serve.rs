@@ -207,6 +207,7 @@ fn confine(options: &Serve, state: Option<&StateDir>) -> Result<(), ServeError> 
         connect: authd.into_iter().collect(),
         listen: Vec::new(),
         devices: options.device != "soft",
+        memory_files: options.device.starts_with("dpdk:"),
     };
     let sandbox = sandbox::confine(options.sandbox, &needs).map_err(ProcessError::from)?;
     let user = nix::unistd::geteuid();

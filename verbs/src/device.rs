@@ -33,7 +33,8 @@ pub struct DeviceOptions {
     /// loss. Real devices take no other value than 0.
     pub lose_per_million: u32,
     /// Called where the soft device's socket is open, with the buffers that only some may ask for, and before its thread
-    /// starts: the place to give up the right to ask for them.
+    /// starts: the place to give up the right to ask for them. Of a device on DPDK before anything of it: DPDK has threads
+    /// too.
     pub before_threads: Option<fn()>,
 }
 

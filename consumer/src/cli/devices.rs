@@ -126,7 +126,11 @@ fn device_json(device: &FoundDevice) -> Value {
     });
     json!({
         "name": device.name,
-        "kind": if device.soft { "soft" } else { "ibv" },
+        "kind": match device.soft {
+            true if device.name.starts_with("dpdk:") => "dpdk",
+            true => "soft",
+            false => "ibv",
+        },
         "state": device.state,
         "link": device.link,
         "mtu": device.mtu.map(Mtu::bytes),

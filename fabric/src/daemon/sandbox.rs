@@ -49,6 +49,8 @@ pub struct Needs {
     pub listen: Vec<u16>,
     /// Whether it opens RDMA devices.
     pub devices: bool,
+    /// Whether it makes files of memory, to share them with other processes.
+    pub memory_files: bool,
 }
 
 /// A part that is missing, in strict mode.
@@ -113,7 +115,7 @@ pub fn confine(mode: Mode, needs: &Needs) -> Result<Status, Missing> {
         }
     };
     note("Landlock", restrict_files(needs))?;
-    note("seccomp", restrict_calls())?;
+    note("seccomp", restrict_calls(needs))?;
     Ok(Status(parts.join(", ")))
 }
 
@@ -156,7 +158,7 @@ fn restrict_files(needs: &Needs) -> Result<String, String> {
     }
 }
 
-fn restrict_calls() -> Result<String, String> {
+fn restrict_calls(needs: &Needs) -> Result<String, String> {
     let text = |error: seccompiler::BackendError| error.to_string();
     let arch = std::env::consts::ARCH.try_into().map_err(text)?;
     let only = |argument: u8, values: &[i32]| -> Result<Vec<SeccompRule>, String> {
@@ -168,6 +170,9 @@ fn restrict_calls() -> Result<String, String> {
         values.iter().map(is).collect::<Result<_, _>>().map_err(text)
     };
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    if needs.memory_files {
+        allowed.insert(libc::SYS_memfd_create, Vec::new());
+    }
     #[cfg(target_arch = "x86_64")]
     allowed.extend(OLD_CALLS.iter().map(|call| (*call, Vec::new())));
     let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
@@ -256,7 +261,6 @@ const CALLS: &[i64] = &[
     libc::SYS_lseek,
     libc::SYS_madvise,
     libc::SYS_membarrier,
-    libc::SYS_memfd_create,
     libc::SYS_mincore,
     libc::SYS_mkdirat,
     libc::SYS_mlock,

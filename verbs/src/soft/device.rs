@@ -70,9 +70,20 @@ impl SoftDevice {
     /// On the port of DPDK's that the name says.
     #[cfg(feature = "dpdk")]
     pub(crate) fn open_dpdk(name: &str, options: &DeviceOptions, why: String) -> Result<Arc<Self>, VerbsError> {
+        // DPDK starts threads of its own as soon as it starts.
+        if let Some(then) = options.before_threads {
+            then();
+        }
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = open.iter().filter_map(|(device, _)| device.upgrade()).find(|device| device.name == name)
         {
+            let fixed = |asked: &DeviceOptions| (asked.address, asked.port, asked.mtu, asked.lose_per_million);
+            if fixed(&device.asked) != fixed(options) {
+                let reason = "this process has it open with another address, port, MTU or loss; ask for the same, or \
+                              close it first"
+                    .to_owned();
+                return Err(VerbsError::DeviceUnusable { name: name.to_owned(), reason });
+            }
             return Ok(device);
         }
         // Whoever drops one closes its port at last, on a thread of its own.

@@ -53,12 +53,15 @@ pub(crate) fn card(sys: &Path, dev: &Path, address: &str) -> Result<(), String> 
              `echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode` where no IOMMU is"
         ));
     };
+    // Without an IOMMU the group has another name.
     let file = dev.join("vfio").join(&group);
+    let file = if file.exists() { file } else { dev.join("vfio").join(format!("noiommu-{group}")) };
     match fs::OpenOptions::new().read(true).write(true).open(&file) {
         Ok(_) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            Err(format!("{address} is in use by another process; `fuser {}` names it", file.display()))
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(format!(
+            "{address}, or a card of its IOMMU group, is in use; `fuser {}` names the process",
+            file.display()
+        )),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             let file = file.display();
             Err(format!("no permission to use {file}; run `chown $USER {file}`, and raise `ulimit -l`"))
@@ -117,6 +120,8 @@ mod tests {
         says("modprobe vfio-pci");
         fs::create_dir_all(dev.join("vfio")).unwrap();
         fs::write(dev.join("vfio/17"), "").unwrap();
+        card(&sys, &dev, CARD).unwrap();
+        fs::rename(dev.join("vfio/17"), dev.join("vfio/noiommu-17")).unwrap();
         card(&sys, &dev, CARD).unwrap();
     }
 

@@ -33,6 +33,16 @@ pub(crate) enum Heard<'a> {
     },
 }
 
+impl Heard<'_> {
+    /// Who says so.
+    pub(crate) fn from(&self) -> Ipv4Addr {
+        match self {
+            Self::Datagram { from, .. } => *from.ip(),
+            Self::Arp { from, .. } => *from,
+        }
+    }
+}
+
 /// Why a frame was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ignored {
@@ -61,14 +71,15 @@ fn read_ipv4(bytes: &[u8], local: SocketAddrV4) -> Result<Heard<'_>, Ignored> {
     if ip.version() != 4 {
         return Err(Ignored::Damaged);
     }
-    if ip.dst_addr() != *local.ip() || ip.next_header() != IpProtocol::Udp {
+    let from = ip.src_addr();
+    if ip.dst_addr() != *local.ip() || ip.next_header() != IpProtocol::Udp || !is_of_another(from, *local.ip()) {
         return Err(Ignored::NotForUs);
     }
     // The ICRC covers a header without options of a whole packet.
     if usize::from(ip.header_len()) != IPV4 || ip.more_frags() || ip.frag_offset() != 0 || !ip.verify_checksum() {
         return Err(Ignored::Damaged);
     }
-    let (from, id) = (ip.src_addr(), ip.ident());
+    let id = ip.ident();
     let payload = bytes.get(IPV4..usize::from(ip.total_len())).ok_or(Ignored::Damaged)?;
     let udp = UdpPacket::new_checked(payload).map_err(|_| Ignored::Damaged)?;
     if udp.dst_port() != local.port() {
@@ -97,10 +108,15 @@ fn read_arp<'a>(bytes: &[u8], local: Ipv4Addr) -> Result<Heard<'a>, Ignored> {
     };
     let from = source_protocol_addr;
     // Who looks whether an address is free asks from nowhere.
-    if target_protocol_addr != local || from == local || from.is_unspecified() || from.is_multicast() {
+    if target_protocol_addr != local || !is_of_another(from, local) {
         return Err(Ignored::NotForUs);
     }
     Ok(Heard::Arp { from, mac: source_hardware_addr, asks })
+}
+
+/// Whether a frame from the network can have come from there: what is ours never takes that way.
+fn is_of_another(from: Ipv4Addr, local: Ipv4Addr) -> bool {
+    from != local && !from.is_unspecified() && !from.is_multicast() && !from.is_loopback() && !from.is_broadcast()
 }
 
 /// Writes the Ethernet addresses that a frame goes from and to.
@@ -236,6 +252,19 @@ mod tests {
             let mut ip = Ipv4Packet::new_unchecked(&mut frame[ETHERNET..]);
             ip.fill_checksum();
             assert_eq!(read(&frame, MAC, HERE), Err(Ignored::Damaged), "{at} {value:#x}");
+        }
+    }
+
+    #[test]
+    fn nothing_from_the_network_is_from_ourselves_or_from_nobody() {
+        for from in [*HERE.ip(), Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST, [224, 0, 0, 1].into()]
+        {
+            let mut frame = sample(b"x");
+            write_headers(&mut frame, (SocketAddrV4::new(from, 4791), HERE), 1, false);
+            assert_eq!(read(&frame, MAC, HERE), Err(Ignored::NotForUs), "{from}");
+            let mut question = [0; ARP];
+            write_arp(&mut question, (PEER, from), (None, *HERE.ip()));
+            assert_eq!(read(&question, MAC, HERE), Err(Ignored::NotForUs), "{from} asks");
         }
     }
 

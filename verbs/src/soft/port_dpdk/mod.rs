@@ -45,6 +45,8 @@ const MEMIF_TAKEN: usize = 8;
 const QUEUE: usize = 4 * BURST;
 /// Frames that wait to learn where they go, at most, and datagrams to ourselves.
 const HELD: usize = 64;
+/// The same to one address: who is not there does not keep others from being found.
+const HELD_FOR_ONE: usize = 16;
 const LOOPED: usize = 256;
 /// Nanoseconds between attempts to reach the other end of a link that is down.
 const AGAIN: u64 = 100_000_000;
@@ -110,6 +112,8 @@ struct Counts {
 struct Link {
     queue: Vec<Frame>,
     port: Port,
+    /// In a mesh: who is at its other end. What says that it is from another is not believed.
+    peer: Option<Ipv4Addr>,
     /// It has to reach its other end, rather than to wait for it.
     calls: bool,
     called: Now,
@@ -119,8 +123,8 @@ struct Link {
 }
 
 impl Link {
-    fn new(port: Port, calls: bool) -> Self {
-        Self { queue: Vec::with_capacity(QUEUE), port, calls, called: Now(0), was_up: false, quiet: 0 }
+    fn new(port: Port, peer: Option<Ipv4Addr>, calls: bool) -> Self {
+        Self { queue: Vec::with_capacity(QUEUE), port, peer, calls, called: Now(0), was_up: false, quiet: 0 }
     }
 }
 
@@ -165,7 +169,8 @@ pub(crate) fn writes(spec: &str) -> Vec<PathBuf> {
     for directory in &all {
         let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     }
-    all.extend(["/dev/hugepages", "/dev/vfio"].map(PathBuf::from));
+    let of_the_system = [(spec.hugepages, "/dev/hugepages"), (spec.is_pci(), "/dev/vfio")];
+    all.extend(of_the_system.iter().filter(|(needed, _)| *needed).map(|(_, directory)| PathBuf::from(directory)));
     all
 }
 
@@ -260,22 +265,26 @@ impl DpdkPort {
             let bus = if spec.is_pci() { c"pci" } else { c"vdev" };
             let mut port = Port::open((bus, &spec.port, &arguments), pool, RING, spec.mtu.unwrap_or(0))?;
             port.start()?;
-            return Ok(vec![Link::new(port, false)]);
+            return Ok(vec![Link::new(port, None, false)]);
         };
         let ends = match memif {
-            Memif::End { server, socket } => vec![(server, socket, None)],
+            Memif::End { server, socket } => vec![(server, socket, None, None)],
             Memif::Mesh(directory) => {
                 let others = (0..spec.links).filter(|other| *other != place);
-                let id = |other: u16| Some(other.max(place));
-                others.map(|other| (place < other, Place::socket(&directory, place.min(other)), id(other))).collect()
+                let first = u32::from(address).saturating_sub(place.into());
+                let link = |other: u16| {
+                    let (socket, id) = (Place::socket(&directory, place.min(other)), Some(other.max(place)));
+                    (place < other, socket, id, Some(Ipv4Addr::from(first.saturating_add(other.into()))))
+                };
+                others.map(link).collect()
             }
         };
-        if let Some((_, socket, _)) = ends.iter().find(|(server, ..)| *server) {
+        if let Some((_, socket, ..)) = ends.iter().find(|(server, ..)| *server) {
             mesh::clear(socket)?;
         }
         let mac = mesh::mac_of(address).map(|byte| format!("{byte:02x}")).join(":");
         let mut links = Vec::new();
-        for (link, (server, socket, id)) in ends.into_iter().enumerate() {
+        for (link, (server, socket, id, peer)) in ends.into_iter().enumerate() {
             events::add(&socket);
             let (role, socket) = (if server { "server" } else { "client" }, socket.display().to_string());
             // Buffers that are longer than ours: the driver then copies no more than ours hold, whatever the peer says.
@@ -295,7 +304,7 @@ impl DpdkPort {
             if server {
                 started?;
             }
-            links.push(Link::new(port, !server));
+            links.push(Link::new(port, peer, !server));
         }
         Ok(links)
     }
@@ -315,6 +324,8 @@ impl DpdkPort {
         let nap = self.nap.min(self.longest_nap);
         self.nap = (self.nap * 2).min(self.longest_nap);
         self.empty = LOOK;
+        // The next look is at all links.
+        self.polls = u32::MAX;
         nap
     }
 
@@ -362,8 +373,12 @@ impl DpdkPort {
             Some(bytes) if !frame.is_damaged() => frame::read(bytes, mac, self.local),
             _ => Err(Ignored::Damaged),
         };
+        let peer = self.links[link].peer;
         match heard {
+            Ok(heard) if peer.is_some_and(|peer| peer != heard.from()) => self.counts.ignored += 1,
             Ok(Heard::Datagram { from, id, payload }) => engine.receive_with(now, from.into(), Some(id), payload),
+            // Of our own network, and who leads to others: what other addresses have is never asked for.
+            Ok(Heard::Arp { from, .. }) if self.next_hop(from) != from => self.counts.ignored += 1,
             Ok(Heard::Arp { from, mac: theirs, asks }) => {
                 self.neighbours.heard(now, from, Hop { link, mac: theirs }, !asks);
                 if asks {
@@ -447,7 +462,8 @@ impl DpdkPort {
                 }
             }
             Route::Unknown { ask, wait } => {
-                if !wait || self.held.len() >= HELD {
+                let same = self.held.iter().filter(|(to, _)| *to == there).count();
+                if !wait || self.held.len() >= HELD || same >= HELD_FOR_ONE {
                     self.counts.no_neighbour += 1;
                 } else {
                     self.held.push_back((there, frame));

@@ -16,7 +16,8 @@ const ASK: u64 = 1_000_000;
 const DOUBLINGS: u32 = 10;
 /// Questions without an answer, after which nothing waits for one any more.
 const PATIENCE: u32 = 8;
-/// Nanoseconds after which what was heard is asked again: a machine may have got another card.
+/// Nanoseconds after which what was heard is asked again: a machine may have got another card. Where nobody answers then,
+/// nothing more is sent there.
 const STALE: u64 = 30_000_000_000;
 
 /// Where frames to an address go.
@@ -42,11 +43,13 @@ struct Entry {
     asked: Option<Now>,
     questions: u32,
     used: Now,
+    /// Somebody has said that it is elsewhere.
+    doubted: bool,
 }
 
 impl Entry {
     fn new(now: Now, hop: Option<Hop>) -> Self {
-        Self { hop, heard: now, asked: None, questions: 0, used: now }
+        Self { hop, heard: now, asked: None, questions: 0, used: now, doubted: false }
     }
 }
 
@@ -64,11 +67,14 @@ impl Neighbours {
         }
         let entry = self.entries.entry(to).or_insert_with(|| Entry::new(now, None));
         entry.used = now;
-        let old = entry.hop.is_none() || now.since(entry.heard) > STALE;
+        let old = entry.hop.is_none() || entry.doubted || now.since(entry.heard) > STALE;
         let pause = ASK << entry.questions.saturating_sub(1).min(DOUBLINGS);
         let ask = old && entry.asked.is_none_or(|asked| now.since(asked) >= pause);
         if ask {
             (entry.asked, entry.questions) = (Some(now), entry.questions.saturating_add(1));
+            if entry.questions > PATIENCE {
+                entry.hop = None;
+            }
         }
         match entry.hop {
             Some(hop) => Route::To { hop, ask },
@@ -76,7 +82,8 @@ impl Neighbours {
         }
     }
 
-    /// An answer, or a question to us, says where this address is. Answers that nobody asked for are not believed.
+    /// An answer, or a question to us, says where this address is. Answers that nobody asked for are not believed, and a
+    /// question only where nothing else is known: else it makes us ask.
     pub(crate) fn heard(&mut self, now: Now, from: Ipv4Addr, hop: Hop, answer: bool) {
         if mac_is_odd(hop.mac) {
             return;
@@ -84,6 +91,7 @@ impl Neighbours {
         match self.entries.get_mut(&from) {
             // An answer to no question of ours.
             Some(entry) if answer && entry.asked.is_none() => {}
+            Some(entry) if !answer && entry.hop.is_some_and(|known| known != hop) => entry.doubted = true,
             Some(entry) => *entry = Entry { used: entry.used, ..Entry::new(now, Some(hop)) },
             None if answer => {}
             None => {
@@ -155,6 +163,35 @@ mod tests {
             table.heard(Now(6), HERE, Hop { link: 0, mac: EthernetAddress(odd) }, false);
         }
         assert_eq!(table.route(Now(7), HERE), Route::To { hop: HOP, ask: false });
+    }
+
+    #[test]
+    fn a_question_from_elsewhere_makes_us_ask_and_moves_nothing() {
+        let mut table = Neighbours::default();
+        table.heard(Now(1), HERE, HOP, false);
+        assert_eq!(table.route(Now(2), HERE), Route::To { hop: HOP, ask: false });
+        table.heard(Now(3), HERE, OTHER, false);
+        assert_eq!(table.route(Now(4), HERE), Route::To { hop: HOP, ask: true });
+        // Who is there answers, whichever it is.
+        table.heard(Now(5), HERE, HOP, true);
+        assert_eq!(table.route(Now(6), HERE), Route::To { hop: HOP, ask: false });
+        table.heard(Now(7), HERE, OTHER, false);
+        assert_eq!(table.route(Now(8), HERE), Route::To { hop: HOP, ask: true });
+        table.heard(Now(9), HERE, OTHER, true);
+        assert_eq!(table.route(Now(10), HERE), Route::To { hop: OTHER, ask: false });
+    }
+
+    #[test]
+    fn nothing_more_goes_to_who_does_not_answer_any_more() {
+        let mut table = Neighbours::default();
+        table.heard(Now(0), HERE, HOP, false);
+        let gone = (0..1000).find(|at| {
+            let now = Now(STALE + 1 + at * ASK);
+            matches!(table.route(now, HERE), Route::Unknown { .. })
+        });
+        assert_eq!(gone, Some(255), "after as many questions as are asked of anybody");
+        table.heard(Now(2 * STALE), HERE, OTHER, false);
+        assert_eq!(table.route(Now(2 * STALE), HERE), Route::To { hop: OTHER, ask: false });
     }
 
     #[test]

@@ -58,7 +58,7 @@ int ob_port_setup(uint16_t port, struct rte_mempool *pool, uint16_t ring, uint16
         if (info.max_mtu != 0 && mtu > info.max_mtu) mtu = info.max_mtu;
         conf.rxmode.mtu = mtu;
     }
-    conf.rxmode.offloads = info.rx_offload_capa & (RTE_ETH_RX_OFFLOAD_IPV4_CKSUM | RTE_ETH_RX_OFFLOAD_UDP_CKSUM);
+    conf.rxmode.offloads = info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_IPV4_CKSUM;
     conf.txmode.offloads = info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_IPV4_CKSUM;
     facts->fills_checksum = conf.txmode.offloads != 0;
     *step = "rte_eth_dev_configure";
@@ -123,6 +123,6 @@ void ob_want_checksum(struct rte_mbuf *frame, uint8_t ethernet, uint8_t ipv4) {
 }
 
 int ob_is_damaged(const struct rte_mbuf *frame) {
-    return (frame->ol_flags & RTE_MBUF_F_RX_IP_CKSUM_MASK) == RTE_MBUF_F_RX_IP_CKSUM_BAD ||
-           (frame->ol_flags & RTE_MBUF_F_RX_L4_CKSUM_MASK) == RTE_MBUF_F_RX_L4_CKSUM_BAD;
+    /* RoCE has no UDP checksum, which some cards take for a wrong one: the ICRC covers what it would. */
+    return (frame->ol_flags & RTE_MBUF_F_RX_IP_CKSUM_MASK) == RTE_MBUF_F_RX_IP_CKSUM_BAD;
 }
