@@ -560,3 +560,56 @@ impl Out for Writer<'_> {
         self.room.get(start..self.len).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn null(number: u32) -> (Pool, Port) {
+        start(&Spec::parse("net_null0").unwrap()).unwrap();
+        let pool = Pool::new(63, 2048).unwrap();
+        let port = Port::open((c"vdev", &format!("net_null{number}"), ""), None, &pool, 64, 0).unwrap();
+        (pool, port)
+    }
+
+    #[test]
+    fn buffers_stay_where_their_port_does() {
+        for goes in [true, false] {
+            let (pool, port) = null(70 + u32::from(goes));
+            let buffers = Arc::downgrade(&pool.0);
+            if !goes {
+                // SAFETY: strings that live for the call; the port does not run.
+                unsafe { sys::rte_eal_hotplug_remove(port.bus.as_ptr(), port.name.as_ptr()) };
+            }
+            drop(port);
+            drop(pool);
+            assert_eq!(buffers.strong_count() == 0, goes);
+        }
+    }
+
+    #[test]
+    fn a_failure_comes_with_what_dpdk_said_of_it_and_no_more() {
+        let (pool, _port) = null(72);
+        let open = |name| Port::open((c"vdev", name, ""), None, &pool, 64, 0).err().unwrap();
+        let [first, second] = ["net_nonsense70", "net_nonsense71"].map(open);
+        assert!(first.contains("DPDK says") && first.contains("net_nonsense70"), "{first}");
+        assert!(second.contains("net_nonsense71") && !second.contains("net_nonsense70"), "{second}");
+        assert_eq!(log(said()), "");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(no_pool(libc::ENOMEM, 5, 7).contains("memory=MIB, 7 at least"));
+        let said = no_pool(-libc::EINVAL, 5, 7);
+        assert!(said.contains("librte-mempool-stack23") && !said.contains("memory="), "{said}");
+    }
+
+    #[test]
+    fn a_cards_driver_gets_its_arguments() {
+        let arguments = arguments(&Spec::parse("0000:01:00.0,address=10.0.0.7,mprq_en=1,rxqs_min_mprq=1").unwrap());
+        assert!(
+            arguments.windows(2).any(|two| two == ["-a", "0000:01:00.0,mprq_en=1,rxqs_min_mprq=1"]),
+            "{arguments:?}"
+        );
+    }
+}
