@@ -162,3 +162,23 @@ fn what_keeps_dpdk_from_starting_does_not_last() {
     let device = Device::open("dpdk:net_null0,address=10.9.9.1", &options()).unwrap();
     device.self_test(Duration::from_secs(5)).unwrap();
 }
+
+#[test]
+fn devices_come_and_go_while_others_do() {
+    if !is_alone("devices_come_and_go_while_others_do") {
+        return;
+    }
+    let threads = [10, 20].map(|number| {
+        std::thread::spawn(move || {
+            let (_directory, path) = crate::socket();
+            for _ in 0..20 {
+                let [_server, client] = ["server", "client"].map(|role| {
+                    let name = format!("dpdk:net_memif{},role={role},socket={path},address=10.9.{number}.1", next());
+                    Device::open(&name, &options()).unwrap()
+                });
+                client.self_test(Duration::from_secs(5)).unwrap();
+            }
+        })
+    });
+    in_time(|| threads.into_iter().for_each(|thread| thread.join().unwrap()));
+}

@@ -82,6 +82,8 @@ pub(crate) struct DpdkPort {
     mask: u32,
     gateway: Option<Ipv4Addr>,
     neighbours: Neighbours,
+    /// A link could not be asked what has arrived.
+    unknown: bool,
     /// There was no buffer for what the engine has to send.
     starved: bool,
     /// When links are looked at next, and which; and how often nothing has arrived, because nobody looks at a clock then.
@@ -306,6 +308,7 @@ impl DpdkPort {
             mask: u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0),
             gateway: spec.gateway,
             neighbours: Neighbours::default(),
+            unknown: false,
             starved: false,
             look: Now(0),
             turn: 0,
@@ -393,6 +396,11 @@ impl DpdkPort {
         self.starved || !self.held.is_empty() || self.links.iter().any(|link| !link.queue.is_empty())
     }
 
+    /// Whether something had arrived could not be known.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
     /// There is something to take at once.
     pub(crate) fn has_arrived(&self) -> bool {
         !self.looped.is_empty()
@@ -408,6 +416,7 @@ impl DpdkPort {
 
     /// Takes what has arrived; returns the number of frames.
     pub(crate) fn receive(&mut self, mut now: impl FnMut() -> Now, engine: &mut Engine) -> usize {
+        self.unknown = false;
         let mut count = self.looped.len();
         for _ in 0..count {
             if let Some(frame) = self.looped.pop_front()
@@ -425,6 +434,8 @@ impl DpdkPort {
             }
             let mut frames = std::mem::take(&mut self.burst);
             let taken = self.links[link].port.receive(&mut frames, self.taken);
+            self.unknown |= taken.is_none();
+            let taken = taken.unwrap_or(0);
             self.links[link].quiet = if taken > 0 || !several { 0 } else { self.links[link].quiet.saturating_add(1) };
             count += taken;
             for frame in frames.drain(..) {
