@@ -9,8 +9,19 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, socket};
 
-/// Calls that were given up before they were answered, until the server answers or ends.
+/// Connections that were given up before they were answered, until the server answers or ends.
 static LEFT: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+/// Keeps a connection that nobody needs until its server has taken it.
+pub(crate) fn leave(line: OwnedFd) {
+    // No more than servers have room for.
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+}
+
+/// Closes those that were answered.
+pub(crate) fn prune() {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner).retain(|line| said(line) == Answer::NotYet);
+}
 
 /// What comes of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +64,7 @@ impl Call {
 
 /// A server greets whoever connects.
 fn said(line: &OwnedFd) -> Answer {
-    match recv(line.as_raw_fd(), &mut [0; 256], MsgFlags::MSG_DONTWAIT) {
+    match recv(line.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) {
         Ok(len) if len > 0 => Answer::Yes,
         Err(Errno::EAGAIN | Errno::EINTR) => Answer::NotYet,
         _ => Answer::Nobody,
@@ -63,10 +74,8 @@ fn said(line: &OwnedFd) -> Answer {
 impl Drop for Call {
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
-            let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-            // No more than servers have room for.
-            left.push(line);
-            left.retain(|line| said(line) == Answer::NotYet);
+            leave(line);
+            prune();
         }
     }
 }

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -26,9 +27,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One at a time changes anything in DPDK: its list of devices has no lock, and memif's of sockets has none.
 static CONTROL: Mutex<()> = Mutex::new(());
-/// The round of the gate from which on a file may have the number of one that a port has closed: until then DPDK's own
-/// thread may hold an event of the old one, and would wait for what the new one never gets.
-static SETTLED: AtomicU64 = AtomicU64::new(0);
 
 /// Whether DPDK was started in this process; it can be once only, so a failure stays.
 static STARTED: Mutex<Option<Result<Started, String>>> = Mutex::new(None);
@@ -167,11 +165,6 @@ fn enter(gate: &Gate, patience: Duration) -> Result<Inside<'_>, String> {
     gate.enter(patience).ok_or_else(|| "DPDK's own thread does not come back".to_owned())
 }
 
-/// Whether a memif may call now.
-pub(crate) fn is_settled() -> bool {
-    GATE.rounds() >= SETTLED.load(Ordering::Relaxed)
-}
-
 /// Buffers of frames. They are taken and given back by one thread at a time: whoever has the device's lock.
 pub(crate) struct Pool(Arc<Buffers>);
 
@@ -266,6 +259,8 @@ pub(crate) struct Port {
     /// Where a memif has its socket.
     socket: Option<PathBuf>,
     gate: &'static Gate,
+    /// Of a memif that calls.
+    call: Option<RawFd>,
     running: bool,
     /// They outlive it.
     buffers: Arc<Buffers>,
@@ -308,6 +303,7 @@ impl Port {
             name: c_name,
             socket: socket.map(Path::to_owned),
             gate,
+            call: None,
             running: false,
             buffers: Arc::clone(&pool.0),
             facts: Facts::default(),
@@ -348,25 +344,24 @@ impl Port {
     /// Starts it; of a memif client that is to reach its server, which must have answered a moment ago.
     pub(crate) fn start(&mut self, patience: Duration) -> Result<(), String> {
         let _control = control(patience)?;
-        let until = Instant::now() + patience;
-        while self.socket.is_some() && !is_settled() {
-            if Instant::now() >= until {
-                return Err("DPDK's own thread does not come by".to_owned());
-            }
-            events::hurry();
-            std::thread::sleep(Duration::from_micros(200));
-        }
         let _inside = enter(self.gate, patience)?;
         let behind = said();
+        let others = self.ends();
         // SAFETY: a port that is set up.
         match unsafe { sys::rte_eth_dev_start(self.number) } {
             0 => {
+                self.call = self.ends().into_iter().find(|call| !others.contains(call));
                 self.running = true;
                 events::hurry();
                 Ok(())
             }
             error => Err(format!("the port did not start: {}{}", error_text(error), log(behind))),
         }
+    }
+
+    /// Connections of its socket's.
+    fn ends(&self) -> Vec<RawFd> {
+        self.socket.as_deref().map(events::ends).unwrap_or_default()
     }
 
     pub(crate) fn stop(&mut self, patience: Duration) -> Result<(), String> {
@@ -379,10 +374,15 @@ impl Port {
         if !self.running {
             return Ok(());
         }
-        let behind = said();
+        let (ends, behind) = (self.ends(), said());
+        // A server that has not taken a connection yet would not survive its end.
+        if let Some(call) = self.call.take().filter(|call| ends.contains(call) && !self.is_up()) {
+            events::outlive(call);
+        }
         // SAFETY: a port that runs.
         let done = unsafe { sys::rte_eth_dev_stop(self.number) };
-        SETTLED.store(GATE.rounds() + 2, Ordering::Relaxed);
+        let left = self.ends();
+        ends.into_iter().filter(|end| !left.contains(end)).for_each(events::block);
         self.running = done != 0;
         if done == 0 { Ok(()) } else { Err(format!("the port did not stop: {}{}", error_text(done), log(behind))) }
     }

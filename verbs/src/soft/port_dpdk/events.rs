@@ -14,7 +14,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::socket::{Shutdown, UnixAddr, getpeername, getsockname, getsockopt, shutdown, sockopt};
 
 use super::gate::GATE;
-use super::sys;
+use super::{call, sys};
 
 /// How long that thread rests at most and at least.
 const REST: u16 = 50;
@@ -88,8 +88,10 @@ extern "C" fn rest(_: *mut c_void) {
     FIRST.call_once(|| SigSet::all().thread_block().unwrap_or_default());
     if HANDLED.swap(false, Ordering::Relaxed) {
         keep_to_ourselves();
+        call::prune();
     }
     GATE.open();
+    BLOCKED.lock().unwrap_or_else(PoisonError::into_inner).retain(|(until, _)| GATE.rounds() < *until);
     // At least so long, or frames would never go while a socket has something that nobody takes.
     std::thread::sleep(LEAST);
     let until = Instant::now() + 2 * Duration::from_millis(REST.into());
@@ -144,6 +146,34 @@ fn keep_to_ourselves() {
     for fd in sockets(|fd, known| known(getsockname(fd)) || known(getpeername(fd)) || is_memory(fd)) {
         // SAFETY: used by the call below only, while the thread that may close it is here.
         let _ = fcntl(unsafe { BorrowedFd::borrow_raw(fd) }, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    }
+}
+
+/// What this process has of that socket: its listener, and both ends of connections to it.
+pub(crate) fn ends(socket: &Path) -> Vec<RawFd> {
+    let is_it = |address: nix::Result<UnixAddr>| address.is_ok_and(|address| address.path() == Some(socket));
+    files().filter(|fd| is_it(getsockname(*fd)) || is_it(getpeername(*fd))).collect()
+}
+
+/// Has this connection outlive the port whose it is, until its server has taken it. Called inside the gate.
+pub(crate) fn outlive(call: RawFd) {
+    // SAFETY: DPDK's thread, which alone may close it now, is at rest.
+    let kept = unsafe { BorrowedFd::borrow_raw(call) }.try_clone_to_owned();
+    kept.map(call::leave).unwrap_or_default();
+}
+
+/// Numbers that no file may have yet, and until which round.
+static BLOCKED: Mutex<Vec<(u64, OwnedFd)>> = Mutex::new(Vec::new());
+
+/// Keeps the number of a file of DPDK's that was just closed from those that come next: its thread may hold an event of
+/// the old one still, and would wait at the new one for what never comes. Called inside the gate.
+pub(crate) fn block(number: RawFd) {
+    let Some(bells) = BELLS.get() else { return };
+    // That number, or one that is free behind it where somebody was faster.
+    if let Ok(taken) = fcntl(&bells.never, FcntlArg::F_DUPFD_CLOEXEC(number)) {
+        // SAFETY: it was just made, and nobody else knows it.
+        let taken = unsafe { OwnedFd::from_raw_fd(taken) };
+        BLOCKED.lock().unwrap_or_else(PoisonError::into_inner).push((GATE.rounds() + 2, taken));
     }
 }
 

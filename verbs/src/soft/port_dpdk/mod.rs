@@ -187,18 +187,13 @@ impl Link {
             }
             return answer == Answer::Yes || answer == Answer::NotYet && now < asked.after(FRESH);
         }
-        if self.port.is_running() {
-            let _ = self.port.stop(Duration::ZERO);
-            events::hurry();
-        } else if !eal::is_settled() {
-            events::hurry();
-        } else {
-            self.called = now;
-            self.answered = None;
-            let _ = self.port.start(Duration::ZERO);
-            return false;
+        // Where others change something, it is tried again.
+        if self.port.stop(Duration::ZERO).is_err() {
+            return true;
         }
-        true
+        (self.called, self.answered) = (now, None);
+        let _ = self.port.start(Duration::ZERO);
+        false
     }
 }
 
