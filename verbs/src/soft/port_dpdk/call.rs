@@ -5,9 +5,13 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, socket};
+
+/// How long a server that is not stopped takes to answer, at most.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Connections that were given up before they were answered, until the server answers or ends.
 static LEFT: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
@@ -18,9 +22,23 @@ pub(crate) fn leave(line: OwnedFd) {
     LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(line);
 }
 
-/// Closes those that were answered.
-pub(crate) fn prune() {
-    LEFT.lock().unwrap_or_else(PoisonError::into_inner).retain(|line| said(line) == Answer::NotYet);
+/// Closes those that were answered. Returns whether that was all.
+pub(crate) fn prune() -> bool {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    left.retain(|line| said(line) == Answer::NotYet);
+    left.is_empty()
+}
+
+/// Dropped last of all that calls, it waits for those answers for a moment: the program may be about to end.
+pub(crate) struct Farewell;
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !prune() && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
 }
 
 /// What comes of a call.
@@ -101,10 +119,15 @@ mod tests {
         assert_eq!(more.each_mut().map(Call::answer), [Answer::NotYet, Answer::Nobody, Answer::Nobody]);
         // Who leaves meanwhile is no connection cut short.
         drop(more);
+        let begun = Instant::now();
+        drop(Farewell);
+        assert!(begun.elapsed() >= PATIENCE && !prune());
         let taken = [(); 2].map(|()| accept(server.as_raw_fd()).unwrap());
         for taken in taken {
             assert_eq!(send(taken, b"hello", MsgFlags::MSG_NOSIGNAL), Ok(5));
         }
+        drop(Farewell);
+        assert!(prune());
         assert_eq!(first.answer(), Answer::Yes);
         taken.into_iter().for_each(|taken| nix::unistd::close(taken).unwrap());
         drop(server);

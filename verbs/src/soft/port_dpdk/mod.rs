@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use smoltcp::wire::EthernetAddress;
 
-use self::call::{Answer, Call};
+use self::call::{Answer, Call, Farewell};
 use self::eal::{BURST, Frame, Pool, Port};
 use self::frame::{ARP, HEADERS, Heard, Ignored};
 use self::mesh::Place;
@@ -56,8 +56,6 @@ const STEP: u64 = 1_000_000;
 const FRESH: u64 = 20_000_000;
 /// Nanoseconds until an attempt that has reached it is given up.
 const PATIENCE: u64 = 500_000_000;
-/// How long a new device waits for the other ends that are there.
-const ANSWERS: Duration = Duration::from_millis(200);
 /// Nanoseconds of the first sleep of an idle device; each one after it is twice as long.
 const FIRST_NAP: u64 = 20_000;
 /// Times in a row that nothing has come from a link, after which it is asked seldom; and how seldom.
@@ -76,6 +74,7 @@ pub(crate) struct DpdkPort {
     /// A frame for the next packet.
     spare: Option<Frame>,
     links: Vec<Link>,
+    _farewell: Farewell,
     pool: Pool,
     local: SocketAddrV4,
     /// The mask of our network, and who is asked for other ones.
@@ -298,6 +297,7 @@ impl DpdkPort {
             looped: VecDeque::new(),
             spare: None,
             links,
+            _farewell: Farewell,
             pool,
             local,
             mask: u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0),
@@ -349,7 +349,7 @@ impl DpdkPort {
         }
         let mac = mesh::mac_of(address).map(|byte| format!("{byte:02x}")).join(":");
         let mut links = Vec::new();
-        let until = Instant::now() + ANSWERS;
+        let until = Instant::now() + call::PATIENCE;
         for (link, (server, socket, id)) in ends.into_iter().enumerate() {
             let role = if server { "server" } else { "client" };
             // Buffers that are longer than ours: the driver then copies no more than ours hold, whatever the peer says.
