@@ -182,3 +182,19 @@ fn devices_come_and_go_while_others_do() {
     });
     in_time(|| threads.into_iter().for_each(|thread| thread.join().unwrap()));
 }
+
+#[test]
+fn who_leaves_at_once_does_a_server_no_harm() {
+    let (_directory, path) = crate::socket();
+    let mut lender = Lender::start(&path, "10.9.12.1");
+    for _ in 0..30 {
+        drop(crate::client(&path, "10.9.12.2"));
+    }
+    let device = crate::client(&path, "10.9.12.2");
+    let user = End::on(&device);
+    let theirs = lender.connect(&user.qp.endpoint());
+    user.qp.connect(&theirs.endpoint, Access::empty(), PATIENT).unwrap();
+    let near = memory(LEN, 0);
+    let region = user.register(&near, Access::LOCAL_WRITE);
+    assert_eq!(user.run(theirs.request((1, Op::Read), &region, LEN)), WcStatus::SUCCESS);
+}

@@ -24,7 +24,7 @@ const STAY: Duration = Duration::from_millis(2);
 /// How long the end of a listener may take.
 const RETIRE: Duration = Duration::from_secs(1);
 /// What DPDK calls the files of its memory.
-const MEMORY: [&str; 2] = ["/memfd:memif", "/memfd:nohuge"];
+const MEMORY: [&str; 3] = ["/memfd:memif", "/memfd:nohuge", "/memfd:seg_"];
 
 /// Where memifs of this process have their sockets: as often as they have.
 static SOCKETS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
