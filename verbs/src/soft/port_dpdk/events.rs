@@ -20,11 +20,11 @@ use super::{call, sys};
 const REST: u16 = 50;
 const LEAST: Duration = Duration::from_micros(200);
 /// How long somebody may keep it waiting before it rests again, so that frames go on.
-const STAY: Duration = Duration::from_millis(2);
+const STAY: Duration = Duration::from_micros(100);
 /// How long the end of a listener may take.
 const RETIRE: Duration = Duration::from_secs(1);
 /// What DPDK calls the files of its memory.
-const MEMORY: [&str; 3] = ["/memfd:memif", "/memfd:nohuge", "/memfd:seg_"];
+const MEMORY: [&str; 2] = ["/memfd:memif", "/memfd:nohuge"];
 
 /// Where memifs of this process have their sockets: as often as they have.
 static SOCKETS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
