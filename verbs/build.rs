@@ -15,7 +15,7 @@ mod dpdk {
     const MISSING: &str =
         "the feature `dpdk` needs DPDK 22.11 or later with its headers: apt-get install libdpdk-dev libclang-dev";
     const FUNCTIONS: &str = "ob_.*|rte_eal_init|rte_eal_hotplug_(add|remove)|rte_eth_dev_(start|stop|close)|rte_eth_dev_get_port_by_name|\
-        rte_mempool_(free|avail_count|in_use_count)|rte_pktmbuf_pool_create_by_ops|rte_eal_alarm_set";
+        rte_mempool_(free|avail_count|in_use_count)|rte_pktmbuf_pool_create_by_ops";
 
     pub(super) fn build() {
         for file in [SHIM, HEADER] {

@@ -301,7 +301,10 @@ impl Driver {
                     more => arrived += more,
                 }
             }
-            core.engine.on_timeout(now);
+            // What came may end the wait, so a look that saw nothing of it is no reason to give up.
+            if !core.port.is_unknown() {
+                core.engine.on_timeout(now);
+            }
         }
         if !due && arrived == 0 && !core.port.waiting() {
             return false;

@@ -51,6 +51,16 @@ impl Port {
         }
     }
 
+    /// The last look could not tell whether something had arrived.
+    #[inline]
+    pub(crate) fn is_unknown(&self) -> bool {
+        match self {
+            Self::Udp { .. } => false,
+            #[cfg(feature = "dpdk")]
+            Self::Dpdk(port) => port.is_unknown(),
+        }
+    }
+
     /// There is something to take of which no sleep would hear.
     #[inline]
     pub(crate) fn has_arrived(&self) -> bool {

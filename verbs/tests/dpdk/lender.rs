@@ -43,6 +43,11 @@ pub(crate) struct Theirs {
 }
 
 impl Theirs {
+    /// Memory that nobody lends.
+    pub(crate) fn nowhere(device: &Device) -> Self {
+        Self { endpoint: End::on(device).qp.endpoint(), address: 4096, rkey: 1 }
+    }
+
     /// The first `len` bytes of both memories.
     pub(crate) fn request<'a>(&self, (id, op): (u64, Op), region: &'a MemoryRegion, len: usize) -> WorkRequest<'a> {
         WorkRequest { id, op, region, offset: 0, len, remote_address: self.address, rkey: self.rkey }
@@ -102,6 +107,12 @@ impl Lender {
     pub(crate) fn sum(&mut self) -> u64 {
         writeln!(self.say, "sum").unwrap();
         self.line("sum").parse().unwrap()
+    }
+
+    /// Stops it, or has it go on.
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        let process = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
+        nix::sys::signal::kill(process, signal).unwrap();
     }
 
     pub(crate) fn kill(&mut self) {

@@ -3,6 +3,7 @@
 #[path = "../shared/end.rs"]
 mod end;
 mod lender;
+mod trouble;
 mod ends {
     pub(crate) const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 }

@@ -2,21 +2,31 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use super::super::out::{Out, OutOfMemory};
-use super::gate::GATE;
+use super::gate::{GATE, Gate, Inside, NO_GATE};
 use super::spec::Spec;
 use super::{checks, events, sys};
 use crate::Memory;
 
 /// Frames in one call of the driver, at most.
 pub(crate) const BURST: usize = 32;
+/// What DPDK loads when it starts: a program that is linked with its libraries may be without.
+const PLUGINS: &str = "apt-get install librte-bus-vdev23 librte-mempool-stack23 librte-net-memif23, on Debian 12";
 /// Bytes before a frame in its buffer, as DPDK is built.
 const HEADROOM: usize = 128;
+
+/// How long a change of a port waits for others, and for DPDK's own thread.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One at a time changes anything in DPDK: its list of devices has no lock, and memif's of sockets has none.
+static CONTROL: Mutex<()> = Mutex::new(());
 
 /// Whether DPDK was started in this process; it can be once only, so a failure stays.
 static STARTED: Mutex<Option<Result<Started, String>>> = Mutex::new(None);
@@ -30,7 +40,15 @@ struct Started {
 /// Starts DPDK for this port, unless it was started for another one.
 pub(crate) fn start(spec: &Spec) -> Result<(), String> {
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    let how = started.get_or_insert_with(|| start_once(spec)).clone()?;
+    let how = match &*started {
+        Some(how) => how.clone()?,
+        None => {
+            if spec.hugepages {
+                checks::hugepages(Path::new("/sys"), spec.memory)?;
+            }
+            started.insert(start_once(spec)?).clone()?
+        }
+    };
     if spec.is_pci() && !how.pci {
         return Err("this process has started DPDK for virtual ports; open the card's first".to_owned());
     }
@@ -40,24 +58,17 @@ pub(crate) fn start(spec: &Spec) -> Result<(), String> {
     Ok(())
 }
 
-fn start_once(spec: &Spec) -> Result<Started, String> {
+/// How it went; an error where it was not tried.
+fn start_once(spec: &Spec) -> Result<Result<Started, String>, String> {
     // On a thread of its own: DPDK binds the thread that starts it to a processor.
     let spec = spec.clone();
     let starting = std::thread::Builder::new().name("dpdk-start".to_owned()).spawn(move || initialise(&spec));
-    match starting.map(std::thread::JoinHandle::join) {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) | Err(_) => Err("the thread that starts DPDK could not do it".to_owned()),
-    }
+    let starting = starting.map_err(|error| format!("there is no thread to start DPDK: {error}"))?;
+    Ok(starting.join().unwrap_or_else(|_| Err("the thread that starts DPDK could not do it".to_owned())))
 }
 
-fn initialise(spec: &Spec) -> Result<Started, String> {
-    if spec.hugepages {
-        checks::hugepages(Path::new("/sys"), spec.memory)?;
-    }
-    // SAFETY: takes nothing; DPDK's log goes to memory of the shim's.
-    if unsafe { sys::ob_keep_log() } != 0 {
-        return Err("DPDK's log could not be taken over".to_owned());
-    }
+/// What DPDK is started with.
+fn arguments(spec: &Spec) -> Vec<String> {
     let mut arguments = vec!["overbank".to_owned(), "--no-telemetry".to_owned(), "--no-shconf".to_owned()];
     // Its own threads run wherever this process may.
     arguments.push(format!("--lcores=0@({})", processors()));
@@ -65,10 +76,21 @@ fn initialise(spec: &Spec) -> Result<Started, String> {
     arguments.extend(["-m".to_owned(), spec.memory.to_string()]);
     arguments.push(if spec.hugepages { "--in-memory" } else { "--no-huge" }.to_owned());
     if spec.is_pci() {
-        arguments.extend(["-a".to_owned(), spec.port.clone()]);
+        // It is a port from the start on, so its driver is told now.
+        let card = [spec.port.clone()].into_iter().chain(spec.for_driver());
+        arguments.extend(["-a".to_owned(), card.collect::<Vec<_>>().join(",")]);
     } else {
         arguments.push("--no-pci".to_owned());
     }
+    arguments
+}
+
+fn initialise(spec: &Spec) -> Result<Started, String> {
+    // SAFETY: takes nothing; DPDK's log goes to memory of the shim's.
+    if unsafe { sys::ob_keep_log() } != 0 {
+        return Err("DPDK's log could not be taken over".to_owned());
+    }
+    let arguments = arguments(spec);
     let arguments: Result<Vec<CString>, _> = arguments.into_iter().map(CString::new).collect();
     let arguments = arguments.map_err(|_| "a zero byte in an argument of DPDK's".to_owned())?;
     let mut pointers: Vec<*mut c_char> = arguments.iter().map(|argument| argument.as_ptr().cast_mut()).collect();
@@ -77,11 +99,11 @@ fn initialise(spec: &Spec) -> Result<Started, String> {
     // change their order, and keeps copies. Called once, under the lock of `start`.
     let done = unsafe { sys::rte_eal_init(arguments.len() as c_int, pointers.as_mut_ptr()) };
     if done < 0 {
-        return Err(format!("DPDK did not start: {}{}", error_text(last_error()), log()));
+        return Err(format!("DPDK did not start: {}{}", error_text(last_error()), log(0)));
     }
     // What DPDK makes for others to find this process by stays empty.
     let _ = std::fs::remove_dir(directory().join(format!("overbank-{}", std::process::id())));
-    events::rest_soon().map_err(|error| format!("DPDK has no timer: {}", error_text(error)))?;
+    events::start()?;
     Ok(Started { hugepages: spec.hugepages, pci: spec.is_pci() })
 }
 
@@ -109,22 +131,51 @@ fn error_text(error: c_int) -> String {
     std::io::Error::from_raw_os_error(error.abs()).to_string()
 }
 
-/// What DPDK said last, as far as it bears on a failure.
-fn log() -> String {
+/// How much DPDK has said.
+fn said() -> usize {
+    // SAFETY: reads a number.
+    unsafe { sys::ob_log_len() }
+}
+
+/// What DPDK said last, behind so much, as far as it bears on a failure.
+fn log(behind: usize) -> String {
     let mut bytes = [0_u8; 2048];
     // SAFETY: the buffer has the length that is given with it.
-    let len = unsafe { sys::ob_log(bytes.as_mut_ptr().cast(), bytes.len()) };
+    let len = unsafe { sys::ob_log(behind, bytes.as_mut_ptr().cast(), bytes.len()) };
     let text = String::from_utf8_lossy(&bytes[..len.min(bytes.len())]);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = &lines[lines.len().saturating_sub(3)..];
     if last.is_empty() { String::new() } else { format!(" (DPDK says: {})", last.join("; ")) }
 }
 
-/// Buffers of frames. They are taken and given back by one thread at a time: whoever has the device's lock.
-pub(crate) struct Pool(NonNull<sys::rte_mempool>);
+/// Waits for whoever changes something in DPDK.
+fn control(patience: Duration) -> Result<MutexGuard<'static, ()>, String> {
+    let until = Instant::now() + patience;
+    loop {
+        match CONTROL.try_lock() {
+            Ok(control) => return Ok(control),
+            Err(TryLockError::Poisoned(control)) => return Ok(control.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            Err(TryLockError::WouldBlock) => return Err("DPDK does not come back from another port".to_owned()),
+        }
+    }
+}
 
-// SAFETY: it may be used by any thread, by one at a time; its owner is used so.
-unsafe impl Send for Pool {}
+fn enter(gate: &Gate, patience: Duration) -> Result<Inside<'_>, String> {
+    gate.enter(patience).ok_or_else(|| "DPDK's own thread does not come back".to_owned())
+}
+
+/// Buffers of frames. They are taken and given back by one thread at a time: whoever has the device's lock.
+pub(crate) struct Pool(Arc<Buffers>);
+
+/// Freed when neither the pool nor a port has them.
+struct Buffers(NonNull<sys::rte_mempool>);
+
+// SAFETY: they may be used by any thread, by one at a time; their owner is used so. A port that has them as well only
+// keeps them.
+unsafe impl Send for Buffers {}
+// SAFETY: as above.
+unsafe impl Sync for Buffers {}
 
 impl Pool {
     /// Of `count` frames of up to `frame` bytes.
@@ -145,36 +196,53 @@ impl Pool {
                 c"stack".as_ptr(),
             )
         };
-        NonNull::new(pool).map(Self).ok_or_else(|| {
-            let (why, mib) = (error_text(last_error()), (count * (room + 256)).div_ceil(1 << 20));
-            format!("DPDK has no memory for {count} frames: {why}; give the device memory=MIB, {} at least", mib + 32)
-        })
+        let why = last_error();
+        let mib = (count * (room + 256)).div_ceil(1 << 20) + 32;
+        NonNull::new(pool).map(|pool| Self(Arc::new(Buffers(pool)))).ok_or_else(|| no_pool(why, count, mib))
     }
 
     /// An empty frame; None: all are under way.
     pub(crate) fn frame(&mut self) -> Option<Frame> {
         // SAFETY: a pool that lives; the exclusive borrow keeps other threads away from it.
-        NonNull::new(unsafe { sys::ob_alloc(self.0.as_ptr()) }).map(Frame)
+        NonNull::new(unsafe { sys::ob_alloc(self.0.0.as_ptr()) }).map(Frame)
     }
 
     /// Buffers that nobody has, and that somebody has.
     #[cfg(test)]
     pub(crate) fn count(&self) -> (u32, u32) {
-        let pool = self.0.as_ptr();
+        let pool = self.0.0.as_ptr();
         // SAFETY: a pool that lives.
         unsafe { (sys::rte_mempool_avail_count(pool), sys::rte_mempool_in_use_count(pool)) }
     }
 }
 
-impl Drop for Pool {
+/// Why there are no frames, and the way out.
+fn no_pool(error: c_int, count: usize, mib: usize) -> String {
+    let why = error_text(error);
+    match error.abs() {
+        libc::ENOMEM => {
+            format!("DPDK has no memory for {count} frames: {why}; give the device memory=MIB, {mib} at least")
+        }
+        _ => format!("DPDK makes no pool of {count} frames: {why}; its plugins may be missing: {PLUGINS}"),
+    }
+}
+
+/// Why there is no port.
+fn no_port(error: c_int, log: &str) -> String {
+    let no_driver = log.contains("failed to parse device");
+    let way_out = if no_driver { format!("; it has no driver of that name: {PLUGINS}") } else { String::new() };
+    format!("DPDK did not take the port: {}{log}{way_out}", error_text(error))
+}
+
+impl Drop for Buffers {
     fn drop(&mut self) {
-        // SAFETY: made by `new`. Its owner drops each port that uses it, and each `Frame` of it, before.
+        // SAFETY: made by `new`. Each port that uses it has gone, and its owner drops each `Frame` of it before.
         unsafe { sys::rte_mempool_free(self.0.as_ptr()) };
     }
 }
 
 /// What a port turned out to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u16,
@@ -183,27 +251,37 @@ pub(crate) struct Facts {
     pub(crate) driver: String,
 }
 
-/// An Ethernet port, with a queue in each direction.
+/// An Ethernet port, with a queue in each direction. Dropping it removes it.
 pub(crate) struct Port {
     number: u16,
     bus: &'static CStr,
     name: CString,
+    /// Where a memif has its socket.
+    socket: Option<PathBuf>,
+    gate: &'static Gate,
+    /// Of a memif that calls.
+    call: Option<RawFd>,
     running: bool,
+    /// They outlive it.
+    buffers: Arc<Buffers>,
     pub(crate) facts: Facts,
 }
 
 impl Port {
-    /// Adds the port to DPDK and sets it up, with frames of this pool, which must outlive it. It does not run yet.
+    /// Adds the port to DPDK and sets it up, with frames of this pool; a memif has its socket there. It does not run yet.
     pub(crate) fn open(
         (bus, name, arguments): (&'static CStr, &str, &str),
+        socket: Option<&Path>,
         pool: &Pool,
         ring: u16,
         mtu: u16,
     ) -> Result<Self, String> {
-        let _inside = GATE.enter();
         let text = |text: &str| CString::new(text).map_err(|_| "a zero byte in the port's name".to_owned());
         let (c_name, arguments) = (text(name)?, text(arguments)?);
-        let mut number = 0;
+        let gate = if socket.is_some() { &GATE } else { &NO_GATE };
+        let control = control(PATIENCE)?;
+        let inside = enter(gate, PATIENCE)?;
+        let (behind, mut number) = (said(), 0);
         // SAFETY: a string, and a number to fill in; both live for the call.
         let known = unsafe { sys::rte_eth_dev_get_port_by_name(c_name.as_ptr(), &raw mut number) } == 0;
         if known && bus == c"vdev" {
@@ -213,59 +291,116 @@ impl Port {
             // SAFETY: three strings that live for the call.
             let added = unsafe { sys::rte_eal_hotplug_add(bus.as_ptr(), c_name.as_ptr(), arguments.as_ptr()) };
             if added != 0 {
-                return Err(format!("DPDK did not take the port: {}{}", error_text(added), log()));
-            }
-            // SAFETY: as above.
-            let found = unsafe { sys::rte_eth_dev_get_port_by_name(c_name.as_ptr(), &raw mut number) };
-            if found != 0 {
-                return Err(format!("DPDK has no driver that makes {name} a port{}", log()));
+                return Err(no_port(added, &log(behind)));
             }
         }
-        let remove = |why: String| {
-            // SAFETY: strings that live for the call; nobody uses the port.
-            unsafe { sys::rte_eal_hotplug_remove(bus.as_ptr(), c_name.as_ptr()) };
-            why
+        if let Some(socket) = socket {
+            events::add(socket);
+        }
+        let mut port = Self {
+            number,
+            bus,
+            name: c_name,
+            socket: socket.map(Path::to_owned),
+            gate,
+            call: None,
+            running: false,
+            buffers: Arc::clone(&pool.0),
+            facts: Facts::default(),
         };
+        let set_up = port.set_up(behind, ring, mtu);
+        // What failed is removed, which waits for both.
+        drop(inside);
+        drop(control);
+        set_up.map(|()| port)
+    }
+
+    fn set_up(&mut self, behind: usize, ring: u16, mtu: u16) -> Result<(), String> {
+        // SAFETY: a string, and a number to fill in; both live for the call.
+        if unsafe { sys::rte_eth_dev_get_port_by_name(self.name.as_ptr(), &raw mut self.number) } != 0 {
+            return Err(format!("DPDK has no driver that makes {} a port{}", self.name.to_string_lossy(), log(behind)));
+        }
+        let (number, pool) = (self.number, self.buffers.0.as_ptr());
         // SAFETY: all-zero bytes are a valid value of this plain C structure.
         let (mut facts, mut step): (sys::ob_port, *const c_char) = (unsafe { std::mem::zeroed() }, std::ptr::null());
         // SAFETY: a port that is there and not set up, a pool that outlives it, and places to fill in that live for the call.
-        let done = unsafe { sys::ob_port_setup(number, pool.0.as_ptr(), ring, mtu, &raw mut facts, &raw mut step) };
+        let done = unsafe { sys::ob_port_setup(number, pool, ring, mtu, &raw mut facts, &raw mut step) };
         if done != 0 {
             // SAFETY: the shim sets it to a literal before each step.
             let step = unsafe { CStr::from_ptr(step) }.to_string_lossy();
-            return Err(remove(format!("{step} failed: {}{}", error_text(done), log())));
+            return Err(format!("{step} failed: {}{}", error_text(done), log(behind)));
         }
         let driver = facts.driver.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
-        let facts = Facts {
+        self.facts = Facts {
             mac: facts.mac,
             mtu: facts.mtu,
             receive_ring: facts.receive_ring,
             fills_checksum: facts.fills_checksum != 0,
             driver: String::from_utf8(driver).unwrap_or_default(),
         };
-        Ok(Self { number, bus, name: c_name, running: false, facts })
+        Ok(())
     }
 
-    /// Starts it; of a memif client that is to reach its server, which may not be there yet.
-    pub(crate) fn start(&mut self) -> Result<(), String> {
-        let _inside = GATE.enter();
+    /// Starts it; of a memif client that is to reach its server, which must have answered a moment ago.
+    pub(crate) fn start(&mut self, patience: Duration) -> Result<(), String> {
+        let _control = control(patience)?;
+        let _inside = enter(self.gate, patience)?;
+        let behind = said();
+        let others = self.ends();
         // SAFETY: a port that is set up.
         match unsafe { sys::rte_eth_dev_start(self.number) } {
             0 => {
+                self.call = self.ends().into_iter().find(|call| !others.contains(call));
                 self.running = true;
+                events::hurry();
                 Ok(())
             }
-            error => Err(format!("the port did not start: {}{}", error_text(error), log())),
+            error => Err(format!("the port did not start: {}{}", error_text(error), log(behind))),
         }
     }
 
-    pub(crate) fn stop(&mut self) {
-        if self.running {
-            self.running = false;
-            let _inside = GATE.enter();
-            // SAFETY: a port that runs.
-            unsafe { sys::rte_eth_dev_stop(self.number) };
+    /// Connections of its socket's.
+    fn ends(&self) -> Vec<RawFd> {
+        self.socket.as_deref().map(events::ends).unwrap_or_default()
+    }
+
+    pub(crate) fn stop(&mut self, patience: Duration) -> Result<(), String> {
+        let _control = control(patience)?;
+        let _inside = enter(self.gate, patience)?;
+        self.stop_inside()
+    }
+
+    fn stop_inside(&mut self) -> Result<(), String> {
+        if !self.running {
+            return Ok(());
         }
+        let (ends, behind) = (self.ends(), said());
+        // A server that has not taken a connection yet would not survive its end.
+        if let Some(call) = self.call.take().filter(|call| ends.contains(call) && !self.is_up()) {
+            events::outlive(call);
+        }
+        // SAFETY: a port that runs.
+        let done = unsafe { sys::rte_eth_dev_stop(self.number) };
+        let left = self.ends();
+        ends.into_iter().filter(|end| !left.contains(end)).for_each(events::block);
+        self.running = done != 0;
+        if done == 0 { Ok(()) } else { Err(format!("the port did not stop: {}{}", error_text(done), log(behind))) }
+    }
+
+    /// Takes it out of DPDK, which then has nothing of it any more.
+    fn remove(&mut self) -> Result<(), String> {
+        let _control = control(PATIENCE)?;
+        if let Some(socket) = &self.socket
+            && events::forget(socket)
+        {
+            events::retire(socket)?;
+        }
+        let _inside = enter(self.gate, PATIENCE)?;
+        self.stop_inside()?;
+        let behind = said();
+        // SAFETY: the port is stopped, nobody else knows its number, and the strings live for the call. Removing closes it.
+        let done = unsafe { sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
+        if done == 0 { Ok(()) } else { Err(format!("DPDK did not remove it: {}{}", error_text(done), log(behind))) }
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -277,18 +412,18 @@ impl Port {
         unsafe { sys::ob_link_is_up(self.number) == 1 }
     }
 
-    /// Takes what has arrived, so many frames at most, and a burst.
-    pub(crate) fn receive(&mut self, to: &mut Vec<Frame>, most: usize) -> usize {
+    /// Takes what has arrived, so many frames at most, and a burst. None: it cannot be known now.
+    pub(crate) fn receive(&mut self, to: &mut Vec<Frame>, most: usize) -> Option<usize> {
         if !self.running {
-            return 0;
+            return Some(0);
         }
-        let Some(_inside) = GATE.try_enter() else { return 0 };
+        let _inside = self.gate.enter_soon()?;
         let mut frames = [null_mut(); BURST];
         // SAFETY: a port that runs, and room for as many pointers as it is told.
         let count = unsafe { sys::ob_receive(self.number, frames.as_mut_ptr(), most.min(BURST) as u16) };
         let count = usize::from(count).min(BURST);
         to.extend(frames[..count].iter().filter_map(|frame| NonNull::new(*frame)).map(Frame));
-        count
+        Some(count)
     }
 
     /// Sends the first of these frames, as many as the port takes.
@@ -296,7 +431,7 @@ impl Port {
         if !self.running || frames.is_empty() {
             return 0;
         }
-        let Some(_inside) = GATE.try_enter() else { return 0 };
+        let Some(_inside) = self.gate.enter_soon() else { return 0 };
         let count = frames.len().min(usize::from(u16::MAX));
         // SAFETY: a port that runs, and that many frames of its own pool: `Frame` is one pointer, and nothing else. Those
         // that it takes are its own from then on.
@@ -309,10 +444,12 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.stop();
-        let _inside = GATE.enter();
-        // SAFETY: the port is stopped, nobody else knows its number, and the strings live for the call. Removing closes it.
-        unsafe { sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
+        if let Err(error) = self.remove() {
+            // The driver may go on using them.
+            std::mem::forget(Arc::clone(&self.buffers));
+            let port = self.name.to_string_lossy();
+            tracing::error!(%port, %error, "a port of DPDK's could not be closed, so its memory stays in use");
+        }
     }
 }
 
@@ -426,5 +563,59 @@ impl Out for Writer<'_> {
 
     fn since(&self, start: usize) -> &[u8] {
         self.room.get(start..self.len).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn null(number: u32) -> (Pool, Port) {
+        start(&Spec::parse("net_null0").unwrap()).unwrap();
+        let pool = Pool::new(63, 2048).unwrap();
+        let port = Port::open((c"vdev", &format!("net_null{number}"), ""), None, &pool, 64, 0).unwrap();
+        (pool, port)
+    }
+
+    #[test]
+    fn buffers_stay_where_their_port_does() {
+        for goes in [true, false] {
+            let (pool, port) = null(70 + u32::from(goes));
+            let buffers = Arc::downgrade(&pool.0);
+            if !goes {
+                // SAFETY: strings that live for the call; the port does not run.
+                unsafe { sys::rte_eal_hotplug_remove(port.bus.as_ptr(), port.name.as_ptr()) };
+            }
+            drop(port);
+            drop(pool);
+            assert_eq!(buffers.strong_count() == 0, goes);
+        }
+    }
+
+    #[test]
+    fn a_failure_comes_with_what_dpdk_said_of_it_and_no_more() {
+        let (pool, _port) = null(72);
+        let open = |name| Port::open((c"vdev", name, ""), None, &pool, 64, 0).err().unwrap();
+        let [first, second] = ["net_nonsense70", "net_nonsense71"].map(open);
+        assert!(first.contains("DPDK says") && first.contains("net_nonsense70"), "{first}");
+        assert!(second.contains("net_nonsense71") && !second.contains("net_nonsense70"), "{second}");
+        assert_eq!(second.matches("Failed to attach").count(), 1, "{second}");
+        assert!(first.contains("librte-net-memif23"), "{first}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(no_pool(libc::ENOMEM, 5, 7).contains("memory=MIB, 7 at least"));
+        let said = no_pool(-libc::EINVAL, 5, 7);
+        assert!(said.contains("librte-mempool-stack23") && !said.contains("memory="), "{said}");
+    }
+
+    #[test]
+    fn a_cards_driver_gets_its_arguments() {
+        let arguments = arguments(&Spec::parse("0000:01:00.0,address=10.0.0.7,mprq_en=1,rxqs_min_mprq=1").unwrap());
+        assert!(
+            arguments.windows(2).any(|two| two == ["-a", "0000:01:00.0,mprq_en=1,rxqs_min_mprq=1"]),
+            "{arguments:?}"
+        );
     }
 }

@@ -2,55 +2,88 @@
 //! memory when its other end is gone, whoever is using it at that moment. So it may run only while the gate is closed, and
 //! frames go and ports change only while it is open.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// That thread runs, or waits to.
 const CLOSED: u32 = 1 << 31;
-/// Of those who wait for the other side.
+/// Of those who wait for the other side: first they spin so often, as it is done within microseconds.
+const SPINS: u32 = 2000;
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// One for the process.
-pub(crate) static GATE: Gate = Gate::new();
+/// One for the memifs of the process. Closed until that thread first rests.
+pub(crate) static GATE: Gate = Gate(AtomicU32::new(CLOSED), AtomicU64::new(0));
+/// Of ports that thread does nothing to: never closed.
+pub(crate) static NO_GATE: Gate = Gate(AtomicU32::new(0), AtomicU64::new(0));
 
-/// Whether it is closed, and how many are inside.
-pub(crate) struct Gate(AtomicU32);
+/// Whether it is closed and how many are inside, and how often it was opened.
+pub(crate) struct Gate(AtomicU32, AtomicU64);
 
 /// Somebody is inside until it is dropped.
 pub(crate) struct Inside<'a>(&'a Gate);
 
 impl Gate {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(0))
-    }
-
     /// Goes inside, where that is possible at once.
     #[inline]
     pub(crate) fn try_enter(&self) -> Option<Inside<'_>> {
+        // Who only knocks does not keep that thread waiting.
+        if self.0.load(Ordering::Relaxed) & CLOSED != 0 {
+            return None;
+        }
         let inside = Inside(self);
         (self.0.fetch_add(1, Ordering::Acquire) & CLOSED == 0).then_some(inside)
     }
 
-    /// Goes inside. It is closed for microseconds only.
-    pub(crate) fn enter(&self) -> Inside<'_> {
+    /// Goes inside within microseconds, as long as it mostly is closed.
+    #[inline]
+    pub(crate) fn enter_soon(&self) -> Option<Inside<'_>> {
+        (0..SPINS).find_map(|_| {
+            let inside = self.try_enter();
+            if inside.is_none() {
+                std::hint::spin_loop();
+            }
+            inside
+        })
+    }
+
+    /// Goes inside. None: that thread has not come back for so long.
+    pub(crate) fn enter(&self, patience: Duration) -> Option<Inside<'_>> {
+        let until = Instant::now() + patience;
         loop {
-            match self.try_enter() {
-                Some(inside) => return inside,
-                None => std::thread::sleep(PAUSE),
+            match self.enter_soon() {
+                None if Instant::now() < until => std::thread::sleep(PAUSE),
+                inside => return inside,
             }
         }
     }
 
-    /// Lets nobody in any more, and waits until all are out.
-    pub(crate) fn close(&self) {
+    /// Lets nobody in any more, once all are out. False: somebody has stayed inside for so long, and it is open as before.
+    pub(crate) fn close(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
         self.0.fetch_or(CLOSED, Ordering::AcqRel);
-        while self.0.load(Ordering::Acquire) != CLOSED {
+        loop {
+            for _ in 0..SPINS {
+                if self.0.load(Ordering::Acquire) == CLOSED {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if Instant::now() >= until {
+                self.0.fetch_and(!CLOSED, Ordering::Release);
+                return false;
+            }
             std::thread::sleep(PAUSE);
         }
     }
 
     pub(crate) fn open(&self) {
+        self.1.fetch_add(1, Ordering::Relaxed);
         self.0.fetch_and(!CLOSED, Ordering::Release);
+    }
+
+    /// How often it was opened. What was under way in that thread when it was so once is done when it is so twice more.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.1.load(Ordering::Relaxed)
     }
 }
 
@@ -68,7 +101,7 @@ mod tests {
 
     #[test]
     fn nobody_is_inside_while_it_is_closed() {
-        static HERE: Gate = Gate::new();
+        static HERE: Gate = Gate(AtomicU32::new(CLOSED), AtomicU64::new(0));
         static ALONE: AtomicBool = AtomicBool::new(false);
         static OVER: AtomicBool = AtomicBool::new(false);
         let enters = [(); 2].map(|()| {
@@ -82,8 +115,10 @@ mod tests {
                 entered
             })
         });
+        assert!(HERE.try_enter().is_none() && HERE.enter(PAUSE).is_none());
+        HERE.open();
         for _ in 0..200 {
-            HERE.close();
+            assert!(HERE.close(Duration::from_secs(20)));
             ALONE.store(true, Ordering::Relaxed);
             assert!(HERE.try_enter().is_none());
             std::thread::sleep(PAUSE);
@@ -93,6 +128,9 @@ mod tests {
         }
         OVER.store(true, Ordering::Relaxed);
         let entered: u64 = enters.into_iter().map(|thread| thread.join().unwrap()).sum();
-        assert!(entered > 200 && HERE.try_enter().is_some());
+        assert!(entered > 200 && HERE.rounds() == 201);
+        // Who stays inside keeps it open for the others.
+        let _inside = HERE.try_enter().unwrap();
+        assert!(!HERE.close(PAUSE) && HERE.try_enter().is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! The soft device on ports of DPDK's: frames in bursts, in and out, with the headers that the kernel would write, and ARP.
 //! Knows nothing of what datagrams mean.
 
+mod call;
 mod checks;
 mod eal;
 mod events;
@@ -15,10 +16,12 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use smoltcp::wire::EthernetAddress;
 
+use self::call::{Answer, Call, Farewell};
 use self::eal::{BURST, Frame, Pool, Port};
 use self::frame::{ARP, HEADERS, Heard, Ignored};
 use self::mesh::Place;
@@ -48,8 +51,11 @@ const HELD: usize = 64;
 /// The same to one address: who is not there does not keep others from being found.
 const HELD_FOR_ONE: usize = 16;
 const LOOPED: usize = 256;
-/// Nanoseconds between attempts to reach the other end of a link that is down.
+/// Nanoseconds between attempts to reach the other end of a link that is down, and between the steps of one.
 const AGAIN: u64 = 100_000_000;
+const STEP: u64 = 1_000_000;
+/// Nanoseconds that other links wait for the steps of one, and that an answer is good for.
+const FRESH: u64 = 20_000_000;
 /// Nanoseconds until an attempt that has reached it is given up.
 const PATIENCE: u64 = 500_000_000;
 /// Nanoseconds of the first sleep of an idle device; each one after it is twice as long.
@@ -70,16 +76,20 @@ pub(crate) struct DpdkPort {
     /// A frame for the next packet.
     spare: Option<Frame>,
     links: Vec<Link>,
+    _farewell: Farewell,
     pool: Pool,
     local: SocketAddrV4,
     /// The mask of our network, and who is asked for other ones.
     mask: u32,
     gateway: Option<Ipv4Addr>,
     neighbours: Neighbours,
+    /// A link could not be asked what has arrived.
+    unknown: bool,
     /// There was no buffer for what the engine has to send.
     starved: bool,
-    /// When links are looked at next; and how often nothing has arrived, because nobody looks at a clock then.
+    /// When links are looked at next, and which; and how often nothing has arrived, because nobody looks at a clock then.
     look: Now,
+    turn: usize,
     empty: u32,
     nap: u64,
     longest_nap: u64,
@@ -93,6 +103,7 @@ pub(crate) struct DpdkPort {
     polls: u32,
     /// In a mesh: what nobody else takes meanwhile.
     _place: Option<Place>,
+    _claim: Claim,
     /// Goes last: until then the port is open.
     _open: Arc<()>,
 }
@@ -108,14 +119,44 @@ struct Counts {
     lost: u64,
 }
 
+/// Ports of DPDK's that devices of this process have, and the devices' names.
+static CLAIMS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// A port that no other device has, until it is dropped.
+struct Claim(String);
+
+impl Claim {
+    fn on(port: &str, device: &str) -> Result<Self, String> {
+        let port = port.to_ascii_lowercase();
+        let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        match claims.iter().find(|(known, _)| *known == port) {
+            Some((_, by)) => Err(format!("the device {by} of this process has {port}; use it by that name")),
+            None => {
+                claims.push((port.clone(), device.to_owned()));
+                Ok(Self(port))
+            }
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMS.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| *known != self.0);
+    }
+}
+
 /// A port of DPDK's, and what waits for it.
 struct Link {
     queue: Vec<Frame>,
     port: Port,
     /// In a mesh: who is at its other end. What says that it is from another is not believed.
     peer: Option<Ipv4Addr>,
-    /// It has to reach its other end, rather than to wait for it.
-    calls: bool,
+    /// To reach its other end; None: it waits for that one.
+    call: Option<Call>,
+    /// Since when it is called, and when it has answered.
+    asked: Option<Now>,
+    answered: Option<Now>,
+    /// When the port was started.
     called: Now,
     was_up: bool,
     /// Times in a row that nothing has come from it.
@@ -123,8 +164,39 @@ struct Link {
 }
 
 impl Link {
-    fn new(port: Port, peer: Option<Ipv4Addr>, calls: bool) -> Self {
-        Self { queue: Vec::with_capacity(QUEUE), port, peer, calls, called: Now(0), was_up: false, quiet: 0 }
+    fn new(port: Port, peer: Option<Ipv4Addr>, call: Option<Call>) -> Self {
+        let (asked, answered) = (None, None);
+        let queue = Vec::with_capacity(QUEUE);
+        Self { queue, port, peer, call, asked, answered, called: Now(0), was_up: false, quiet: 0 }
+    }
+
+    /// Reaches for the other end if it is not there, by one step that waits for nothing. Returns whether the next one is
+    /// due soon.
+    fn reach(&mut self, now: Now) -> bool {
+        let Some(call) = &mut self.call else { return false };
+        let is_up = self.port.is_running() && self.port.is_up();
+        // One that was reached may need a moment more to come up.
+        let waits = !self.was_up && self.port.is_running() && now < self.called.after(PATIENCE);
+        self.was_up = is_up;
+        if is_up || waits {
+            return false;
+        }
+        if self.answered.is_none_or(|at| at.after(FRESH) < now) {
+            let asked = *self.asked.get_or_insert(now);
+            let answer = call.answer();
+            self.answered = (answer == Answer::Yes).then_some(now);
+            if answer != Answer::NotYet {
+                self.asked = None;
+            }
+            return answer == Answer::Yes || answer == Answer::NotYet && now < asked.after(FRESH);
+        }
+        // Where others change something, it is tried again.
+        if self.port.stop(Duration::ZERO).is_err() {
+            return true;
+        }
+        (self.called, self.answered) = (now, None);
+        let _ = self.port.start(Duration::ZERO);
+        false
     }
 }
 
@@ -190,6 +262,7 @@ impl DpdkPort {
                 return Err(fail(format!("{address} is an IPv6 address; give the device address=IPV4")));
             }
         };
+        let claim = Claim::on(&spec.port, name).map_err(fail)?;
         let place = match spec.memif().map_err(fail)? {
             Some(Memif::Mesh(directory)) => Some(Place::take(&directory, spec.links).map_err(fail)?),
             Some(Memif::End { server: true, socket }) => Some(Place::only(&socket).map_err(fail)?),
@@ -229,13 +302,16 @@ impl DpdkPort {
             looped: VecDeque::new(),
             spare: None,
             links,
+            _farewell: Farewell,
             pool,
             local,
             mask: u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0),
             gateway: spec.gateway,
             neighbours: Neighbours::default(),
+            unknown: false,
             starved: false,
             look: Now(0),
+            turn: 0,
             empty: 0,
             nap: FIRST_NAP,
             longest_nap: u64::try_from(spec.nap.as_nanos()).unwrap_or(u64::MAX),
@@ -246,6 +322,7 @@ impl DpdkPort {
             burst: Vec::with_capacity(BURST),
             polls: 0,
             _place: place,
+            _claim: claim,
             _open: open,
         };
         Ok((port, about))
@@ -257,15 +334,12 @@ impl DpdkPort {
         (place, address): (u16, Ipv4Addr),
         frame: usize,
     ) -> Result<Vec<Link>, String> {
-        let ours = |key: &str| spec.is_memif() && ["role", "socket"].contains(&key);
-        let arguments =
-            spec.arguments.iter().filter(|(key, _)| !ours(key)).map(|(key, value)| format!("{key}={value}"));
-        let arguments = arguments.collect::<Vec<_>>().join(",");
+        let arguments = spec.for_driver().collect::<Vec<_>>().join(",");
         let Some(memif) = spec.memif()? else {
             let bus = if spec.is_pci() { c"pci" } else { c"vdev" };
-            let mut port = Port::open((bus, &spec.port, &arguments), pool, RING, spec.mtu.unwrap_or(0))?;
-            port.start()?;
-            return Ok(vec![Link::new(port, None, false)]);
+            let mut port = Port::open((bus, &spec.port, &arguments), None, pool, RING, spec.mtu.unwrap_or(0))?;
+            port.start(eal::PATIENCE)?;
+            return Ok(vec![Link::new(port, None, None)]);
         };
         let ends = match memif {
             Memif::End { server, socket } => vec![(server, socket, None, None)],
@@ -284,12 +358,13 @@ impl DpdkPort {
         }
         let mac = mesh::mac_of(address).map(|byte| format!("{byte:02x}")).join(":");
         let mut links = Vec::new();
+        let until = Instant::now() + call::PATIENCE;
         for (link, (server, socket, id, peer)) in ends.into_iter().enumerate() {
-            events::add(&socket);
-            let (role, socket) = (if server { "server" } else { "client" }, socket.display().to_string());
+            let role = if server { "server" } else { "client" };
             // Buffers that are longer than ours: the driver then copies no more than ours hold, whatever the peer says.
             let mut own = format!(
-                "role={role},socket={socket},bsize={},rsize={MEMIF_RING},socket-abstract=no,mac={mac}",
+                "role={role},socket={},bsize={},rsize={MEMIF_RING},socket-abstract=no,mac={mac}",
+                socket.display(),
                 frame + 64
             );
             if let Some(id) = id {
@@ -298,13 +373,24 @@ impl DpdkPort {
             if !arguments.is_empty() {
                 own += &format!(",{arguments}");
             }
-            let mut port = Port::open((c"vdev", &format!("{}n{link}", spec.port), &own), pool, RING, 0)?;
-            let started = port.start();
-            // A server that is not there yet is called again.
+            let name = format!("{}n{link}", spec.port);
+            let mut port = Port::open((c"vdev", &name, &own), Some(&socket), pool, RING, 0)?;
             if server {
-                started?;
+                port.start(eal::PATIENCE)?;
+                links.push(Link::new(port, peer, None));
+                continue;
             }
-            links.push(Link::new(port, peer, !server));
+            // A server that is not there yet is called again.
+            let mut call = Call::new(&socket);
+            let mut answer = call.answer();
+            while answer == Answer::NotYet && Instant::now() < until {
+                std::thread::sleep(Duration::from_micros(200));
+                answer = call.answer();
+            }
+            if answer == Answer::Yes {
+                let _ = port.start(eal::PATIENCE);
+            }
+            links.push(Link::new(port, peer, Some(call)));
         }
         Ok(links)
     }
@@ -312,6 +398,11 @@ impl DpdkPort {
     /// Frames are left, for which there was no room, or packets, for which there was no frame.
     pub(crate) fn waiting(&self) -> bool {
         self.starved || !self.held.is_empty() || self.links.iter().any(|link| !link.queue.is_empty())
+    }
+
+    /// Whether something had arrived could not be known.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.unknown
     }
 
     /// There is something to take at once.
@@ -331,6 +422,7 @@ impl DpdkPort {
 
     /// Takes what has arrived; returns the number of frames.
     pub(crate) fn receive(&mut self, mut now: impl FnMut() -> Now, engine: &mut Engine) -> usize {
+        self.unknown = false;
         let mut count = self.looped.len();
         for _ in 0..count {
             if let Some(frame) = self.looped.pop_front()
@@ -348,6 +440,8 @@ impl DpdkPort {
             }
             let mut frames = std::mem::take(&mut self.burst);
             let taken = self.links[link].port.receive(&mut frames, self.taken);
+            self.unknown |= taken.is_none();
+            let taken = taken.unwrap_or(0);
             self.links[link].quiet = if taken > 0 || !several { 0 } else { self.links[link].quiet.saturating_add(1) };
             count += taken;
             for frame in frames.drain(..) {
@@ -528,22 +622,18 @@ impl DpdkPort {
         }
     }
 
-    /// Reaches for the other ends that are not there.
+    /// Reaches for the other ends that are not there, for one at a time.
     fn look_at_links(&mut self, now: Now) {
         if now < self.look {
             return;
         }
-        self.look = now.after(AGAIN);
-        for link in self.links.iter_mut().filter(|link| link.calls) {
-            let is_up = link.port.is_running() && link.port.is_up();
-            // One that was reached may need a moment more to come up.
-            let waits = !link.was_up && link.port.is_running() && now < link.called.after(PATIENCE);
-            link.was_up = is_up;
-            if !is_up && !waits {
-                link.port.stop();
-                link.called = now;
-                let _ = link.port.start();
-            }
+        let count = self.links.iter().filter(|link| link.call.is_some()).count();
+        let mut calling = self.links.iter_mut().filter(|link| link.call.is_some());
+        if calling.nth(self.turn % count.max(1)).is_some_and(|link| link.reach(now)) {
+            self.look = now.after(STEP);
+        } else {
+            self.turn = self.turn.wrapping_add(1);
+            self.look = now.after(AGAIN / count.max(1) as u64);
         }
     }
 

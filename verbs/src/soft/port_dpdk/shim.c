@@ -1,11 +1,14 @@
 /* What is inline in DPDK's headers, or a structure that only C can take apart, as plain functions. */
 #define _GNU_SOURCE
+/* Handles of events. */
+#define ALLOW_EXPERIMENTAL_API
 #include "shim.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
+#include <rte_interrupts.h>
 #include <rte_log.h>
 
 int ob_errno(void) { return rte_errno; }
@@ -31,15 +34,34 @@ int ob_keep_log(void) {
     return rte_openlog_stream(stream);
 }
 
-size_t ob_log(char *to, size_t room) {
+size_t ob_log_len(void) {
+    pthread_mutex_lock(&kept_lock);
+    size_t len = written;
+    pthread_mutex_unlock(&kept_lock);
+    return len;
+}
+
+size_t ob_log(size_t behind, char *to, size_t room) {
     if (room == 0) return 0;
     pthread_mutex_lock(&kept_lock);
-    size_t count = written < sizeof kept ? written : sizeof kept;
+    size_t count = written - behind;
+    if (count > sizeof kept) count = sizeof kept;
     if (count > room - 1) count = room - 1;
     for (size_t at = 0; at < count; at++) to[at] = kept[(written - count + at) % sizeof kept];
     pthread_mutex_unlock(&kept_lock);
     to[count] = 0;
     return count;
+}
+
+int ob_on_event(int file, void (*then)(void *)) {
+    struct rte_intr_handle *handle = rte_intr_instance_alloc(RTE_INTR_INSTANCE_F_PRIVATE);
+    int failed = -ENOMEM;
+    if (handle == NULL) return failed;
+    if (rte_intr_fd_set(handle, file) == 0 && rte_intr_type_set(handle, RTE_INTR_HANDLE_EXT) == 0)
+        failed = rte_intr_callback_register(handle, then, NULL);
+    /* What was registered is a copy. */
+    rte_intr_instance_free(handle);
+    return failed;
 }
 
 int ob_port_setup(uint16_t port, struct rte_mempool *pool, uint16_t ring, uint16_t mtu, struct ob_port *facts, const char **step) {
@@ -55,7 +77,6 @@ int ob_port_setup(uint16_t port, struct rte_mempool *pool, uint16_t ring, uint16
     if ((failed = rte_eth_dev_info_get(port, &info)) != 0) return failed;
     if (info.driver_name != NULL) snprintf(facts->driver, sizeof facts->driver, "%s", info.driver_name);
     if (mtu != 0) {
-        if (info.max_mtu != 0 && mtu > info.max_mtu) mtu = info.max_mtu;
         conf.rxmode.mtu = mtu;
     }
     conf.rxmode.offloads = info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_IPV4_CKSUM;
@@ -65,8 +86,9 @@ int ob_port_setup(uint16_t port, struct rte_mempool *pool, uint16_t ring, uint16
     if ((failed = rte_eth_dev_configure(port, 1, 1, &conf)) != 0) return failed;
     if (mtu != 0) {
         /* Some drivers take the MTU here only, and some have none to set. */
+        *step = "rte_eth_dev_set_mtu";
         failed = rte_eth_dev_set_mtu(port, mtu);
-        if (failed != 0 && failed != -ENOTSUP) mtu = 0;
+        if (failed != 0 && failed != -ENOTSUP) return failed;
     }
     *step = "rte_eth_dev_adjust_nb_rx_tx_desc";
     if ((failed = rte_eth_dev_adjust_nb_rx_tx_desc(port, &receive, &send)) != 0) return failed;

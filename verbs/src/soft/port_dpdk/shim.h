@@ -5,7 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <rte_alarm.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
 #include <rte_errno.h>
@@ -31,8 +30,13 @@ int ob_errno(void);
 
 /* From now on the last lines of DPDK's log are kept here, in place of standard error. */
 int ob_keep_log(void);
-/* Copies what was kept last, with a zero byte at its end; returns the bytes without it. */
-size_t ob_log(char *to, size_t room);
+/* How many bytes it has had so far. */
+size_t ob_log_len(void);
+/* Copies what was kept last of what came behind so many bytes, with a zero byte at its end; returns the bytes without it. */
+size_t ob_log(size_t behind, char *to, size_t room);
+
+/* From now on DPDK's own thread calls this when the file has something. Returns 0 or -errno. */
+int ob_on_event(int file, void (*then)(void *));
 
 /* Sets a port up with one queue in each direction. `mtu`: 0 leaves the driver's own. Returns 0 or -errno, and in `step` what failed. */
 int ob_port_setup(uint16_t port, struct rte_mempool *pool, uint16_t ring, uint16_t mtu, struct ob_port *facts, const char **step);

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 /// Keys that are ours; any other goes to the driver.
 const OURS: [&str; 8] = ["address", "cpu", "gateway", "hugepages", "links", "memory", "mtu", "nap"];
+/// Keys that a memif's driver is given as they are. It takes the last of each; and where there is one that it does not know,
+/// it takes none of them, so what keeps its copies within our buffers depends on these.
+const MEMIFS: [&str; 2] = ["id", "secret"];
 /// What a name must look like, for who got it wrong.
 const FORM: &str =
     "dpdk:PORT[,KEY=VALUE…], where PORT is a PCI address (0000:01:00.0) or a virtual port such as net_memif0";
@@ -83,6 +86,9 @@ impl Spec {
         if spec.gateway.is_some() && spec.address.is_none_or(|(_, prefix)| prefix == 0) {
             return Err("a gateway needs address=ADDRESS/BITS, which says who is on the network itself".to_owned());
         }
+        if spec.is_memif() {
+            spec.arguments.iter().try_for_each(|(key, value)| spec.memif_takes(key, value))?;
+        }
         if spec.argument("zero-copy").is_some_and(|value| value != "no") {
             return Err("zero-copy would show all memory of DPDK's to the other end: leave it out".to_owned());
         }
@@ -117,6 +123,24 @@ impl Spec {
 
     pub(crate) fn is_memif(&self) -> bool {
         self.port.starts_with("net_memif")
+    }
+
+    fn memif_takes(&self, key: &str, value: &str) -> Result<(), String> {
+        let id_is_ours = key == "id" && self.argument("role") == Some("mesh");
+        if id_is_ours || !["role", "socket", "zero-copy"].iter().chain(&MEMIFS).any(|known| *known == key) {
+            return Err(format!("'{key}' of a memif is not for you to set: leave it out"));
+        }
+        // What its driver, or DPDK before it, would read as something else than a part of the value.
+        match value.chars().find(|letter| "[]=|\"'".contains(*letter)) {
+            Some(letter) => Err(format!("'{value}' is no value of '{key}': {letter} cannot be in it")),
+            None => Ok(()),
+        }
+    }
+
+    /// What its driver is given.
+    pub(crate) fn for_driver(&self) -> impl Iterator<Item = String> {
+        let given = |key: &str| !self.is_memif() || MEMIFS.contains(&key);
+        self.arguments.iter().filter(move |(key, _)| given(key)).map(|(key, value)| format!("{key}={value}"))
     }
 
     fn argument(&self, key: &str) -> Option<&str> {
@@ -177,6 +201,7 @@ mod tests {
         assert_eq!((spec.nap, spec.mtu, spec.hugepages, spec.is_pci()), (Duration::ZERO, Some(1500), false, false));
         let keys: Vec<_> = spec.arguments.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(keys, ["role", "socket", "id"]);
+        assert_eq!(spec.for_driver().collect::<Vec<_>>(), ["id=3"]);
         let memif = spec.memif().unwrap().unwrap();
         assert_eq!(memif, Memif::End { server: false, socket: "/run/m".into() });
         let mesh = Spec::parse("net_memif0,role=mesh,socket=/run/m,links=3,address=10.9.0.1").unwrap();
@@ -209,6 +234,14 @@ mod tests {
             ("net_memif0,role=server,socket=here", "absolute"),
             ("net_memif0,role=server,socket=/run/m,links=25", "2 to 24"),
             ("net_memif0,role=server,socket=/run/m,zero-copy=yes", "zero-copy"),
+            ("net_memif0,role=server,socket=/run/m,bsize=2048", "'bsize' of a memif"),
+            ("net_memif0,role=server,socket=/run/m,rsize=14", "'rsize' of a memif"),
+            ("net_memif0,role=server,socket=/run/m,mac=02:00:00:00:00:01", "'mac' of a memif"),
+            ("net_memif0,role=server,socket=/run/m,socket-abstract=yes", "'socket-abstract' of a memif"),
+            ("net_memif0,role=server,socket=/run/m,unknown=1", "'unknown' of a memif"),
+            ("net_memif0,role=mesh,socket=/run/m,address=10.9.0.1,id=3", "'id' of a memif"),
+            ("net_memif0,role=server,socket=/run/[m", "[ cannot be in it"),
+            ("net_memif0,role=server,socket=/run/bus=m", "= cannot be in it"),
         ] {
             let said = Spec::parse(text).unwrap_err();
             assert!(said.contains(says), "{text}: {said}");
