@@ -555,5 +555,24 @@ impl DpdkPort {
     }
 }
 
+/// Writes a datagram into a frame, and reads it there, as ports do at each end of a wire.
+#[cfg(test)]
+pub(super) fn through_a_frame(
+    (from, to): (SocketAddr, SocketAddr),
+    payload: &[u8],
+    take: impl FnOnce(SocketAddr, u16, &[u8]),
+) {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { return };
+    let macs = [from, to].map(|address| EthernetAddress(mesh::mac_of(*address.ip())));
+    let mut frame = vec![0xa5; HEADERS];
+    frame.extend_from_slice(payload);
+    frame::write_headers(&mut frame, (from, to), payload.len(), false);
+    frame::write_hop(&mut frame, macs.into());
+    match frame::read(&frame, macs[1], to) {
+        Ok(Heard::Datagram { from, id, payload }) => take(from.into(), id, payload),
+        other => panic!("a whole frame from {from} to {to} was read as {other:?}"),
+    }
+}
+
 #[cfg(test)]
 mod tests;
