@@ -75,7 +75,8 @@ impl Scene {
             let mtu = Mtu::ALL.into_iter().find(|known| known.bytes().to_string() == mtu);
             options.mtu = mtu.expect("OVERBANK_INTEROP_MTU is a path MTU");
         }
-        let soft = inside(&handle, move || Device::open("soft", &options).expect("the soft device opens"));
+        let name = setting("SOFT").unwrap_or_else(|| "soft".to_owned());
+        let soft = inside(&handle, move || Device::open(&name, &options).expect("the soft device opens"));
         println!("{}\n{}", real.describe(), soft.describe());
         let mut scene = Self { real, soft, before: Default::default(), begun: Instant::now() };
         scene.before = scene.counters();

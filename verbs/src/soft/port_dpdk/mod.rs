@@ -198,13 +198,20 @@ impl DpdkPort {
         }
         eal::start(&spec).map_err(fail)?;
         let frame = usize::from(spec.mtu.unwrap_or(0).max(MEMIF_MTU)) + frame::ETHERNET + 4;
-        // What the rings of a card hold, and what is on its way to them; a memif's rings hold no frames of ours.
-        let rings = if spec.is_memif() { 0 } else { 2 * usize::from(RING) };
+        let frame = frame.max(spec.packet_socket_frame().unwrap_or(0));
+        // What the rings of a card hold, and what is on its way to them; those of a memif or a packet socket hold no frames of
+        // ours.
+        let copies = spec.is_memif() || spec.packet_socket_frame().is_some();
+        let rings = if copies { 0 } else { 2 * usize::from(RING) };
         let count = rings + (QUEUE + 2 * BURST) * usize::from(spec.links) + HELD + LOOPED + 2 * BURST;
         let pool = Pool::new(count.next_power_of_two() - 1, frame).map_err(fail)?;
         let links = Self::open_links(&spec, &pool, (number, address), frame).map_err(fail)?;
         let facts = &links[0].port.facts;
-        let mtu = if spec.is_memif() { spec.mtu.unwrap_or(MEMIF_MTU) } else { facts.mtu };
+        let mtu = match spec.mtu {
+            None if spec.is_memif() => MEMIF_MTU,
+            Some(mtu) if copies => mtu,
+            _ => facts.mtu,
+        };
         let ring = if spec.is_memif() { 1 << MEMIF_RING } else { usize::from(facts.receive_ring) };
         let (sent, taken) = if spec.is_memif() { (MEMIF_SENT, MEMIF_TAKEN) } else { (BURST, BURST) };
         let open = Arc::new(());
@@ -255,10 +262,16 @@ impl DpdkPort {
         let ours = |key: &str| spec.is_memif() && ["role", "socket"].contains(&key);
         let arguments =
             spec.arguments.iter().filter(|(key, _)| !ours(key)).map(|(key, value)| format!("{key}={value}"));
-        let arguments = arguments.collect::<Vec<_>>().join(",");
+        let mut arguments = arguments.collect::<Vec<_>>().join(",");
         let Some(memif) = spec.memif()? else {
             let bus = if spec.is_pci() { c"pci" } else { c"vdev" };
-            let mut port = Port::open((bus, &spec.port, &arguments), pool, RING, spec.mtu.unwrap_or(0))?;
+            let mut mtu = spec.mtu.unwrap_or(0);
+            if let Some(size) = spec.packet_socket_frame() {
+                // Its driver names 1518 bytes as the longest frame, and takes what its rings are made for.
+                arguments += &format!(",framesz={size},blocksz={size},framecnt={RING}");
+                mtu = 0;
+            }
+            let mut port = Port::open((bus, &spec.port, &arguments), pool, RING, mtu)?;
             port.start()?;
             return Ok(vec![Link::new(port, false)]);
         };
