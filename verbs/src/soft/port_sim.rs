@@ -1,5 +1,5 @@
 //! A network of engines on a virtual clock that jumps to the next thing that happens. Everything in it follows from its
-//! seed: keys, numbers of queue pairs and first PSNs as well.
+//! seed: keys, numbers of queue pairs and first PSNs as well. In a build with ports of DPDK's, datagrams go in frames.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -236,7 +236,12 @@ impl Net {
         let now = self.now();
         let Some(host) = host_of(datagram.to).and_then(|host| self.hosts.get_mut(host)) else { return };
         let before = if datagram.damaged { host.counters().received } else { 0 };
+        #[cfg(not(feature = "dpdk"))]
         host.receive(now, datagram.from, &datagram.bytes);
+        #[cfg(feature = "dpdk")]
+        super::port_dpdk::through_a_frame((datagram.from, datagram.to), &datagram.bytes, |from, id, bytes| {
+            host.receive_with(now, from, Some(id), bytes);
+        });
         if datagram.damaged {
             assert_eq!(host.counters().received, before, "a damaged datagram was taken: {datagram:x?}");
         }

@@ -8,11 +8,11 @@ mod ends {
     pub(crate) const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 }
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use overbank_verbs::{Access, Device, Op, QpState, Retry, VerbsError, WcStatus};
 
-use crate::end::{End, PATIENT, bytes, memory, pattern};
+use crate::end::{End, PATIENT, SEND_QUEUE, bytes, memory, pattern};
 use crate::lender::{LEN, Lender, SEED, options};
 
 /// Where a test's memif has its socket.
@@ -85,6 +85,48 @@ fn processes_of_a_mesh_reach_each_other_and_who_comes_back_is_found_again() {
         *lender = Lender::on(&name("net_memif0"));
         assert_eq!(read(lender), (WcStatus::SUCCESS, true));
     }
+}
+
+#[test]
+fn who_is_killed_while_reads_run_is_noticed_in_time_and_the_next_is_reached() {
+    let (_directory, socket) = socket();
+    let name = |port: &str| format!("dpdk:{port},role=mesh,socket={socket},address=10.9.5.1/24,links=3");
+    // We are a client of the first, and the server of the last.
+    let first = Lender::on(&name("net_memif0"));
+    let device = Device::open(&name(&format!("net_memif{}", next())), &options()).unwrap();
+    let mut lenders = [first, Lender::on(&name("net_memif0"))];
+    let near = memory(LEN, 0);
+    let retry = Retry { timeout: Duration::from_millis(50), count: 4 };
+    let mut in_time = [0; 2];
+    for round in 0..6 {
+        let which = round % 2;
+        let lender = &mut lenders[which];
+        let user = End::on(&device);
+        let theirs = lender.connect(&user.qp.endpoint());
+        user.qp.connect(&theirs.endpoint, Access::empty(), retry).unwrap();
+        let region = user.register(&near, Access::LOCAL_WRITE);
+        near.copy_in(0, &[0; LEN]).unwrap();
+        let all: Vec<_> = (0..SEND_QUEUE).map(|id| theirs.request((id as u64, Op::Read), &region, LEN)).collect();
+        user.qp.post(&all).unwrap();
+        let mut ended = user.completions(1);
+        let killed = Instant::now();
+        lender.kill();
+        ended.extend(user.completions(SEND_QUEUE - 1));
+        let took = killed.elapsed();
+        assert!(ended.iter().map(|done| done.id).eq(0..SEND_QUEUE as u64), "out of order: {ended:?}");
+        let done = ended.iter().take_while(|done| done.status == WcStatus::SUCCESS).count();
+        println!("round {round}: {done} READs were done, the end was noticed after {took:?}");
+        assert!(done > 0 && bytes(&near, 0..LEN) == pattern(LEN, SEED), "round {round}: {:?}", ended[0]);
+        // Where the kill came late there is nothing to notice.
+        if let Some((failed, rest)) = ended[done..].split_first() {
+            assert_eq!(failed.status, WcStatus::RETRY_EXC_ERR, "round {round}");
+            assert!(rest.iter().all(|done| done.status == WcStatus::WR_FLUSH_ERR), "round {round}: {rest:?}");
+            assert!(took < Duration::from_secs(2), "round {round}: {took:?}");
+            in_time[which] += 1;
+        }
+        *lender = Lender::on(&name("net_memif0"));
+    }
+    assert!(in_time.iter().all(|count| *count > 0), "the end never came in the middle: {in_time:?}");
 }
 
 #[test]

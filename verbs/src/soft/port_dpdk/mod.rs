@@ -276,13 +276,20 @@ impl DpdkPort {
         }
         eal::start(&spec).map_err(fail)?;
         let frame = usize::from(spec.mtu.unwrap_or(0).max(MEMIF_MTU)) + frame::ETHERNET + 4;
-        // What the rings of a card hold, and what is on its way to them; a memif's rings hold no frames of ours.
-        let rings = if spec.is_memif() { 0 } else { 2 * usize::from(RING) };
+        let frame = frame.max(spec.packet_socket_frame().unwrap_or(0));
+        // What the rings of a card hold, and what is on its way to them; those of a memif or a packet socket hold no frames of
+        // ours.
+        let copies = spec.is_memif() || spec.packet_socket_frame().is_some();
+        let rings = if copies { 0 } else { 2 * usize::from(RING) };
         let count = rings + (QUEUE + 2 * BURST) * usize::from(spec.links) + HELD + LOOPED + 2 * BURST;
         let pool = Pool::new(count.next_power_of_two() - 1, frame).map_err(fail)?;
         let links = Self::open_links(&spec, &pool, (number, address), frame).map_err(fail)?;
         let facts = &links[0].port.facts;
-        let mtu = if spec.is_memif() { spec.mtu.unwrap_or(MEMIF_MTU) } else { facts.mtu };
+        let mtu = match spec.mtu {
+            None if spec.is_memif() => MEMIF_MTU,
+            Some(mtu) if copies => mtu,
+            _ => facts.mtu,
+        };
         let ring = if spec.is_memif() { 1 << MEMIF_RING } else { usize::from(facts.receive_ring) };
         let (sent, taken) = if spec.is_memif() { (MEMIF_SENT, MEMIF_TAKEN) } else { (BURST, BURST) };
         let open = Arc::new(());
@@ -334,10 +341,16 @@ impl DpdkPort {
         (place, address): (u16, Ipv4Addr),
         frame: usize,
     ) -> Result<Vec<Link>, String> {
-        let arguments = spec.for_driver().collect::<Vec<_>>().join(",");
+        let mut arguments = spec.for_driver().collect::<Vec<_>>().join(",");
         let Some(memif) = spec.memif()? else {
             let bus = if spec.is_pci() { c"pci" } else { c"vdev" };
-            let mut port = Port::open((bus, &spec.port, &arguments), None, pool, RING, spec.mtu.unwrap_or(0))?;
+            let mut mtu = spec.mtu.unwrap_or(0);
+            if let Some(size) = spec.packet_socket_frame() {
+                // Its driver names 1518 bytes as the longest frame, and takes what its rings are made for.
+                arguments += &format!(",framesz={size},blocksz={size},framecnt={RING}");
+                mtu = 0;
+            }
+            let mut port = Port::open((bus, &spec.port, &arguments), None, pool, RING, mtu)?;
             port.start(eal::PATIENCE)?;
             return Ok(vec![Link::new(port, None, None)]);
         };
@@ -658,6 +671,25 @@ impl DpdkPort {
     /// Whether it sleeps while nothing comes.
     pub(crate) fn naps(&self) -> bool {
         self.longest_nap > 0
+    }
+}
+
+/// Writes a datagram into a frame, and reads it there, as ports do at each end of a wire.
+#[cfg(test)]
+pub(super) fn through_a_frame(
+    (from, to): (SocketAddr, SocketAddr),
+    payload: &[u8],
+    take: impl FnOnce(SocketAddr, u16, &[u8]),
+) {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { return };
+    let macs = [from, to].map(|address| EthernetAddress(mesh::mac_of(*address.ip())));
+    let mut frame = vec![0xa5; HEADERS];
+    frame.extend_from_slice(payload);
+    frame::write_headers(&mut frame, (from, to), payload.len(), false);
+    frame::write_hop(&mut frame, macs.into());
+    match frame::read(&frame, macs[1], to) {
+        Ok(Heard::Datagram { from, id, payload }) => take(from.into(), id, payload),
+        other => panic!("a whole frame from {from} to {to} was read as {other:?}"),
     }
 }
 

@@ -143,6 +143,13 @@ impl Spec {
         self.arguments.iter().filter(move |(key, _)| given(key)).map(|(key, value)| format!("{key}={value}"))
     }
 
+    /// Bytes of a frame in the rings of a packet socket, where this port is one: so many that what the kernel puts before a
+    /// packet of `mtu` bytes has room too, and that they fill whole pages.
+    pub(crate) fn packet_socket_frame(&self) -> Option<usize> {
+        let frame = usize::from(self.mtu.unwrap_or(1500)) + 80;
+        self.port.starts_with("net_af_packet").then_some(frame.next_power_of_two().max(4096))
+    }
+
     fn argument(&self, key: &str) -> Option<&str> {
         self.arguments.iter().rev().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
     }
@@ -209,6 +216,11 @@ mod tests {
         let card = Spec::parse("0000:01:00.0,address=10.0.0.7,gateway_unknown=1").unwrap();
         assert!(card.is_pci() && card.hugepages && card.memif().unwrap().is_none());
         assert_eq!(card.arguments, [("gateway_unknown".to_owned(), "1".to_owned())]);
+        assert_eq!(card.packet_socket_frame(), None);
+        for (mtu, frame) in [("1500", 4096), ("4016", 4096), ("4017", 8192), ("9600", 16_384)] {
+            let socket = Spec::parse(&format!("net_af_packet0,iface=v1,mtu={mtu}")).unwrap();
+            assert_eq!(socket.packet_socket_frame(), Some(frame));
+        }
     }
 
     #[test]
