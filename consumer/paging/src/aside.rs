@@ -5,10 +5,12 @@
 //! does move is nobody's any more: what it holds now is what it held last.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use nix::errno::Errno;
 
 use crate::error::PagingError;
-use crate::kernel::{Copied, Faults, Kernel};
+use crate::kernel::{Faults, Kernel};
 use crate::map::{Map, kernel_page};
 use crate::pager::TOGETHER;
 
@@ -18,8 +20,6 @@ pub(crate) struct Aside {
     map: Map,
     /// Faults of its own: who touches what is not there ends by SIGBUS, and a system call by an error; nobody waits.
     kernel: Kernel,
-    /// Bytes from the start that may be mapped.
-    used: usize,
     /// Whether this kernel moves pages: from Linux 6.8 on.
     moves: bool,
 }
@@ -30,9 +30,10 @@ pub(crate) struct Out {
     /// Pages from the first on that were moved out and looked at.
     pub(crate) looked: usize,
     /// Of those, the ones that do not hold what they should, and are back in their place; a bit each.
-    pub(crate) back: u64,
-    /// A page that could be put nowhere.
-    pub(crate) homeless: Option<Errno>,
+    back: u64,
+    /// Of those, the ones that could be put nowhere; a bit each, and why the last of them could not.
+    homeless: u64,
+    why: Option<Errno>,
     /// Why the page behind them was not moved.
     pub(crate) error: Option<Errno>,
 }
@@ -47,7 +48,7 @@ impl Aside {
         unsafe { probe.start().as_ptr().write_volatile(1) };
         // An older kernel knows no such call.
         let moves = kernel.move_pages(map.at(0), probe.at(0), kernel_page()).error != Some(Errno::EINVAL);
-        let mut aside = Self { map, kernel, used: kernel_page(), moves };
+        let mut aside = Self { map, kernel, moves };
         aside.clear();
         Ok(aside)
     }
@@ -68,35 +69,58 @@ impl Aside {
     ) -> Out {
         self.clear();
         debug_assert!(count <= TOGETHER);
-        let moved = self.kernel.move_pages(self.map.at(0), from, (page * count).min(self.map.len()));
-        self.used = moved.bytes;
-        let mut out = Out { error: moved.error, ..Out::default() };
-        while (out.looked + 1) * page <= moved.bytes {
+        let asked = (page * count).min(self.map.len());
+        let moved = self.kernel.move_pages(self.map.at(0), from, asked);
+        let bytes = moved.error.map_or(asked, |_| self.here(0..asked).unwrap_or(moved.bytes));
+        let mut out = Out { error: moved.error.filter(|_| bytes < asked), ..Out::default() };
+        while (out.looked + 1) * page <= bytes {
             let at = out.looked * page;
             // SAFETY: this page is mapped, since it was moved here and no other was put back yet; the map is this value's
             // alone, so that nobody writes to it or takes it away before the borrow ends.
-            let bytes = unsafe { std::slice::from_raw_parts(self.map.at(at) as *const u8, page) };
-            if !holds(out.looked, bytes) {
-                out.put(self.give_back(region, at, from + at, page));
+            let now = unsafe { std::slice::from_raw_parts(self.map.at(at) as *const u8, page) };
+            if !holds(out.looked, now) {
+                self.give_back(region, at..at + page, from, &mut out);
             }
             out.looked += 1;
         }
-        let (at, rest) = (out.looked * page, moved.bytes % page);
-        if rest > 0 {
-            out.put(self.give_back(region, at, from + at, rest));
+        let at = out.looked * page;
+        if at < bytes {
+            self.give_back(region, at..bytes, from, &mut out);
         }
         out
     }
 
-    /// Puts bytes back where they were. That takes no memory, but where the program has given the place other rights.
-    fn give_back(&self, region: &Kernel, at: usize, to: usize, len: usize) -> Copied {
-        let moved = region.move_pages(to, self.map.at(at), len);
-        if moved.error.is_none() {
-            return moved;
+    /// Bytes from the start of a range on that are here. After an error the kernel may have moved more than it says: from Linux
+    /// 6.18 on it does not count what it moved when it tried a second time.
+    fn here(&self, range: Range<usize>) -> Option<usize> {
+        let seen = self.map.resident(range).ok()?;
+        Some(seen.iter().take_while(|seen| **seen).count() * kernel_page())
+    }
+
+    /// Puts the page that is looked at, or what is here of it, back where it was. That takes no memory, but where the program
+    /// has given the place, or a part of it, other rights.
+    fn give_back(&self, region: &Kernel, range: Range<usize>, from: usize, out: &mut Out) {
+        let bit = 1 << out.looked;
+        if region.move_pages(from + range.start, self.map.at(range.start), range.len()).error.is_none() {
+            out.back |= bit;
+            return;
         }
-        let (at, len) = (self.map.at(at + moved.bytes), len - moved.bytes);
-        // SAFETY: these pages were moved here, and those before them alone have left; see above.
-        region.copy_in(to + moved.bytes, unsafe { std::slice::from_raw_parts(at as *const u8, len) }, false)
+        for at in range.step_by(kernel_page()) {
+            if self.here(at..at + kernel_page()) == Some(0) {
+                out.back |= bit;
+                continue;
+            }
+            // SAFETY: this page was moved here, and has not left; the map is this value's alone, as above.
+            let bytes = unsafe { std::slice::from_raw_parts(self.map.at(at) as *const u8, kernel_page()) };
+            match region.copy_in(from + at, bytes, false).error {
+                None | Some(Errno::EEXIST) => out.back |= bit,
+                // The program has put something else there, and wants these bytes no more.
+                Some(Errno::ENOENT | Errno::EINVAL) => {}
+                Some(error) => {
+                    (out.back, out.homeless, out.why) = (out.back | bit, out.homeless | bit, Some(error));
+                }
+            }
+        }
     }
 
     /// Makes what the program has locked movable: locks only say where pages are, and a page that is to be kept is held.
@@ -107,10 +131,7 @@ impl Aside {
 
     /// Drops what is here.
     pub(crate) fn clear(&mut self) {
-        let used = std::mem::take(&mut self.used);
-        if used > 0
-            && let Err(error) = self.map.drop_pages(0..used)
-        {
+        if let Err(error) = self.map.drop_pages(0..self.map.len()) {
             // The next ones find no room, and stay.
             tracing::warn!(%error, "pages that have gone were not dropped");
         }
@@ -118,13 +139,13 @@ impl Aside {
 }
 
 impl Out {
-    /// The page that is looked at was put back, if it could be.
-    fn put(&mut self, copied: Copied) {
-        match copied.error {
-            None | Some(Errno::EEXIST) => self.back |= 1 << self.looked,
-            // The program has put something else there, and wants these bytes no more.
-            Some(Errno::ENOENT | Errno::EINVAL) => {}
-            Some(error) => (self.back, self.homeless) = (self.back | 1 << self.looked, Some(error)),
-        }
+    /// Whether the page of this number is back in its place.
+    pub(crate) fn is_back(&self, number: usize) -> bool {
+        self.back >> number & 1 == 1
+    }
+
+    /// Why the page of this number could be put nowhere, where it could not.
+    pub(crate) fn homeless(&self, number: usize) -> Option<Errno> {
+        self.why.filter(|_| self.homeless >> number & 1 == 1)
     }
 }

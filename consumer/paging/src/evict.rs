@@ -181,18 +181,18 @@ impl<L: Lane> Evictor<L> {
                 let size = (pager.page, asked);
                 let out = self.aside.take(&pager.kernel, pager.map.at(from), size, |n, now| holds(at + n, now));
                 for n in 0..out.looked {
-                    if out.back >> n & 1 == 0 {
-                        gone.push(taken[at + n])
+                    if out.is_back(n) {
+                        pager.come_back(taken[at + n], out.homeless(n))
                     } else {
-                        pager.come_back(taken[at + n], out.homeless)
+                        gone.push(taken[at + n])
                     }
                 }
                 at += out.looked;
                 if out.error.is_none() {
                     (together, unlocked) = (true, false);
-                } else if out.back >> out.looked & 1 == 1 {
+                } else if out.is_back(out.looked) {
                     // A part of it had been moved, and is back.
-                    pager.come_back(taken[at], out.homeless);
+                    pager.come_back(taken[at], out.homeless(out.looked));
                     (at, unlocked) = (at + 1, false);
                 } else {
                     match out.error {
@@ -305,8 +305,8 @@ impl<L: Lane> Pager<L> {
                 let is_here =
                     || self.map.resident(self.bytes_of(page..page + 1)).is_ok_and(|here| !here.contains(&false));
                 if !dropped && is_here() {
-                    // Protected, and what it holds is what was stored: as a page that came for reading.
-                    self.keep(page);
+                    // What it holds may be more than was stored: not every page could be looked at.
+                    self.come_back(page, None);
                     continue;
                 }
                 let place = if word.is_stored() { Place::Away } else { Place::Nowhere };
